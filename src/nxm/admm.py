@@ -1,0 +1,188 @@
+"""ADMM for sparse fine-tuning: the algorithm of NxMTransformer, without any training loop.
+
+The problem (eq. 1, 2), over the target matrices W_i of a pretrained network with fine-tuning loss f:
+
+    minimise  f(W) + sum_i g_i(Z_i)   subject to  W_i = Z_i,      g_i(Z) = 0 if Z in S_i, infinity otherwise
+
+The augmented Lagrangian in scaled form splits it into three updates, one *ADMM iteration*:
+
+    W <- argmin f(W) + rho/2 ||W - Z + U||_F^2      (3)  some optimizer steps of fine-tuning
+    Z <- Proj_S(W + U)                              (4)  exact, see nxm.constraints
+    U <- U + W - Z                                       the scaled dual variable
+
+Two ways to take (3):
+
+- `penalty_gradient_`, the paper's: the penalty is part of the loss, so rho (W - Z + U) is added to the gradient that
+  Adam sees. Adam divides by the gradient's size, so the pull per step is about lr x rho whatever the distance, and
+  needs many steps x a high learning rate (the paper's appendix A.1).
+- `proximal_step_`: after the optimizer's step on f alone, W <- W - kappa (W - Z + U), the decoupled proximal step
+  (compare AdamW's decoupled weight decay; SAFE, arXiv 2506.06866, algorithm 1). Of the distance to Z - U, the share
+  1 - exp(-rho) is covered between two projections, whatever the optimizer, its rate, or the number of steps.
+
+The objective's weights are fp32, and so are Z and U, whatever autocast does around the matrix products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nxm.constraints import SparseSet, apply_mask
+
+Weights = dict[str, nn.Parameter]
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one ADMM iteration did, over all target matrices together.
+
+    similarity: share of the mask's kept entries that were kept in the iteration before (the paper's Figure 3).
+    primal_residual: ||W - Z||_F / ||W||_F: how far the weights still are from the constraint set.
+    dual_residual: ||Z - Z_before||_F / ||W||_F: how far the projection moved.
+    """
+
+    similarity: float
+    primal_residual: float
+    dual_residual: float
+
+
+class ADMM:
+    """The variables Z and U of a set of weights W, and the three updates.
+
+    Starts at Z = Proj_S(W), U = 0.
+
+    Args:
+        weights: name -> fp32 parameter W; updated in place by `proximal_step_`, read by the rest.
+        constraint: the set S.
+
+    Raises:
+        TypeError: a weight is not fp32 (load the model in fp32 and train with bf16 autocast instead).
+        ValueError: a weight does not fit the constraint set, or is NaN.
+    """
+
+    def __init__(self, weights: Weights, constraint: SparseSet) -> None:
+        for name, weight in weights.items():
+            if weight.dtype != torch.float32:
+                raise TypeError(
+                    f"{name} is {weight.dtype}; ADMM needs its weights in float32: "
+                    "load the model with dtype=torch.float32 and use autocast (bf16=True) for speed"
+                )
+            constraint.validate(weight.shape, name)
+        self.W = weights
+        self.constraint = constraint
+        with torch.no_grad():
+            self.masks = {name: constraint.mask(W) for name, W in weights.items()}  # where Z may be non-zero
+            self.Z = {name: apply_mask(W, self.masks[name]) for name, W in weights.items()}
+            self.U = {name: torch.zeros_like(W) for name, W in weights.items()}
+            self._target = {name: Z.clone() for name, Z in self.Z.items()}  # Z - U, what each step pulls toward
+
+    # --- W: what is done at every optimizer step -------------------------------------------------------------------
+
+    @torch.no_grad()
+    def penalty_gradient_(self, rho: float) -> None:
+        """Eq. (3) as the paper takes it: add the penalty's gradient rho (W - Z + U) to W's. Before optimizer.step()."""
+        for name, W in self.W.items():
+            if W.grad is None:
+                W.grad = torch.zeros_like(W)
+            W.grad.add_(W, alpha=rho).sub_(self._target[name], alpha=rho)
+
+    @torch.no_grad()
+    def proximal_step_(self, kappa: float) -> None:
+        """Eq. (3) decoupled: W <- W - kappa (W - Z + U). After optimizer.step(). `kappa_of_rho` gives kappa."""
+        for name, W in self.W.items():
+            W.lerp_(self._target[name], kappa)
+
+    # --- Z and U: once an ADMM iteration ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def iterate_(self) -> Iteration:
+        """Eq. (4) and the dual update: Z <- Proj_S(W + U), U <- U + W - Z."""
+        stayed = kept = primal = dual = norm = 0.0
+        for name, W in self.W.items():
+            Z_before, mask_before, U = self.Z[name], self.masks[name], self.U[name]
+            mask = self.constraint.mask(W + U)
+            Z = apply_mask(W + U, mask)
+            U.add_(W).sub_(Z)
+            self.Z[name], self.masks[name] = Z, mask
+            self._target[name] = Z - U
+
+            stayed += float((mask & mask_before).sum())
+            kept += float(mask_before.sum())
+            primal += float(torch.linalg.vector_norm(W - Z)) ** 2
+            dual += float(torch.linalg.vector_norm(Z - Z_before)) ** 2
+            norm += float(torch.linalg.vector_norm(W)) ** 2
+        return Iteration(
+            similarity=stayed / kept,
+            primal_residual=math.sqrt(primal / norm) if norm else 0.0,
+            dual_residual=math.sqrt(dual / norm) if norm else 0.0,
+        )
+
+    @torch.no_grad()
+    def rescale_dual_(self, factor: float) -> None:
+        """U <- factor U, with factor = rho_before / rho_after.
+
+        The scaled dual is U = y / rho: when rho changes, the unscaled y must not (Boyd et al. 2011, section 3.4.1).
+        Without it a rising rho multiplies the piled-up duals and breaks the mask.
+        """
+        for name, U in self.U.items():
+            U.mul_(factor)
+            self._target[name] = self.Z[name] - U
+
+    # --- the hard-pruned network -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def project_weights_(self) -> None:
+        """W <- Proj_S(W), the hard prune: for good at the end, or for an evaluation on a copy."""
+        for W in self.W.values():
+            W.copy_(self.constraint.project(W))
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Z and U (fp32) and the masks (bool) under 'Z.<name>', 'U.<name>' and 'M.<name>'."""
+        return dict(self._named_state())
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave. Raises ValueError when names or shapes are not these weights'."""
+        expected = dict(self._named_state())
+        if state.keys() != expected.keys():
+            odd = sorted(state.keys() ^ expected.keys())[:3]
+            raise ValueError(f"ADMM state is not of this model: it differs at {', '.join(odd)}")
+        for key, tensor in expected.items():
+            if state[key].shape != tensor.shape:
+                raise ValueError(f"ADMM state {key} has shape {tuple(state[key].shape)}, expected {tuple(tensor.shape)}")
+            tensor.copy_(state[key])
+        for name in self.W:
+            self._target[name] = self.Z[name] - self.U[name]
+
+    def _named_state(self) -> Iterator[tuple[str, Tensor]]:
+        for name in self.W:
+            yield f"Z.{name}", self.Z[name]
+            yield f"U.{name}", self.U[name]
+            yield f"M.{name}", self.masks[name]
+
+
+def kappa_of_rho(rho: float, steps: int) -> float:
+    """The proximal step's kappa such that `steps` of them, undisturbed, cover the share 1 - exp(-rho) of the distance."""
+    return -math.expm1(-rho / steps)
+
+
+def rho_at(rho: float, schedule: str, iteration: int, iterations: int) -> float:
+    """The penalty's strength in ADMM iteration `iteration` (from 0) of `iterations`.
+
+    `constant`; `linear` and `cosine` ramp up to rho over all iterations. The first value is above zero, since U must
+    be rescaled by the ratio of neighbouring values.
+    """
+    progress = min(1.0, (iteration + 1) / max(1, iterations))
+    if schedule == "constant":
+        return rho
+    if schedule == "linear":
+        return rho * progress
+    if schedule == "cosine":
+        return rho * (1.0 - math.cos(math.pi * progress)) / 2.0
+    raise ValueError(f"unknown schedule '{schedule}'; known: constant, linear, cosine")

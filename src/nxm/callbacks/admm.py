@@ -1,0 +1,200 @@
+"""ADMM as a Trainer callback."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from nxm.admm import ADMM, kappa_of_rho, rho_at
+from nxm.asp import MaskedWeights
+from nxm.callbacks.base import SparsityCallback
+from nxm.constraints import NM, SparseSet
+from nxm.diagnostics import MaskHistory
+from nxm.settings import Admm
+from nxm.targets import unwrap
+
+# The default recipe: the pull covers 30 % of the distance to Z - U between two projections, which holds the mask's
+# similarity near the 99 % where the paper finds its optimum; the last 30 % of the steps recover on a fixed mask.
+PROXIMAL = Admm(recipe="proximal", rho=0.35, freeze_at=0.7)
+
+
+class AdmmCallback(SparsityCallback):
+    """ADMM fine-tuning into the constraint set (`nxm.admm`): NxMTransformer, or with `Unstructured` its unstructured twin.
+
+    Args:
+        constraint: default `NM(2, 4)`.
+        settings: recipe, rho, interval, schedule, freeze_at (`nxm.settings.Admm`); default `PROXIMAL`.
+        history: counts what weights did outside the mask, for Figure 4; costs five bytes a weight.
+        include, exclude: regular expressions on weight names, see `nxm.targets.find_targets`.
+
+    After training, `iterations` holds one dict for each ADMM iteration (see `nxm.admm.Iteration`).
+
+    The penalty is not part of the clipped gradient: clipping bounds the task's gradient, as the Trainer does it, and
+    the pull toward the constraint set comes on top.
+    """
+
+    def __init__(
+        self,
+        constraint: SparseSet | None = None,
+        settings: Admm = PROXIMAL,
+        history: MaskHistory | None = None,
+        include: tuple[str, ...] = (),
+        exclude: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(constraint or NM(), include, exclude)
+        self.settings = settings
+        self.history = history
+        self.iterations: list[dict[str, Any]] = []
+        self.frozen_at_step: int | None = None
+        self.swaps: list[dict[str, Any]] | None = None
+        self.example: dict[str, Any] | None = None
+        self._masked: MaskedWeights | None = None  # from the freeze on
+        self._unpruned: dict[str, Tensor] | None = None  # the weights, while an evaluation runs on the pruned ones
+
+    def begin(self, steps: int, steps_per_epoch: int) -> None:
+        self.admm = ADMM(self.targets, self.constraint)
+        self.interval = steps_per_epoch if self.settings.interval == "epoch" else int(self.settings.interval)
+        self.steps_per_epoch = steps_per_epoch
+        self.freeze_step = math.floor(steps * self.settings.freeze_at) if self.settings.freeze_at < 1.0 else None
+        last = self.freeze_step if self.freeze_step is not None else steps
+        self.planned = max(1, last // self.interval)
+        if last < self.interval:
+            raise ValueError(
+                f"the ADMM phase has {last} optimizer steps, fewer than one iteration's {self.interval}: "
+                "train longer, freeze later or set a smaller interval"
+            )
+        self._set_rho(0)
+        if self.history is not None:
+            self.history.begin(self.admm)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        super().on_train_begin(args, state, control, model=model, **kwargs)
+        self._hook = unwrap(model).register_forward_pre_hook(self._prune_in_eval_mode)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._masked is not None:
+            self._masked.apply_to_gradients_()
+        elif self.settings.recipe == "paper":
+            self.admm.penalty_gradient_(self.rho)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        if getattr(optimizer, "step_was_skipped", False):  # fp16: the gradients overflowed, nothing moved
+            return
+        if self._masked is not None:
+            self._masked.apply_to_weights_()
+        elif self.settings.recipe == "proximal":
+            self.admm.proximal_step_(self.kappa)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._masked is not None:
+            return
+        if state.global_step % self.interval == 0:
+            self._iterate(state.global_step)
+        if state.global_step == self.freeze_step:
+            self._freeze(state.global_step)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._restore()
+
+    def on_predict(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
+    ) -> None:
+        self._restore()
+
+    def finish(self) -> None:
+        self._hook.remove()
+        self._restore()
+        if self._masked is None:
+            self._describe({name: self.constraint.mask(W) for name, W in self.targets.items()})
+            self.admm.project_weights_()
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = self.admm.state_dict()
+        if self.history is not None:
+            tensors |= self.history.state_dict()
+        names = ("iterations", "frozen_at_step", "swaps", "example")
+        return tensors, {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        self.admm.load_state_dict({key: tensor for key, tensor in tensors.items() if key.startswith(("Z.", "U.", "M."))})
+        for name, value in values.items():
+            setattr(self, name, value)
+        self.rho = self._scheduled_rho(len(self.iterations))
+        if self.history is not None:
+            self.history.load_state_dict(tensors)
+        if self.frozen_at_step is not None:
+            self._masked = MaskedWeights(self.targets, self.admm.masks)
+
+    # The algorithm's course.
+
+    def _iterate(self, step: int) -> None:
+        record = self.admm.iterate_()
+        if self.history is not None:
+            self.history.record(self.admm)
+        self.iterations.append(
+            {
+                "iteration": len(self.iterations) + 1,
+                "step": step,
+                "epoch": step / self.steps_per_epoch,
+                "rho": self.rho,
+                "similarity": record.similarity,
+                "primal_residual": record.primal_residual,
+                "dual_residual": record.dual_residual,
+            }
+        )
+        before = self.rho
+        self._set_rho(len(self.iterations))
+        if self.rho != before:
+            self.admm.rescale_dual_(before / self.rho)
+
+    def _freeze(self, step: int) -> None:
+        self._describe(self.admm.masks)
+        self.frozen_at_step = step
+        self._masked = MaskedWeights(self.targets, self.admm.masks)
+
+    def _describe(self, masks: dict[str, Tensor]) -> None:
+        if self.history is not None:
+            self.swaps = self.history.swaps(self.admm, masks)
+            self.example = self.history.example(self.admm, pattern="intermediate.dense")
+
+    def _scheduled_rho(self, iteration: int) -> float:
+        return rho_at(self.settings.rho, self.settings.schedule, iteration, self.planned)
+
+    def _set_rho(self, iteration: int) -> None:
+        self.rho = self._scheduled_rho(iteration)
+
+    @property
+    def kappa(self) -> float:
+        """The proximal step's share, such that one interval covers 1 - exp(-rho) of the distance to Z - U."""
+        return kappa_of_rho(self.rho, self.interval)
+
+    # Evaluation on the pruned network.
+
+    @torch.no_grad()
+    def _prune_in_eval_mode(self, module: nn.Module, inputs: Any) -> None:
+        if module.training:
+            self._restore()
+        elif self._unpruned is None and self._masked is None:
+            self._unpruned = {name: W.detach().clone() for name, W in self.targets.items()}
+            self.admm.project_weights_()
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        if self._unpruned is not None:
+            for name, W in self.targets.items():
+                W.copy_(self._unpruned[name])
+            self._unpruned = None

@@ -1,0 +1,107 @@
+"""What every sparsity callback shares: targets, checkpoints, the pattern in the saved config."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from nxm.constraints import SparseSet
+from nxm.pattern import write_pattern
+from nxm.targets import find_targets, unwrap, validate_targets
+
+STATE_FILE = "nxm_state.safetensors"
+
+
+class SparsityCallback(TrainerCallback):
+    """What all methods share: targets, checkpoints, the pattern in the saved config. Use a subclass.
+
+    Args:
+        constraint: the set S in which the target weights end.
+        include, exclude: regular expressions on weight names, see `nxm.targets.find_targets`.
+    """
+
+    def __init__(self, constraint: SparseSet, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> None:
+        self.constraint = constraint
+        self.include = include
+        self.exclude = exclude
+        self.targets: dict[str, nn.Parameter] = {}
+
+    # What a method defines.
+
+    def begin(self, steps: int, steps_per_epoch: int) -> None:
+        """The targets are known and hold the start's weights; training of `steps` optimizer steps follows."""
+        raise NotImplementedError
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The state that must survive a restart: tensors, and JSON."""
+        raise NotImplementedError
+
+    def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave; called after `begin`."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Training is over: leave the weights in the constraint set."""
+        raise NotImplementedError
+
+    # What the Trainer calls.
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        if AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise ValueError("the weights are sharded over processes; a projection needs whole rows: use DDP instead")
+        self.targets = find_targets(model, self.include, self.exclude)
+        validate_targets(self.targets, self.constraint)
+        self.begin(state.max_steps, max(1, round(state.max_steps / state.num_train_epochs)))
+        if state.global_step > 0:
+            tensors, values = _read_state(_checkpoint(args, state) / STATE_FILE)
+            self.load_state_dict(tensors, values)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if args.should_save:
+            tensors, values = self.state_dict()
+            _write_state(_checkpoint(args, state) / STATE_FILE, tensors, values)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        self.finish()
+        broken = [name for name, W in self.targets.items() if not self.constraint.contains(W)]
+        if broken:
+            raise AssertionError(f"{len(broken)} matrices left {self.constraint}, first {broken[0]}: please report this")
+        write_pattern(unwrap(model).config, self.constraint, self.targets)
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def _write_state(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    contiguous = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+    save_file(contiguous, temporary, metadata={"nxm": json.dumps(values)})
+    os.replace(temporary, path)
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            values = json.loads(file.metadata()["nxm"])
+            return {key: file.get_tensor(key) for key in file.keys()}, values  # noqa: SIM118 (no mapping)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} is missing: this checkpoint was not saved with this callback, or lies in another output_dir"
+        ) from None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): resume from an earlier checkpoint") from None

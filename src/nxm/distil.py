@@ -1,0 +1,119 @@
+"""Students and knowledge distillation (the DistilBERT part, section 4.3 of the paper)."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from nxm.settings import Distillation
+from nxm.targets import find_stack
+
+
+def every_other_layer(teacher: PreTrainedModel) -> PreTrainedModel:
+    """Make a student as DistilBERT was made (Sanh et al., arXiv 1910.01108): the teacher's layers 0, 2, 4, ...
+
+    Everything outside the stack of blocks (embeddings, pooler, classifier) is copied. Returns a model of the same class
+    with half the layers, rounded up. Raises ValueError for a teacher of one layer.
+    """
+    prefix, stack = find_stack(teacher)
+    if len(stack) < 2:
+        raise ValueError(f"a teacher of {len(stack)} layer has no other layer to drop")
+    kept = list(range(0, len(stack), 2))
+    config = copy.deepcopy(teacher.config)
+    config.num_hidden_layers = len(kept)
+    student = type(teacher)(config)
+    block = re.compile(rf"^{re.escape(prefix)}\.(\d+)\.(.*)$")
+    weights = {}
+    for name, tensor in teacher.state_dict().items():
+        match = block.match(name)
+        if match is None:
+            weights[name] = tensor
+        elif int(match[1]) in kept:
+            weights[f"{prefix}.{kept.index(int(match[1]))}.{match[2]}"] = tensor
+    student.load_state_dict(weights)
+    return student.to(dtype=teacher.dtype)
+
+
+def matching_layers(student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
+    """Pairs (student, teacher) of hidden states, index 0 being the embeddings' output.
+
+    Spread evenly, the last on the last: 3 of 6 layers gives (0, 0), (1, 2), (2, 4), (3, 6). Raises ValueError when the
+    teacher has fewer layers than the student.
+    """
+    if teacher_layers < student_layers:
+        raise ValueError(f"a teacher of {teacher_layers} layers cannot guide a student of {student_layers}")
+    return [(i, i * teacher_layers // student_layers) for i in range(student_layers + 1)]
+
+
+def distillation_loss(
+    student: dict[str, Tensor | tuple[Tensor, ...]],
+    teacher: dict[str, Tensor | tuple[Tensor, ...]],
+    attention_mask: Tensor,
+    settings: Distillation,
+) -> Tensor:
+    """The weighted sum of the task's loss, the distance to the teacher's logits and to its hidden states.
+
+    - logits, classes: T^2 KL(teacher / T || student / T) (Hinton et al., arXiv 1503.02531), the mean over the batch;
+      a single output (regression): the squared error to the teacher's score.
+    - hidden: mean squared error over real tokens of matching hidden states, the mean over the pairs. It needs equal
+      widths.
+
+    Args:
+        student, teacher: model outputs with `logits` (batch, classes), `hidden_states` (layers + 1 of (batch, length,
+            width)) where `settings.hidden` > 0; the student's also with `loss`.
+        attention_mask: (batch, length), 1 at real tokens.
+
+    Returns a scalar. Raises ValueError on unequal widths.
+    """
+    loss = settings.task * student["loss"]
+    if settings.logits > 0:
+        loss = loss + settings.logits * _logits_loss(student["logits"], teacher["logits"], settings.temperature)
+    if settings.hidden > 0:
+        loss = loss + settings.hidden * _hidden_loss(student["hidden_states"], teacher["hidden_states"], attention_mask)
+    return loss
+
+
+def _logits_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    if student.shape[-1] == 1:
+        return F.mse_loss(student, teacher)
+    return temperature**2 * F.kl_div(
+        F.log_softmax(student / temperature, dim=-1),
+        F.log_softmax(teacher / temperature, dim=-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def _hidden_loss(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], attention_mask: Tensor) -> Tensor:
+    if student[0].shape[-1] != teacher[0].shape[-1]:
+        raise ValueError(
+            f"hidden states of widths {student[0].shape[-1]} (student) and {teacher[0].shape[-1]} (teacher) cannot be "
+            "compared: set distillation.hidden to 0"
+        )
+    real = attention_mask.unsqueeze(-1).to(student[0].dtype)
+    entries = real.sum() * student[0].shape[-1]
+    pairs = matching_layers(len(student) - 1, len(teacher) - 1)
+    errors = [((student[i] - teacher[j]).square() * real).sum() / entries for i, j in pairs]
+    return torch.stack(errors).mean()
+
+
+class Teacher:
+    """A fixed model that says what it would answer. It keeps its own copy of the weights, in eval mode."""
+
+    def __init__(self, model: PreTrainedModel, hidden_states: bool) -> None:
+        self.model: nn.Module = model.eval().requires_grad_(False)
+        self.hidden_states = hidden_states
+        self.accepted = frozenset(inspect.signature(model.forward).parameters) - {"labels"}
+
+    @torch.no_grad()
+    def __call__(self, inputs: dict[str, Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        """The outputs for a batch; what the model does not take, and the labels, are left out."""
+        own = {name: tensor for name, tensor in inputs.items() if name in self.accepted}
+        self.model.to(inputs["input_ids"].device)
+        return self.model(**own, output_hidden_states=self.hidden_states)

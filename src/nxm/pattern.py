@@ -1,0 +1,55 @@
+"""The sparsity that a saved model claims, written into its config.json, and whether its weights keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from nxm.constraints import NM, SparseSet, Unstructured
+from nxm.errors import UserError
+
+_KINDS: dict[str, type[SparseSet]] = {"nm": NM, "unstructured": Unstructured}
+
+
+def write_pattern(config: PretrainedConfig, constraint: SparseSet, names: Iterable[str]) -> None:
+    """Put the constraint set and the names of its matrices into the config, as `nxm_sparsity`; plain JSON."""
+    kind = next(kind for kind, cls in _KINDS.items() if isinstance(constraint, cls))
+    config.nxm_sparsity = {"kind": kind, **asdict(constraint), "targets": list(names)}
+
+
+def read_pattern(config: PretrainedConfig) -> tuple[SparseSet, list[str]] | None:
+    """What `write_pattern` wrote, or None for a dense model. Raises UserError when it makes no sense."""
+    written: dict[str, Any] | None = getattr(config, "nxm_sparsity", None)
+    if written is None:
+        return None
+    values = {key: value for key, value in written.items() if key not in ("kind", "targets")}
+    try:
+        return _KINDS[written["kind"]](**values), list(written["targets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"config.json: nxm_sparsity {values} is not a pattern that nxm knows: {error}") from None
+
+
+@dataclass(frozen=True)
+class MatrixReport:
+    """One target matrix: its density (share of non-zeros) and whether it lies in the constraint set."""
+
+    name: str
+    shape: tuple[int, ...]
+    density: float
+    holds: bool
+
+
+@torch.no_grad()
+def report(weights: dict[str, Tensor] | dict[str, nn.Parameter], constraint: SparseSet) -> list[MatrixReport]:
+    """Look at each matrix. Raises ValueError when one's shape cannot lie in the set."""
+    reports = []
+    for name, W in weights.items():
+        constraint.validate(W.shape, name)
+        density = float((W != 0).sum()) / W.numel()
+        reports.append(MatrixReport(name, tuple(W.shape), density, constraint.contains(W)))
+    return reports

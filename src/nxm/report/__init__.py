@@ -1,0 +1,48 @@
+"""Tables and figures, one module each, made from results files alone.
+
+A figure is a module of `nxm.report.figures` with `draw(evidence) -> matplotlib.figure.Figure`; a table is a module of
+`nxm.report.tables` with `make(evidence) -> nxm.report.table.Table`. Adding one is adding a module: the names are found
+by looking into the packages.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from nxm.errors import UserError
+from nxm.results import Result, read_benchmark, read_study
+
+Kind = Literal["figures", "tables"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that tables and figures know: a study's name, its runs, its benchmark (None: not measured)."""
+
+    study: str
+    results: list[Result]
+    benchmark: dict[str, Any] | None
+
+
+def read_evidence(root: str | Path, study: str) -> Evidence:
+    """Read a study's results below the repository's `root`. Raises UserError for a file that is no result."""
+    results_dir = Path(root) / "results"
+    return Evidence(study, read_study(results_dir, study), read_benchmark(results_dir / study / "benchmark.json"))
+
+
+def known(kind: Kind) -> list[str]:
+    """The names of all figures or all tables."""
+    package = importlib.import_module(f"{__name__}.{kind}")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def load(kind: Kind, name: str) -> ModuleType:
+    """The module of a figure or table. Raises UserError for a name that there is not, listing those that there are."""
+    if name not in known(kind):
+        raise UserError(f"there is no '{name}' among the {kind}; known: {', '.join(known(kind))}")
+    return importlib.import_module(f"{__name__}.{kind}.{name}")

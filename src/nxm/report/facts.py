@@ -1,0 +1,230 @@
+"""What tables and figures say alike: names and order of methods and tasks, scores over seeds, retention, notes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from nxm.report import Evidence, paper
+from nxm.results import Result
+
+METHODS = {  # in the order they are shown
+    "dense": "Dense",
+    "admm_unstructured": "ADMM, unstructured",
+    "asp": "ASP",
+    "nxm": "NxM",
+    "nxm_paper": "NxM, paper's recipe",
+    "distil": "Student, dense",
+    "distil_nxm": "Student, NxM",
+    "distil_nxm_kd": "Student, NxM + KD",
+}
+TASKS = {"mnli": "MNLI", "sst2": "SST-2", "qnli": "QNLI", "cola": "CoLA", "stsb": "STS-B", "mrpc": "MRPC", "rte": "RTE"}
+COLUMNS = {"mnli_m": "MNLI-m", "mnli_mm": "MNLI-mm", **{task: label for task, label in TASKS.items() if task != "mnli"}}
+METRICS = {"spearman": "Spearman", "f1": "F1", "matthews": "Matthews", "accuracy": "Accuracy"}
+SELECTION = "Scores are of the last epoch: no epoch is selected on dev."
+ABSENT = "–"
+
+
+def method_label(method: str) -> str:
+    """A method as it is shown; one that is new keeps its own name."""
+    return METHODS.get(method, method)
+
+
+def in_order(names: Iterable[str], order: Iterable[str]) -> list[str]:
+    """Each name once, by its place in `order`; those not in it last, by name."""
+    order = list(order)
+    return sorted(set(names), key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def methods_of(results: Iterable[Result]) -> list[str]:
+    """The methods present, in the order they are shown."""
+    return in_order((result.method for result in results), METHODS)
+
+
+def tasks_of(results: Iterable[Result]) -> list[str]:
+    """The tasks present, in the paper's order."""
+    return in_order((result.task for result in results), TASKS)
+
+
+def whole_runs(results: Iterable[Result]) -> list[Result]:
+    """The study's runs proper, without the cells of sweeps and of tuning."""
+    return [result for result in results if result.cell is None]
+
+
+def own_task(results: Iterable[Result], preferred: str = "stsb") -> str | None:
+    """The task of a figure that shows one alone: the paper's when the study has it, else the first."""
+    tasks = tasks_of(results)
+    return preferred if preferred in tasks else (tasks[0] if tasks else None)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean over seeds, in percent points, and its spread (sample standard deviation; None with one seed)."""
+
+    mean: float
+    spread: float | None
+    values: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" if self.spread is None else f"{self.mean:.1f} ± {self.spread:.1f}"
+
+
+def score(values: Iterable[float]) -> Score | None:
+    """The score of some seeds' values; None when there are none."""
+    values = tuple(values)
+    if not values:
+        return None
+    series = pd.Series(values)
+    return Score(float(series.mean()), float(series.std()) if len(values) > 1 else None, values)
+
+
+def column_values(result: Result) -> dict[str, float]:
+    """The run's value in each of the paper's columns: two for MNLI, the task's metric for the others."""
+    if result.task == "mnli" and {"accuracy_m", "accuracy_mm"} <= result.metrics.keys():
+        return {"mnli_m": result.metrics["accuracy_m"], "mnli_mm": result.metrics["accuracy_mm"]}
+    return {result.task: result.metric.value}
+
+
+def columns_of(results: Iterable[Result]) -> list[str]:
+    """The paper's columns that these runs fill, in its order."""
+    return in_order((column for result in results for column in column_values(result)), COLUMNS)
+
+
+def column_score(results: Iterable[Result], method: str, column: str) -> Score | None:
+    """A method's score in a column over its whole runs."""
+    runs = [column_values(result) for result in whole_runs(results) if result.method == method]
+    return score(run[column] for run in runs if column in run)
+
+
+def average_score(results: Iterable[Result], method: str, columns: list[str]) -> Score | None:
+    """Geometric mean over `columns`, a seed at a time; None unless a seed has all of them, each above zero."""
+    by_seed: dict[int, dict[str, float]] = {}
+    for result in whole_runs(results):
+        if result.method == method:
+            by_seed.setdefault(result.seed, {}).update(column_values(result))
+    means = [paper.geometric_mean(run[c] for c in columns) for run in by_seed.values() if set(columns) <= run.keys()]
+    return score(mean for mean in means if mean is not None)
+
+
+def task_score(results: Iterable[Result], method: str, task: str) -> Score | None:
+    """A method's score on a task (one metric; MNLI's is the mean of its two) over its whole runs."""
+    return score(r.metric.value for r in whole_runs(results) if (r.method, r.task) == (method, task))
+
+
+def paper_task_score(method: str, task: str) -> float | None:
+    """The paper's value for what `task_score` says; None where it has none."""
+    row = paper.SCORES.get(method)
+    if row is None:
+        return None
+    return (row["mnli_m"] + row["mnli_mm"]) / 2 if task == "mnli" else row[task]
+
+
+def retention(part: float | None, whole: float | None) -> float | None:
+    """Percent of the dense score that is kept; None where a score is missing or the dense one is not positive."""
+    return None if part is None or whole is None or whole <= 0 else 100 * part / whole
+
+
+def percent(value: float | None) -> str:
+    """A percentage as it is printed."""
+    return ABSENT if value is None else f"{value:.1f} %"
+
+
+def listed(words: Iterable[object]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    words = [str(word) for word in words]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "none"
+
+
+def seeds_phrase(results: Iterable[Result]) -> str:
+    """`seed 1` or `seeds 1, 2 and 3`."""
+    seeds = sorted({result.seed for result in results})
+    return f"seed{'s' if len(seeds) != 1 else ''} {listed(seeds)}"
+
+
+def size_phrase(results: Iterable[Result], tasks: Iterable[str]) -> str:
+    """How much data tasks had: `STS-B (1,500 training and 1,500 dev examples)`; those of one size together."""
+    by_size: dict[str, list[str]] = {}
+    for task in tasks:
+        sizes = sorted({(r.provenance.train_examples, r.provenance.dev_examples) for r in results if r.task == task})
+        text = " or ".join(f"{train:,} training and {dev:,} dev examples" for train, dev in sizes)
+        by_size.setdefault(text, []).append(TASKS.get(task, task))
+    return "; ".join(f"{listed(names)} ({text}{' each' if len(names) > 1 else ''})" for text, names in by_size.items())
+
+
+def study_phrase(evidence: Evidence, tasks: list[str] | None = None) -> str:
+    """One sentence: study, tasks with sizes, model, seeds of its whole runs."""
+    results = whole_runs(evidence.results) or evidence.results
+    if not results:
+        return f"Study {evidence.study}: no results yet."
+    sizes = size_phrase(results, tasks or tasks_of(results))
+    main = next((result for result in results if result.method == "dense"), results[0])
+    model = f"{main.provenance.weights}, {main.model.layers} layers, {main.model.hidden_size} wide"
+    return f"Study {evidence.study}: {sizes}; {model}; {seeds_phrase(results)}."
+
+
+def machine_phrase(results: Iterable[Result]) -> str:
+    """One sentence: the machines of these runs."""
+    machines = {(m.cpu, m.cores, m.device, m.memory_gib) for m in (result.provenance.machine for result in results)}
+    texts = [
+        f"{cpu}, {cores} cores, {memory:g} GiB, device {device}" for cpu, cores, device, memory in sorted(machines)
+    ]
+    return f"Machine: {'; '.join(texts)}." if texts else ""
+
+
+def missing_phrase(evidence: Evidence, methods: Iterable[str]) -> str:
+    """One sentence: which methods lack a task or a seed that others have; empty when none does."""
+    runs = whole_runs(evidence.results)
+    seeds = {run.seed for run in runs}
+    gaps = []
+    for method in methods:
+        for task in tasks_of(runs):
+            lacking = sorted(seeds - {run.seed for run in runs if (run.method, run.task) == (method, task)})
+            if lacking:
+                which = "" if len(lacking) == len(seeds) else f" seed {listed(lacking)}"
+                gaps.append(f"{method_label(method)} on {TASKS.get(task, task)}{which}")
+    return f"No results file: {'; '.join(gaps)}." if gaps else ""
+
+
+def notes(evidence: Evidence, methods: Iterable[str]) -> list[str]:
+    """What stands under every table: study, sizes, seeds, selection, machine, what is missing."""
+    runs = whole_runs(evidence.results)
+    several = len({run.seed for run in runs}) > 1
+    spread = "± is the standard deviation over seeds." if several else "One seed: no spread."
+    lines = [study_phrase(evidence)]
+    if runs:
+        lines += [f"{SELECTION} {spread}", machine_phrase(runs), missing_phrase(evidence, methods)]
+    return [line for line in lines if line]
+
+
+def millions(count: float) -> str:
+    """A count as `22.7 M`, `120 k` or `7`."""
+    if count >= 1e6:
+        return f"{count / 1e6:.1f} M"
+    return f"{count / 1e3:.0f} k" if count >= 1e4 else f"{count:,.0f}"
+
+
+def plain(value: float) -> str:
+    """A hyper-parameter as a person writes it: `9e-5`, `0.003`, `32`."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    text = f"{value:g}"
+    if abs(value) < 1e-3:
+        mantissa, exponent = f"{value:e}".split("e")
+        text = f"{float(mantissa):g}e{int(exponent)}"
+    return text
+
+
+def cost_phrase(results: Iterable[Result]) -> str:
+    """One sentence: what all runs, cells included, took; empty when there are none."""
+    results = list(results)
+    if not results:
+        return ""
+    minutes = sum(result.wall_seconds for result in results) / 60
+    memory = max(result.peak_memory_mib for result in results) / 1024
+    cells = sum(result.cell is not None for result in results)
+    kinds = f" ({cells} of them cells of sweeps or tuning)" if cells else ""
+    noun = "training run" if len(results) == 1 else "training runs"
+    return f"{len(results)} {noun}{kinds} took {minutes:.1f} minutes in all and {memory:.1f} GiB of memory at most."

@@ -1,0 +1,1 @@
+"""One module a figure; its name is the file's."""

@@ -1,0 +1,132 @@
+"""Keep the numbers in README.md equal to the results files.
+
+    python -m nxm.report.readme            # rewrite the blocks
+    python -m nxm.report.readme --check    # exit 1 when one is stale
+
+A block stands between `<!-- generated:WHAT STUDY -->` and `<!-- /generated -->`; WHAT is `headline`, `timing` or a
+table's name. What it says is derived from results/<STUDY>, whichever way the numbers fall.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from nxm import report
+from nxm.cli import run
+from nxm.errors import UserError
+from nxm.report import Evidence, facts
+from nxm.results import Result, write_text
+
+_BLOCK = re.compile(r"(<!-- generated:(?P<name>[^>]*?) -->\n)(?P<body>.*?)(<!-- /generated -->)", re.DOTALL)
+
+
+def headline(evidence: Evidence) -> str:
+    """What NxM and ASP keep of the dense score, one sentence a task, then what the paper kept."""
+    runs = facts.whole_runs(evidence.results)
+    sentences = [_verdict(runs, task) for task in facts.tasks_of(runs)]
+    if not sentences:
+        return f"Study {evidence.study} has no results yet."
+    return "\n".join(f"- {sentence}" for sentence in sentences) if len(sentences) > 1 else sentences[0]
+
+
+def timing(evidence: Evidence) -> str:
+    """What the study's runs took, and where."""
+    sentences = (facts.cost_phrase(evidence.results), facts.machine_phrase(evidence.results))
+    return f"Study {evidence.study}: {' '.join(sentences)}" if evidence.results else _nothing(evidence)
+
+
+def _nothing(evidence: Evidence) -> str:
+    return f"Study {evidence.study} has no results yet."
+
+
+def _verdict(runs: list[Result], task: str) -> str:
+    scores = {method: facts.task_score(runs, method, task) for method in ("dense", "nxm", "asp")}
+    lacking = [facts.method_label(method) for method, score in scores.items() if score is None]
+    own = [r for r in runs if r.task == task and r.method in scores]
+    where = f"On {facts.size_phrase(own or runs, [task])}"
+    if lacking:
+        return f"{where} there is no result of {facts.listed(lacking)} yet, so nothing can be said of NxM against ASP."
+    dense, nxm, asp = scores["dense"], scores["nxm"], scores["asp"]
+    kept = {m: facts.percent(facts.retention(scores[m].mean, dense.mean)) for m in ("nxm", "asp")}
+    metric = facts.METRICS.get(own[0].metric.name, own[0].metric.name)
+    text = (
+        f"{where}, {facts.seeds_phrase(own)}: NxM keeps **{kept['nxm']}** of the dense score ({nxm} of {dense}, "
+        f"{metric} × 100), ASP **{kept['asp']}** ({asp}); {_comparison(runs, task)}."
+    )
+    paper = {method: facts.paper_task_score(method, task) for method in scores}
+    if None not in paper.values():
+        theirs = [facts.percent(facts.retention(paper[method], paper["dense"])) for method in ("nxm", "asp")]
+        text += f" (The paper, BERT-base on the whole task: {theirs[0]} and {theirs[1]}.)"
+    return text
+
+
+def _comparison(runs: list[Result], task: str) -> str:
+    """NxM against ASP in words that are true whichever is ahead; by seed where both have the seed."""
+    by_seed = {
+        method: {r.seed: r.metric.value for r in runs if (r.method, r.task) == (method, task)}
+        for method in ("nxm", "asp")
+    }
+    nxm, asp = (facts.task_score(runs, method, task).mean for method in ("nxm", "asp"))
+    common = sorted(by_seed["nxm"].keys() & by_seed["asp"].keys())
+    ahead = sum(by_seed["nxm"][seed] > by_seed["asp"][seed] for seed in common)
+    count = f", ahead in {ahead} of {len(common)} seeds" if len(common) > 1 else ""
+    if f"{abs(nxm - asp):.1f}" == "0.0":
+        return f"NxM does not beat ASP: they are level{count}"
+    if nxm < asp:
+        return f"NxM does not beat ASP: it is {asp - nxm:.1f} points below{count}"
+    return f"NxM is {nxm - asp:.1f} points above ASP{count}"
+
+
+BLOCKS: dict[str, Callable[[Evidence], str]] = {"headline": headline, "timing": timing}
+
+
+def block(name: str, root: Path) -> str:
+    """The text of a block `WHAT STUDY`. Raises UserError for a name that says nothing known."""
+    known = [*BLOCKS, *report.known("tables")]
+    what, _, study = name.strip().partition(" ")
+    if what not in known or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", study):
+        raise UserError(f"README block '{name}': expected 'WHAT STUDY' with WHAT one of {', '.join(known)}")
+    evidence = report.read_evidence(root, study)
+    if what in BLOCKS:
+        return BLOCKS[what](evidence) + "\n"
+    return report.load("tables", what).make(evidence).markdown() if evidence.results else _nothing(evidence) + "\n"
+
+
+def rewrite(text: str, root: Path) -> tuple[str, list[str]]:
+    """The README with all blocks made anew, and the names of those that were stale."""
+    if text.count("<!-- generated:") != len(_BLOCK.findall(text)):
+        raise UserError("README: a '<!-- generated:… -->' line has no '<!-- /generated -->' after it")
+    stale = []
+
+    def renew(match: re.Match[str]) -> str:
+        fresh = block(match["name"], root)
+        if match["body"] != fresh:
+            stale.append(match["name"])
+        return f"{match[1]}{fresh}{match[4]}"
+
+    return _BLOCK.sub(renew, text), stale
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Rewrite README.md's generated blocks from results files.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a block is stale")
+    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="its folder is the repository's root")
+    arguments = parser.parse_args()
+
+    try:
+        before = arguments.readme.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{arguments.readme}: there is no such file") from None
+    after, stale = rewrite(before, arguments.readme.parent)
+    if arguments.check and stale:
+        names = ", ".join(f"'{name}'" for name in stale)
+        raise UserError(f"{arguments.readme}: stale: {names}; run python -m nxm.report.readme")
+    if not arguments.check and after != before:
+        write_text(arguments.readme, after)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,65 @@
+"""A table and its three renderings: Markdown and LaTeX for reading, CSV for computing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from nxm.results import write_text
+
+# Characters that LaTeX of any age prints; pandas escapes LaTeX's own.
+_LATEX = {"±": r"$\pm$", "×": r"$\times$", "–": "--", "−": "$-$", "ρ": r"$\rho$", "·": r"$\cdot$"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is shown (`shown`: text, as printed), what it was made of (`numbers`: plain values), and what to know."""
+
+    title: str
+    shown: pd.DataFrame
+    numbers: pd.DataFrame
+    notes: tuple[str, ...]
+
+    def markdown(self) -> str:
+        """The table and its notes, as GitHub shows them; the notes alone when there is no row."""
+        body = [] if self.shown.empty else [self.shown.to_markdown(index=False, disable_numparse=True), ""]
+        return "\n".join([f"**{self.title}**", "", *body, " ".join(self.notes)]) + "\n"
+
+    def csv(self) -> str:
+        """The numbers, one fact a row, full precision."""
+        return self.numbers.to_csv(index=False, lineterminator="\n")
+
+    def latex(self, label: str) -> str:
+        """A table environment (needs booktabs) with the notes under it."""
+        notes = _latex(" ".join(self.notes))
+        if self.shown.empty:
+            return f"% {self.title}: no rows.\n{notes}\n"
+        escaped = self.shown.map(_latex).rename(columns=_latex)
+        columns = "l" * len(escaped.columns)
+        text = escaped.to_latex(
+            index=False,
+            column_format=columns,
+            caption=_latex(re.sub(r"^Table \d+\. ", "", self.title)),
+            label=f"tab:{label}",
+            position="t",
+        )
+        return text.replace(r"\end{table}", f"\\par\\smallskip{{\\footnotesize {notes}}}\n\\end{{table}}")
+
+
+def _latex(text: str) -> str:
+    text = re.sub(r"([&%$#_{}])", r"\\\1", text).replace("~", r"\textasciitilde{}").replace("^", r"\textasciicircum{}")
+    for character, command in _LATEX.items():
+        text = text.replace(character, command)
+    return text
+
+
+def write_table(table: Table, stem: str | Path) -> list[Path]:
+    """Write `<stem>.md`, `.csv` and `.tex`, each at once; equal input gives equal bytes."""
+    stem = Path(stem)
+    texts = {"md": table.markdown(), "csv": table.csv(), "tex": table.latex(stem.name)}
+    for ending, text in texts.items():
+        write_text(f"{stem}.{ending}", text)
+    return [Path(f"{stem}.{ending}") for ending in texts]

