@@ -45,7 +45,7 @@ readme: $(READY)
 	$(BIN)/python -m nxm.report.readme
 
 lock:
-	bash stages/../tools/lock.sh $(PYTHON)
+	bash tools/lock.sh $(PYTHON)
 
 clean:
 	rm -rf $(VENV) .cache checkpoints .pytest_cache .ruff_cache .mypy_cache

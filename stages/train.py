@@ -1,6 +1,7 @@
-"""Train one cell of the study.
+r"""Train one cell of the study.
 
-    accelerate launch --config_file accelerate/auto.yaml stages/train.py --params params.yaml --method nxm --task stsb --seed 0
+    accelerate launch --config_file hardware/auto.yaml stages/train.py \
+        --params params.yaml --method nxm --task stsb --seed 0
 
 A cell of a sweep or grid also says `--cell NAME` and what it changes: `--rho`, `--recipe`, `--learning-rate`.
 """

@@ -91,7 +91,7 @@ def test_solves_a_quadratic_with_a_known_solution(recipe):
                 admm.penalty_gradient_(2.0)
             optimizer.step()
             if recipe == "proximal":
-                admm.proximal_step_(0.05)
+                admm.proximal_step_(0.2)
         record = admm.iterate_()
     assert record.primal_residual < 1e-3
     assert record.similarity == 1.0

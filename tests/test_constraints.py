@@ -47,7 +47,9 @@ def test_nm_projection_is_the_nearest_point_by_brute_force(n_nonzero, group_size
 def test_unstructured_projection_is_the_nearest_point_by_brute_force():
     for seed in range(10):
         W = matrix(2, 4, seed)
-        masks = [torch.tensor([i in kept for i in range(8)]).reshape(2, 4) for kept in itertools.combinations(range(8), 4)]
+        masks = [
+            torch.tensor([i in kept for i in range(8)]).reshape(2, 4) for kept in itertools.combinations(range(8), 4)
+        ]
         nearest = min((W - W * mask).norm().item() for mask in masks)
         assert (W - Unstructured(0.5).project(W)).norm().item() == pytest.approx(nearest)
 

@@ -1,11 +1,34 @@
-"""nxm: N:M sparsity for pretrained Transformers by ADMM (NxMTransformer, arXiv 2110.15766)."""
+"""nxm: N:M sparsity for pretrained Transformers by ADMM (NxMTransformer, arXiv 2110.15766).
 
-from nxm.admm import ADMM
-from nxm.callbacks import PROXIMAL, AdmmCallback, AspCallback
-from nxm.constraints import NM, ConstraintSet, SparseSet, Unstructured
-from nxm.errors import UserError
-from nxm.settings import Admm
-from nxm.targets import find_targets
+The public names are imported when they are first used: tables and figures then start without loading torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nxm.admm import ADMM
+    from nxm.callbacks import PROXIMAL, AdmmCallback, AspCallback
+    from nxm.constraints import NM, ConstraintSet, SparseSet, Unstructured
+    from nxm.errors import UserError
+    from nxm.settings import Admm
+    from nxm.targets import find_targets
+
+_HOMES = {
+    "ADMM": "nxm.admm",
+    "NM": "nxm.constraints",
+    "PROXIMAL": "nxm.callbacks",
+    "Admm": "nxm.settings",
+    "AdmmCallback": "nxm.callbacks",
+    "AspCallback": "nxm.callbacks",
+    "ConstraintSet": "nxm.constraints",
+    "SparseSet": "nxm.constraints",
+    "Unstructured": "nxm.constraints",
+    "UserError": "nxm.errors",
+    "find_targets": "nxm.targets",
+}
 
 __all__ = [
     "ADMM",
@@ -20,3 +43,9 @@ __all__ = [
     "UserError",
     "find_targets",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nxm' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from nxm.constraints import SparseSet, apply_mask
+from nxm.errors import UserError
 
 Weights = dict[str, nn.Parameter]
 
@@ -152,10 +153,10 @@ class ADMM:
         expected = dict(self._named_state())
         if state.keys() != expected.keys():
             odd = sorted(state.keys() ^ expected.keys())[:3]
-            raise ValueError(f"ADMM state is not of this model: it differs at {', '.join(odd)}")
+            raise UserError(f"ADMM state is not of this model: it differs at {', '.join(odd)}")
         for key, tensor in expected.items():
             if state[key].shape != tensor.shape:
-                raise ValueError(f"ADMM state {key} has shape {tuple(state[key].shape)}, expected {tuple(tensor.shape)}")
+                raise UserError(f"ADMM state {key} has shape {tuple(state[key].shape)}, expected {tuple(tensor.shape)}")
             tensor.copy_(state[key])
         for name in self.W:
             self._target[name] = self.Z[name] - self.U[name]
@@ -168,7 +169,7 @@ class ADMM:
 
 
 def kappa_of_rho(rho: float, steps: int) -> float:
-    """The proximal step's kappa such that `steps` of them, undisturbed, cover the share 1 - exp(-rho) of the distance."""
+    """The proximal step's kappa: `steps` of them, undisturbed, cover the share 1 - exp(-rho) of the distance."""
     return -math.expm1(-rho / steps)
 
 
@@ -185,4 +186,4 @@ def rho_at(rho: float, schedule: str, iteration: int, iterations: int) -> float:
         return rho * progress
     if schedule == "cosine":
         return rho * (1.0 - math.cos(math.pi * progress)) / 2.0
-    raise ValueError(f"unknown schedule '{schedule}'; known: constant, linear, cosine")
+    raise UserError(f"unknown schedule '{schedule}'; known: constant, linear, cosine")

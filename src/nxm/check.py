@@ -61,7 +61,9 @@ def main() -> None:
         # A head's checkpoint prefixes the encoder's names; match them by their ends.
         with safe_open(args.folder / "model.safetensors", framework="pt") as file:
             stored = list(file.keys())
-        names = [full for name in find_targets(skeleton) for full in stored if full == name or full.endswith("." + name)]
+        names = [
+            full for name in find_targets(skeleton) for full in stored if full == name or full.endswith("." + name)
+        ]
         if not names:
             raise UserError(f"{args.folder}: none of the model's matrices is in model.safetensors")
     else:

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nxm.errors import UserError
+
 
 class ConstraintSet(ABC):
     """A set S of matrices with an exact Euclidean projection."""
@@ -65,7 +67,7 @@ class NM(SparseSet):
 
     def __post_init__(self) -> None:
         if not 1 <= self.n_nonzero < self.group_size:
-            raise ValueError(
+            raise UserError(
                 f"N:M needs 1 <= n_nonzero < group_size, got n_nonzero={self.n_nonzero}, group_size={self.group_size}"
             )
 
@@ -77,14 +79,14 @@ class NM(SparseSet):
         """Read "2:4". Raises ValueError on anything else."""
         n_nonzero, colon, group_size = text.partition(":")
         if not (colon and n_nonzero.isdigit() and group_size.isdigit()):
-            raise ValueError(f"'{text}' is no N:M pattern; write non-zeros and group size as in 2:4")
+            raise UserError(f"'{text}' is no N:M pattern; write non-zeros and group size as in 2:4")
         return cls(int(n_nonzero), int(group_size))
 
     def validate(self, shape: torch.Size | tuple[int, ...], name: str) -> None:
         if len(shape) != 2:
-            raise ValueError(f"{name}: N:M sparsity is for matrices, this has shape {tuple(shape)}")
+            raise UserError(f"{name}: N:M sparsity is for matrices, this has shape {tuple(shape)}")
         if shape[1] % self.group_size:
-            raise ValueError(
+            raise UserError(
                 f"{name}: input width {shape[1]} is no multiple of the group size {self.group_size} of {self}; "
                 "exclude this matrix or choose a group size that divides it"
             )
@@ -110,7 +112,7 @@ class Unstructured(SparseSet):
 
     def __post_init__(self) -> None:
         if not 0.0 < self.density < 1.0:
-            raise ValueError(f"density must lie between 0 and 1, got {self.density}")
+            raise UserError(f"density must lie between 0 and 1, got {self.density}")
 
     def __str__(self) -> str:
         return f"unstructured {100 * self.density:g} %"
@@ -121,7 +123,7 @@ class Unstructured(SparseSet):
 
     def validate(self, shape: torch.Size | tuple[int, ...], name: str) -> None:
         if self.n_nonzero(shape) < 1:
-            raise ValueError(f"{name}: density {self.density} keeps none of the {torch.Size(shape).numel()} entries")
+            raise UserError(f"{name}: density {self.density} keeps none of the {torch.Size(shape).numel()} entries")
 
     def mask(self, W: Tensor) -> Tensor:
         _reject_nan(W)
@@ -140,11 +142,15 @@ class Unstructured(SparseSet):
 
 
 def apply_mask(W: Tensor, mask: Tensor) -> Tensor:
-    """Return W where `mask`, +0.0 elsewhere; no -0.0 anywhere (packers for sparse hardware take -0.0 for a value)."""
-    return torch.where(mask, W, torch.zeros((), dtype=W.dtype, device=W.device)).add_(0.0)
+    """Return W where `mask`, +0.0 elsewhere; no -0.0 anywhere (packers for sparse hardware take -0.0 for a value).
+
+    The *bits* are multiplied by one or zero: exact for infinities too, and several times faster than `torch.where`.
+    """
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[W.element_size()]
+    return (W.detach().view(bits) * mask).view(W.dtype).add_(0.0)
 
 
-# Ranking by all pairs costs group_size^2 / 2 comparisons: cheaper than sorting up to here (see the projection benchmark).
+# Ranking by all pairs costs group_size^2 / 2 comparisons: cheaper than sorting up to here (measured on CPU).
 _LARGEST_PAIRWISE_GROUP = 16
 
 
@@ -176,5 +182,5 @@ def _nm_mask_by_sorting(W: Tensor, n_nonzero: int, group_size: int) -> Tensor:
 
 
 def _reject_nan(W: Tensor) -> None:
-    if bool(W.isnan().any()):
-        raise ValueError("cannot project a matrix with NaN: training diverged (lower the learning rate or rho)")
+    if bool(W.amax().isnan()):  # a maximum passes NaN on, and reads the matrix once
+        raise UserError("cannot project a matrix with NaN: training diverged (lower the learning rate or rho)")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from nxm.errors import UserError
 from nxm.settings import Distillation
 from nxm.targets import find_stack
 
@@ -23,7 +24,7 @@ def every_other_layer(teacher: PreTrainedModel) -> PreTrainedModel:
     """
     prefix, stack = find_stack(teacher)
     if len(stack) < 2:
-        raise ValueError(f"a teacher of {len(stack)} layer has no other layer to drop")
+        raise UserError(f"a teacher of {len(stack)} layer has no other layer to drop")
     kept = list(range(0, len(stack), 2))
     config = copy.deepcopy(teacher.config)
     config.num_hidden_layers = len(kept)
@@ -47,7 +48,7 @@ def matching_layers(student_layers: int, teacher_layers: int) -> list[tuple[int,
     teacher has fewer layers than the student.
     """
     if teacher_layers < student_layers:
-        raise ValueError(f"a teacher of {teacher_layers} layers cannot guide a student of {student_layers}")
+        raise UserError(f"a teacher of {teacher_layers} layers cannot guide a student of {student_layers}")
     return [(i, i * teacher_layers // student_layers) for i in range(student_layers + 1)]
 
 
@@ -92,7 +93,7 @@ def _logits_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 def _hidden_loss(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], attention_mask: Tensor) -> Tensor:
     if student[0].shape[-1] != teacher[0].shape[-1]:
-        raise ValueError(
+        raise UserError(
             f"hidden states of widths {student[0].shape[-1]} (student) and {teacher[0].shape[-1]} (teacher) cannot be "
             "compared: set distillation.hidden to 0"
         )

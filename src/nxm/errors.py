@@ -1,5 +1,8 @@
 """What is said to a person who gave us something that cannot be right."""
 
 
-class UserError(Exception):
-    """Bad input: the message names the thing, the value and what would be right. Commands print it without a traceback."""
+class UserError(ValueError):
+    """Bad input: the message names the thing, the value and what would be right. Commands print it without a traceback.
+
+    A ValueError, so that users of the library may catch it as one.
+    """

@@ -467,7 +467,7 @@ def torch_ao_masker(W: Tensor, pattern: NM | Unstructured) -> Callable[[], Tenso
         block, zeros, level = (1, pattern.group_size), pattern.group_size - pattern.n_nonzero, 1.0
     else:
         block, zeros, level = (1, 1), 1, 1.0 - pattern.density
-    linear = nn.Linear(W.shape[1], W.shape[0], bias=False)
+    linear: Any = nn.Linear(W.shape[1], W.shape[0], bias=False)
     with torch.no_grad():
         linear.weight.copy_(W)
     model = nn.Sequential(linear)
@@ -477,7 +477,7 @@ def torch_ao_masker(W: Tensor, pattern: NM | Unstructured) -> Callable[[], Tenso
 
     @torch.no_grad()
     def compute() -> Tensor:
-        parametrization.mask.fill_(1.0)  # else it would rank what the last call left
+        parametrization.mask.fill_(1.0)  # else it would time the ranking of what the last call left
         sparsifier.step()
         return parametrization.mask
 

@@ -53,13 +53,14 @@ def main() -> None:
         return
     status = subprocess.run(
         [sys.executable, "-m", "dvc", "repro", str(target)],
-        env=os.environ | {PLAN: "\n".join(pending), "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])},
+        env=os.environ
+        | {PLAN: "\n".join(pending), "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])},
         check=False,
     ).returncode
     if status:
         raise UserError(
-            f"study {study.study}: a stage failed (its message stands above). What is done is kept: the same command goes on "
-            "from there, an interrupted training from its last checkpoint."
+            f"study {study.study}: a stage failed (its message stands above). What is done is kept: the same command "
+            "goes on from there, an interrupted training from its last checkpoint."
         )
     point_at_results(study)
 
@@ -88,7 +89,9 @@ def announce(study: Study, pending: list[str]) -> None:
         print(f"study {study.study}: nothing to do, everything is up to date")
         return
     kinds = Counter(name.partition("@")[0] for name in pending)
-    print(f"study {study.study}: {len(pending)} stages to run: " + ", ".join(f"{n} x {kind}" for kind, n in kinds.items()))
+    print(
+        f"study {study.study}: {len(pending)} stages to run: " + ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
+    )
     seconds = estimate_seconds(study, pending, read_study("results", study.study))
     if seconds is None:
         print("no run of this study has been timed yet; an estimate follows after the first training")

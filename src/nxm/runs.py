@@ -28,7 +28,7 @@ from nxm.results import Result, result_path, write_result
 from nxm.settings import Study, Training
 from nxm.sources import sha256_file, sha256_tree
 from nxm.targets import find_targets
-from nxm.training import Trained, load_model, load_tokenizer, save_model, train
+from nxm.training import load_model, load_tokenizer, save_model, train
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,9 @@ def check_saved(folder: Path) -> None:
     constraint, names = claimed
     broken = [matrix.name for matrix in report(load_matrices(folder, names), constraint) if not matrix.holds]
     if broken:
-        raise AssertionError(f"{folder}: saved matrices leave {constraint}: {', '.join(broken[:3])}: please report this")
+        raise AssertionError(
+            f"{folder}: saved matrices leave {constraint}: {', '.join(broken[:3])}: please report this"
+        )
 
 
 def _training(study: Study, cell: Cell) -> Training:
@@ -185,7 +187,9 @@ def _training(study: Study, cell: Cell) -> Training:
     return type(block[cell.task]).model_validate(values)
 
 
-def _fingerprint(study: Study, cell: Cell, hyperparameters: dict[str, Any], hashes: dict[str, str], dense: Path | None) -> str:
+def _fingerprint(
+    study: Study, cell: Cell, hyperparameters: dict[str, Any], hashes: dict[str, str], dense: Path | None
+) -> str:
     """Everything that decides a run's course; a checkpoint of another one is never resumed."""
     code = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):

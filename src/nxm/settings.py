@@ -70,7 +70,7 @@ class Pattern(Settings):
     def _sparse(self) -> Pattern:
         if self.n_nonzero >= self.group_size:
             raise ValueError(
-                f"n_nonzero ({self.n_nonzero}) must be smaller than group_size ({self.group_size}): keep 2 of 4, for example"
+                f"n_nonzero ({self.n_nonzero}) must be smaller than group_size ({self.group_size}), as in 2 of 4"
             )
         return self
 

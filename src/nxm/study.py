@@ -63,7 +63,10 @@ def write_study(root: Path, name: str) -> Path:
     yaml.default_flow_style = False
     yaml.representer.ignore_aliases = lambda data: True  # anchors help writers, not readers of a generated file
     yaml.dump(values, text)
-    content = f"# Generated from params.yaml and profiles/{name}.yaml by nxm.launch: change those, not this.\n" + text.getvalue()
+    content = (
+        f"# Generated from params.yaml and profiles/{name}.yaml by nxm.launch: change those, not this.\n"
+        + text.getvalue()
+    )
     path = folder / "params.yaml"
     if not path.exists() or path.read_text(encoding="utf-8") != content:
         write_text(path, content)

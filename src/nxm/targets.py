@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from nxm.constraints import ConstraintSet
+from nxm.errors import UserError
 
 
 def find_targets(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> dict[str, nn.Parameter]:
@@ -37,7 +38,9 @@ def find_targets(model: nn.Module, include: Sequence[str] = (), exclude: Sequenc
     }
     for pattern in (*include, *exclude):
         if not any(re.search(pattern, name) for name in found):
-            raise ValueError(f"target pattern '{pattern}' matches none of {len(found)} matrices, e.g. {next(iter(found))}")
+            raise UserError(
+                f"target pattern '{pattern}' matches none of {len(found)} matrices, e.g. {next(iter(found))}"
+            )
     chosen = {
         name: weight
         for name, weight in found.items()
@@ -45,7 +48,7 @@ def find_targets(model: nn.Module, include: Sequence[str] = (), exclude: Sequenc
         and not any(re.search(pattern, name) for pattern in exclude)
     }
     if not chosen:
-        raise ValueError(f"include {list(include)} and exclude {list(exclude)} leave none of {len(found)} matrices")
+        raise UserError(f"include {list(include)} and exclude {list(exclude)} leave none of {len(found)} matrices")
     return chosen
 
 
@@ -65,7 +68,7 @@ def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
         and any(isinstance(inner, nn.Linear) for inner in module.modules())
     ]
     if not stacks:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} has no stack of Transformer blocks (an nn.ModuleList"
             + (f" of config.num_hidden_layers = {expected} blocks)" if expected is not None else ")")
         )
@@ -81,7 +84,7 @@ def validate_targets(targets: dict[str, nn.Parameter], constraint: ConstraintSet
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
 
 
 def unwrap(model: nn.Module) -> nn.Module:

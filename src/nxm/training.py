@@ -282,9 +282,7 @@ def _metrics_at(history: list[dict[str, Any]], task: Task, step: int) -> dict[st
     return found
 
 
-def _by_epoch(
-    history: list[dict[str, Any]], task: Task, epochs: int, steps_per_epoch: int
-) -> list[dict[str, Any]]:
+def _by_epoch(history: list[dict[str, Any]], task: Task, epochs: int, steps_per_epoch: int) -> list[dict[str, Any]]:
     losses = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
     course = []
     for epoch in range(1, epochs + 1):

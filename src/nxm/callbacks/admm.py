@@ -14,6 +14,7 @@ from nxm.asp import MaskedWeights
 from nxm.callbacks.base import SparsityCallback
 from nxm.constraints import NM, SparseSet
 from nxm.diagnostics import MaskHistory
+from nxm.errors import UserError
 from nxm.settings import Admm
 from nxm.targets import unwrap
 
@@ -23,7 +24,7 @@ PROXIMAL = Admm(recipe="proximal", rho=0.35, freeze_at=0.7)
 
 
 class AdmmCallback(SparsityCallback):
-    """ADMM fine-tuning into the constraint set (`nxm.admm`): NxMTransformer, or with `Unstructured` its unstructured twin.
+    """ADMM fine-tuning into the constraint set (`nxm.admm`): NxMTransformer, or with `Unstructured` its twin.
 
     Args:
         constraint: default `NM(2, 4)`.
@@ -63,7 +64,7 @@ class AdmmCallback(SparsityCallback):
         last = self.freeze_step if self.freeze_step is not None else steps
         self.planned = max(1, last // self.interval)
         if last < self.interval:
-            raise ValueError(
+            raise UserError(
                 f"the ADMM phase has {last} optimizer steps, fewer than one iteration's {self.interval}: "
                 "train longer, freeze later or set a smaller interval"
             )
@@ -86,7 +87,12 @@ class AdmmCallback(SparsityCallback):
             self.admm.penalty_gradient_(self.rho)
 
     def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
     ) -> None:
         if getattr(optimizer, "step_was_skipped", False):  # fp16: the gradients overflowed, nothing moved
             return
@@ -95,9 +101,7 @@ class AdmmCallback(SparsityCallback):
         elif self.settings.recipe == "proximal":
             self.admm.proximal_step_(self.kappa)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._masked is not None:
             return
         if state.global_step % self.interval == 0:
@@ -105,9 +109,7 @@ class AdmmCallback(SparsityCallback):
         if state.global_step == self.freeze_step:
             self._freeze(state.global_step)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._restore()
 
     def on_predict(
@@ -130,7 +132,9 @@ class AdmmCallback(SparsityCallback):
         return tensors, {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        self.admm.load_state_dict({key: tensor for key, tensor in tensors.items() if key.startswith(("Z.", "U.", "M."))})
+        self.admm.load_state_dict(
+            {key: tensor for key, tensor in tensors.items() if key.startswith(("Z.", "U.", "M."))}
+        )
         for name, value in values.items():
             setattr(self, name, value)
         self.rho = self._scheduled_rho(len(self.iterations))

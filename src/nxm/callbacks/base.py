@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from nxm.constraints import SparseSet
+from nxm.errors import UserError
 from nxm.pattern import write_pattern
 from nxm.targets import find_targets, unwrap, validate_targets
 
@@ -60,7 +61,7 @@ class SparsityCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         if AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            raise ValueError("the weights are sharded over processes; a projection needs whole rows: use DDP instead")
+            raise UserError("the weights are sharded over processes; a projection needs whole rows: use DDP instead")
         self.targets = find_targets(model, self.include, self.exclude)
         validate_targets(self.targets, self.constraint)
         self.begin(state.max_steps, max(1, round(state.max_steps / state.num_train_epochs)))
@@ -79,7 +80,9 @@ class SparsityCallback(TrainerCallback):
         self.finish()
         broken = [name for name, W in self.targets.items() if not self.constraint.contains(W)]
         if broken:
-            raise AssertionError(f"{len(broken)} matrices left {self.constraint}, first {broken[0]}: please report this")
+            raise AssertionError(
+                f"{len(broken)} matrices left {self.constraint}, first {broken[0]}: please report this"
+            )
         write_pattern(unwrap(model).config, self.constraint, self.targets)
 
 
@@ -100,8 +103,8 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             values = json.loads(file.metadata()["nxm"])
             return {key: file.get_tensor(key) for key in file.keys()}, values  # noqa: SIM118 (no mapping)
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"{path} is missing: this checkpoint was not saved with this callback, or lies in another output_dir"
         ) from None
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): resume from an earlier checkpoint") from None
+        raise UserError(f"{path} is damaged ({error}): resume from an earlier checkpoint") from None
