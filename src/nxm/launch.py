@@ -66,21 +66,27 @@ def main() -> None:
 
 
 def pending_stages(target: Path) -> list[str]:
-    """Names of the stages that `dvc repro` would run, in its order.
+    """Names of the stages that `dvc repro` would run, in the order of dvc.yaml.
+
+    Where an output was never made, DVC's dry run gives up on the stages that need it and names them as skipped: those
+    are pending too.
 
     Raises:
-        UserError: DVC itself refuses (its message is passed on).
+        UserError: DVC cannot read the study (its message is passed on).
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "repro", "--dry", "--allow-missing", str(target)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise UserError(f"dvc cannot read {target}:\n{done.stderr.strip() or done.stdout.strip()}")
-    names = re.findall(r"^Running stage '(?:[^':]*:)?([^']+)':", done.stdout, flags=re.MULTILINE)
-    return names
+    dry = _dvc("repro", "--dry", "--allow-missing", "--keep-going", str(target))
+    said = dry.stdout + dry.stderr
+    found = re.findall(r"^(?:Running stage|ERROR: failed to reproduce) (.*)$", said, flags=re.MULTILINE)
+    found += re.findall(r"^WARNING: Stages? (.*) will be skipped", said, flags=re.MULTILINE)
+    pending = {name.rpartition(":")[2] for line in found for name in re.findall(r"'([^']+)'", line)}
+    if dry.returncode and not pending:
+        raise UserError(f"dvc cannot read {target}:\n{said.strip()}")
+    listed = [line.rpartition(":")[2] for line in _dvc("stage", "list", "--name-only", str(target)).stdout.split()]
+    return [name for name in listed if name in pending]
+
+
+def _dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
 
 
 def announce(study: Study, pending: list[str]) -> None:

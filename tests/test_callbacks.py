@@ -1,0 +1,258 @@
+"""One callback in an ordinary Trainer script makes a model that obeys its pattern."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from conftest import tiny_config
+from nxm import NM, Admm, AdmmCallback, AspCallback, Unstructured, find_targets
+from nxm.callbacks.base import STATE_FILE
+from nxm.diagnostics import MaskHistory
+
+PAPER = Admm(recipe="paper", rho=0.05)
+PROXIMAL = Admm(recipe="proximal", rho=0.35, freeze_at=0.5)
+RAMPED = Admm(recipe="proximal", rho=0.5, schedule="cosine", interval=3)
+
+
+class Pad:
+    """Pads a batch by hand: these tests need no tokenizer."""
+
+    def __call__(self, rows):
+        longest = max(len(row["input_ids"]) for row in rows)
+        return {
+            "input_ids": torch.tensor([row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows]),
+            "attention_mask": torch.tensor([[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+        }
+
+
+def new_model() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    return BertForSequenceClassification(tiny_config())
+
+
+def trainer_for(model, data, folder: Path, callbacks, **changes) -> Trainer:
+    values = {
+        "output_dir": str(folder),
+        "num_train_epochs": 4,
+        "per_device_train_batch_size": 16,
+        "learning_rate": 3e-3,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    args = TrainingArguments(**(values | changes))
+    return Trainer(model, args, train_dataset=data, eval_dataset=data, data_collator=Pad(), callbacks=callbacks)
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        AspCallback(NM(2, 4)),
+        AspCallback(NM(1, 4)),
+        AdmmCallback(NM(2, 4), PAPER),
+        AdmmCallback(NM(2, 4), PROXIMAL),
+        AdmmCallback(NM(3, 4), RAMPED),
+        AdmmCallback(Unstructured(0.5), PROXIMAL),
+    ],
+    ids=["asp 2:4", "asp 1:4", "paper 2:4", "proximal 2:4", "ramped 3:4", "unstructured"],
+)
+def test_the_saved_model_obeys_its_pattern_and_scores_the_same_when_loaded(callback, tiny_data, tmp_path):
+    trainer = trainer_for(new_model(), tiny_data, tmp_path / "out", [callback])
+    trainer.train()
+    loss = trainer.evaluate()["eval_loss"]
+    trainer.save_model(str(tmp_path / "sparse"))
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "sparse")
+    assert all(callback.constraint.contains(W) for W in find_targets(loaded).values())
+    assert any((W != 0).float().mean() > 0.2 for W in find_targets(loaded).values())  # pruned, not wiped out
+    again = trainer_for(loaded, tiny_data, tmp_path / "again", []).evaluate()["eval_loss"]
+    assert again == loss
+
+
+def test_training_learns_under_the_constraint(tiny_data, tmp_path):
+    trainer = trainer_for(new_model(), tiny_data, tmp_path, [AdmmCallback(NM(2, 4), PROXIMAL)], num_train_epochs=12)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < 0.8 * before
+
+
+def test_asp_never_leaves_the_mask_of_the_pretrained_weights(tiny_data, tmp_path):
+    model = new_model()
+    masks = {name: NM(2, 4).mask(W) for name, W in find_targets(model).items()}
+    trainer_for(model, tiny_data, tmp_path, [AspCallback(NM(2, 4))], weight_decay=0.1).train()
+    for name, W in find_targets(model).items():
+        assert not W[~masks[name]].any()
+        assert W[masks[name]].all()
+
+
+class Watch(TrainerCallback):
+    """Remembers the weights around evaluations."""
+
+    def __init__(self) -> None:
+        self.before: list[torch.Tensor] = []
+        self.after: list[torch.Tensor] = []
+        self.during: list[bool] = []
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.before.append(next(iter(find_targets(model).values())).detach().clone())
+
+    def on_prediction_step(self, args, state, control, model, **kwargs):
+        self.during.append(all(NM(2, 4).contains(W) for W in find_targets(model).values()))
+
+    def on_save(self, args, state, control, model, **kwargs):
+        self.after.append(next(iter(find_targets(model).values())).detach().clone())
+
+
+def test_evaluation_sees_the_pruned_network_and_training_and_checkpoints_the_unpruned(tiny_data, tmp_path):
+    watch = Watch()
+    trainer = trainer_for(
+        new_model(),
+        tiny_data,
+        tmp_path,
+        [AdmmCallback(NM(2, 4), PAPER), watch],
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        max_steps=6,
+    )
+    trainer.eval_dataset = {"a": tiny_data, "b": tiny_data}  # on_evaluate comes once for each
+    trainer.train()
+    assert watch.during
+    assert all(watch.during)
+    assert len(watch.before) == len(watch.after) == 6
+    for before, after in zip(watch.before, watch.after, strict=True):
+        assert torch.equal(before, after)
+        assert not NM(2, 4).contains(before)
+    saved = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
+    name = next(iter(find_targets(trainer.model)))
+    assert torch.equal(saved[name], watch.before[2])
+
+
+@pytest.mark.parametrize("settings", [PAPER, PROXIMAL, RAMPED], ids=["paper", "proximal", "ramped"])
+@pytest.mark.parametrize("stop", [3, 8, 11])
+def test_a_resumed_training_ends_with_the_same_weights(settings, stop, tiny_data, tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == stop
+
+    def run(folder: Path, *extra: TrainerCallback, resume: bool = False):
+        callback = AdmmCallback(NM(2, 4), settings, MaskHistory())
+        model = new_model()
+        trainer = trainer_for(
+            model, tiny_data, folder, [callback, *extra], save_strategy="steps", save_steps=1, max_steps=16, seed=3
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return model.state_dict(), callback
+
+    whole, course = run(tmp_path / "whole")
+    run(tmp_path / "stopped", Stop())
+    for folder in (tmp_path / "stopped").glob("checkpoint-*"):
+        assert int(folder.name.rpartition("-")[2]) <= stop
+    resumed, course_after = run(tmp_path / "stopped", resume=True)
+    assert course_after.iterations == course.iterations
+    assert course_after.swaps == course.swaps
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_a_checkpoint_without_the_callbacks_state_is_refused_by_name(tiny_data, tmp_path):
+    trainer_for(new_model(), tiny_data, tmp_path, [], save_strategy="steps", save_steps=2, max_steps=4).train()
+    trainer = trainer_for(new_model(), tiny_data, tmp_path, [AdmmCallback()], max_steps=8)
+    with pytest.raises(ValueError, match=rf"checkpoint-4/{STATE_FILE} is missing"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_damaged_state_is_refused_by_name(tiny_data, tmp_path):
+    trainer_for(new_model(), tiny_data, tmp_path, [AdmmCallback()], save_strategy="steps", save_steps=4).train()
+    state = max(tmp_path.glob(f"checkpoint-*/{STATE_FILE}"), key=lambda path: int(path.parent.name.rpartition("-")[2]))
+    state.write_bytes(state.read_bytes()[:200])
+    trainer = trainer_for(new_model(), tiny_data, tmp_path, [AdmmCallback()], num_train_epochs=8)
+    with pytest.raises(ValueError, match="damaged"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_state_of_another_model_is_refused(tiny_data, tmp_path):
+    trainer_for(new_model(), tiny_data, tmp_path, [AdmmCallback()], save_strategy="steps", save_steps=8, max_steps=8).train()
+    path = tmp_path / "checkpoint-8" / STATE_FILE
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    state = {key.replace("layer.0", "layer.7"): tensor for key, tensor in load_file(path).items()}
+    save_file(state, path, metadata=metadata)
+    trainer = trainer_for(new_model(), tiny_data, tmp_path, [AdmmCallback()], max_steps=16)
+    with pytest.raises(ValueError, match="not of this model"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_the_schedule_rescales_the_dual_so_that_the_mask_holds(tiny_data, tmp_path):
+    callback = AdmmCallback(NM(2, 4), RAMPED)
+    trainer_for(new_model(), tiny_data, tmp_path, [callback], max_steps=30, learning_rate=1e-3).train()
+    strengths = [iteration["rho"] for iteration in callback.iterations]
+    assert strengths == sorted(strengths)
+    assert strengths[0] < strengths[-1]
+    assert callback.iterations[-1]["similarity"] > 0.9
+
+
+def test_a_run_too_short_for_one_iteration_is_refused(tiny_data, tmp_path):
+    trainer = trainer_for(new_model(), tiny_data, tmp_path, [AdmmCallback(settings=PROXIMAL)], num_train_epochs=1)
+    with pytest.raises(ValueError, match="fewer than one iteration"):
+        trainer.train()
+
+
+def test_a_width_that_is_no_multiple_of_the_group_is_refused_before_training(tiny_data, tmp_path):
+    trainer = trainer_for(new_model(), tiny_data, tmp_path, [AspCallback(NM(2, 32))])
+    with pytest.raises(ValueError, match=r"query\.weight: input width 16 is no multiple of the group size 32"):
+        trainer.train()
+
+
+def test_a_skipped_optimizer_step_moves_nothing(tiny_bert):
+    callback = AdmmCallback(NM(2, 4), PROXIMAL)
+    callback.targets = find_targets(tiny_bert)
+    callback.begin(steps=100, steps_per_epoch=10)
+    before = {name: W.detach().clone() for name, W in callback.targets.items()}
+
+    class Overflowed:
+        step_was_skipped = True
+
+    callback.on_optimizer_step(None, None, None, optimizer=Overflowed())
+    assert all(torch.equal(W, before[name]) for name, W in callback.targets.items())
+    callback.on_optimizer_step(None, None, None, optimizer=object())
+    assert not any(torch.equal(W, before[name]) for name, W in callback.targets.items())
+
+
+def test_state_is_fp32_under_bf16_autocast(tiny_data, tmp_path):
+    callback = AdmmCallback(NM(2, 4), PROXIMAL)
+    model = new_model()
+    trainer_for(model, tiny_data, tmp_path, [callback], bf16=True).train()
+    assert {tensor.dtype for tensor in (*callback.admm.Z.values(), *callback.admm.U.values())} == {torch.float32}
+    assert {W.dtype for W in callback.targets.values()} == {torch.float32}
+    assert all(NM(2, 4).contains(W) for W in callback.targets.values())
+
+
+def test_history_counts_iterations_outside_the_mask(tiny_data, tmp_path):
+    callback = AdmmCallback(NM(2, 4), Admm(recipe="proximal", rho=0.3), MaskHistory())
+    model = new_model()
+    trainer_for(model, tiny_data, tmp_path, [callback], num_train_epochs=5).train()
+    swaps = {row["iterations_outside"]: row for row in callback.swaps}
+    weights = sum(W.numel() for W in callback.targets.values())
+    assert sum(row["count"] for row in swaps.values()) == weights
+    assert sum(row["kept_count"] for row in swaps.values()) == weights // 2
+    assert sum(times * row["count"] for times, row in swaps.items()) == 5 * weights // 2  # half are outside each time
+    assert swaps[5]["mean_abs_after"] < 0.8 * swaps[5]["mean_abs_before"]  # always outside: pulled to zero
+    assert swaps[0]["mean_abs_after"] > 0.8 * swaps[0]["mean_abs_before"]  # never outside: left alone
+
+

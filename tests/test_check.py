@@ -1,0 +1,77 @@
+"""`python -m nxm.check` tells whether a saved model obeys its pattern."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nxm import NM, Unstructured, find_targets
+from nxm.pattern import read_pattern, write_pattern
+
+
+def check(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "nxm.check", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def sparse(tiny_bert, tmp_path):
+    targets = find_targets(tiny_bert)
+    with torch.no_grad():
+        for W in targets.values():
+            W.copy_(NM(2, 4).project(W))
+    write_pattern(tiny_bert.config, NM(2, 4), targets)
+    tiny_bert.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_an_obeying_model_passes_matrix_by_matrix(sparse):
+    done = check(sparse)
+    assert done.returncode == 0, done.stderr
+    assert "12 of 12 matrices obey 2:4" in done.stdout
+    assert "bert.encoder.layer.1.output.dense.weight" in done.stdout
+
+
+def test_one_weight_too_many_fails(sparse):
+    path = sparse / "model.safetensors"
+    tensors = load_file(path)
+    tensors["bert.encoder.layer.0.attention.self.query.weight"][0, :4] = 1.0
+    save_file(tensors, path, metadata={"format": "pt"})
+    done = check(sparse)
+    assert done.returncode == 1
+    assert "11 of 12 matrices obey 2:4" in done.stdout
+
+
+def test_another_pattern_can_be_asked_for(sparse):
+    assert check(sparse, "--pattern", "2:4").returncode == 0
+    assert check(sparse, "--pattern", "1:4").returncode == 1
+    done = check(sparse, "--pattern", "two:four")
+    assert done.returncode == 1
+    assert "write non-zeros and group size as in 2:4" in done.stderr
+    assert "no multiple of the group size 5" in check(sparse, "--pattern", "2:5").stderr
+
+
+def test_a_dense_model_needs_to_be_told_the_pattern(tiny_bert, tmp_path):
+    tiny_bert.save_pretrained(tmp_path)
+    assert "say which with --pattern" in check(tmp_path).stderr
+    assert check(tmp_path, "--pattern", "2:4").returncode == 1
+
+
+def test_a_truncated_file_and_a_missing_folder_are_named(sparse, tmp_path):
+    path = sparse / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert "damaged or truncated" in check(sparse).stderr
+    assert "no model folder here" in check(tmp_path / "absent").stderr
+
+
+def test_patterns_survive_the_config(tiny_bert, tmp_path):
+    for constraint in (NM(1, 8), Unstructured(0.25)):
+        write_pattern(tiny_bert.config, constraint, ["a", "b"])
+        tiny_bert.config.save_pretrained(tmp_path)
+        loaded = type(tiny_bert.config).from_pretrained(tmp_path)
+        assert read_pattern(loaded) == (constraint, ["a", "b"])

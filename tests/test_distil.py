@@ -1,0 +1,107 @@
+"""Students are cut from their teachers, and the distillation loss is the textbook's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+
+from conftest import tiny_config
+from nxm.distil import Teacher, distillation_loss, every_other_layer, matching_layers
+from nxm.settings import Distillation
+
+MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+
+
+def outputs(seed: int, layers: int = 2, classes: int = 3, width: int = 4) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = tuple(torch.randn(2, 4, width, generator=generator) for _ in range(layers + 1))
+    logits = torch.randn(2, classes, generator=generator)
+    return {"logits": logits, "hidden_states": hidden, "loss": logits.square().mean()}
+
+
+@pytest.mark.parametrize("layers", [2, 5, 6])
+def test_a_student_keeps_every_other_layer_and_all_the_rest(layers):
+    teacher = BertForSequenceClassification(tiny_config(num_hidden_layers=layers))
+    student = every_other_layer(teacher)
+    assert student.config.num_hidden_layers == (layers + 1) // 2
+    for i, block in enumerate(student.bert.encoder.layer):
+        for ours, theirs in zip(block.parameters(), teacher.bert.encoder.layer[2 * i].parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+    assert torch.equal(student.classifier.weight, teacher.classifier.weight)
+    assert torch.equal(student.bert.embeddings.word_embeddings.weight, teacher.bert.embeddings.word_embeddings.weight)
+
+
+def test_the_students_embeddings_are_its_own(tiny_bert):
+    student = every_other_layer(tiny_bert)
+    with torch.no_grad():
+        student.bert.embeddings.word_embeddings.weight.zero_()
+    assert tiny_bert.bert.embeddings.word_embeddings.weight.any()
+
+
+def test_distilbert_too_can_be_halved():
+    config = DistilBertConfig(vocab_size=30, dim=16, n_layers=4, n_heads=2, hidden_dim=32)
+    assert len(every_other_layer(DistilBertForSequenceClassification(config)).distilbert.transformer.layer) == 2
+
+
+def test_one_layer_cannot_be_halved():
+    with pytest.raises(ValueError, match="1 layer"):
+        every_other_layer(BertForSequenceClassification(tiny_config(num_hidden_layers=1)))
+
+
+def test_layers_match_evenly_and_the_last_the_last():
+    assert matching_layers(3, 6) == [(0, 0), (1, 2), (2, 4), (3, 6)]
+    assert matching_layers(6, 12)[-1] == (6, 12)
+    assert matching_layers(2, 2) == [(0, 0), (1, 1), (2, 2)]
+    with pytest.raises(ValueError, match="cannot guide"):
+        matching_layers(4, 2)
+
+
+def test_logits_term_is_hintons():
+    student, teacher = outputs(0), outputs(1)
+    T = 2.0
+    p, q = F.softmax(teacher["logits"] / T, -1), F.softmax(student["logits"] / T, -1)
+    expected = T**2 * (p * (p / q).log()).sum(-1).mean()
+    loss = distillation_loss(student, teacher, MASK, Distillation(task=0, logits=1, hidden=0, temperature=T))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_single_output_is_matched_by_squared_error():
+    student, teacher = outputs(0, classes=1), outputs(1, classes=1)
+    loss = distillation_loss(student, teacher, MASK, Distillation(task=0, logits=1, hidden=0))
+    torch.testing.assert_close(loss, (student["logits"] - teacher["logits"]).square().mean())
+
+
+def test_hidden_term_looks_at_real_tokens_of_matching_layers():
+    student, teacher = outputs(0, layers=1), outputs(1, layers=2)
+    real = MASK.bool()
+    pairs = [(0, 0), (1, 2)]
+    expected = torch.stack(
+        [(student["hidden_states"][i][real] - teacher["hidden_states"][j][real]).square().mean() for i, j in pairs]
+    ).mean()
+    settings = Distillation(task=0, logits=0, hidden=1)
+    torch.testing.assert_close(distillation_loss(student, teacher, MASK, settings), expected)
+    student["hidden_states"][1][0, 3] = 1e6  # padding
+    torch.testing.assert_close(distillation_loss(student, teacher, MASK, settings), expected)
+
+
+def test_a_student_equal_to_its_teacher_has_only_the_tasks_loss():
+    same = outputs(0)
+    loss = distillation_loss(same, same, MASK, Distillation(task=0.5, logits=1, hidden=1))
+    torch.testing.assert_close(loss, 0.5 * same["loss"])
+
+
+def test_unequal_widths_are_refused():
+    with pytest.raises(ValueError, match="set distillation.hidden to 0"):
+        distillation_loss(outputs(0, width=4), outputs(1, width=8), MASK, Distillation())
+
+
+def test_a_teacher_answers_without_gradients_or_dropout():
+    model = BertForSequenceClassification(tiny_config(hidden_dropout_prob=0.5))
+    teacher = Teacher(model.train(), hidden_states=True)
+    inputs = {"input_ids": torch.tensor([[2, 3, 4]]), "attention_mask": torch.ones(1, 3, dtype=int), "length": torch.tensor([3])}
+    first, second = teacher(inputs), teacher(inputs)
+    assert torch.equal(first.logits, second.logits)
+    assert not first.logits.requires_grad
+    assert len(first.hidden_states) == 3

@@ -1,0 +1,276 @@
+"""The real pipeline, small: the smoke study through `dvc repro` in a copy of the repository, killed once on its way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import smoke_source
+from nxm.launch import pending_stages
+from nxm.results import read_result, read_study, same_apart_from_times
+from nxm.settings import load_study
+
+ROOT = Path(__file__).parent.parent
+TARGET = Path("studies/smoke/dvc.yaml")
+NXM = Path("results/smoke/mnli/nxm/seed0.json")
+pytestmark = pytest.mark.pipeline
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The copy's own sources, and this interpreter's commands."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return os.environ | {"PATH": path, "PYTHONPATH": str(folder / "src"), "CUDA_VISIBLE_DEVICES": ""}
+
+
+def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def launch(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "nxm.launch", "smoke"],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a group of its own, to be killed as one
+    )
+
+
+def pending(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(folder)
+    return pending_stages(TARGET)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    """A clone of what git tracks (with changes not yet committed), without results, plus the smoke study's sources."""
+    folder = tmp_path_factory.mktemp("repository")
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, tracked.stdout.split("\0")):
+        if name.startswith(("results/", "figures/", "paper_tables/")) or not (ROOT / name).exists():
+            continue
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target, follow_symlinks=False)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    smoke_source.write(folder / ".cache" / "smoke")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(repository) -> tuple[Path, str]:
+    """The study, killed in the middle of a training (as by `kill -9`) and started again; the second launch's output."""
+    process = launch(repository)
+    checkpoints = repository / "checkpoints/smoke/mnli/nxm/seed0"
+    deadline = time.monotonic() + 400
+    while not list(checkpoints.glob("*/checkpoint-*/complete")):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (repository / NXM).exists()
+    assert not (repository / "models/smoke/mnli/nxm/seed0").exists()
+    process = launch(repository)
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output
+    return repository, output
+
+
+def test_a_killed_study_goes_on_from_its_checkpoint_to_the_end(finished):
+    folder, output = finished
+    study = load_study(folder / "studies/smoke/params.yaml")
+    for name in study.figures:
+        assert (folder / f"figures/smoke/{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert (folder / f"figures/smoke/{name}.png").stat().st_size > 10_000
+    for name in study.tables:
+        for ending in ("md", "csv", "tex"):
+            assert (folder / f"paper_tables/smoke/{name}.{ending}").stat().st_size > 0
+    results = read_study(folder / "results", "smoke")
+    assert {(r.method, r.cell) for r in results} == {
+        ("dense", None),
+        ("asp", None),
+        ("asp", "lr0.002"),
+        ("admm_unstructured", None),
+        ("nxm", None),
+        ("nxm", "rho1.0"),
+        ("nxm", "lr0.002"),
+        ("nxm_paper", "rho0.01"),
+        ("distil", None),
+        ("distil_nxm", None),
+        ("distil_nxm_kd", None),
+    }
+    for result in results:
+        assert set(result.metrics) == {"accuracy_m", "accuracy_mm"}
+        assert result.sparsity.density == pytest.approx(1.0 if result.method in ("dense", "distil") else 0.5)
+    assert "stage " in output
+    assert "paper_tables/smoke/:" in output.splitlines()[-3]
+    assert not any((folder / "checkpoints").rglob("checkpoint-*"))
+
+
+def test_the_killed_training_ended_as_one_that_was_not_killed(finished):
+    """Also: two runs of a stage give equal results files apart from times."""
+    folder, _ = finished
+    resumed = read_result(folder / NXM)
+    done = dvc(folder, "repro", "--force", "--single-item", f"{TARGET}:nxm@mnli-0")
+    assert done.returncode == 0, done.stderr
+    whole = read_result(folder / NXM)
+    assert whole.provenance.model_sha256 == resumed.provenance.model_sha256
+    assert same_apart_from_times(whole, resumed)
+    # Times differ, so DVC would rerun what reads the results; take them as they are.
+    assert dvc(folder, "repro", str(TARGET)).returncode == 0
+
+
+def test_every_sparse_model_on_disk_obeys(finished):
+    folder, _ = finished
+    for method in ("asp", "nxm", "distil_nxm", "distil_nxm_kd", "admm_unstructured"):
+        done = subprocess.run(
+            [sys.executable, "-m", "nxm.check", f"models/smoke/mnli/{method}/seed0"],
+            cwd=folder,
+            env=environment(folder),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_second_launch_does_nothing_and_says_so(finished):
+    process = launch(finished[0])
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "nothing to do, everything is up to date" in output
+
+
+def test_without_data_and_models_a_fresh_clone_has_nothing_to_do(finished, monkeypatch):
+    folder, _ = finished
+    for name in ("data", "models", ".dvc/cache"):
+        (folder / name).rename(folder / f"{name}-away")
+    try:
+        done = dvc(folder, "repro", "--allow-missing", "--dry", str(TARGET))
+        assert done.returncode == 0, done.stderr
+        assert "Running stage" not in done.stdout
+        assert pending(folder, monkeypatch) == []
+    finally:
+        for name in ("data", "models", ".dvc/cache"):
+            (folder / f"{name}-away").rename(folder / name)
+
+
+def edited(path: Path, old: str, new: str) -> str:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return text
+
+
+def test_editing_a_figure_reruns_that_figure_alone(finished, monkeypatch):
+    folder, _ = finished
+    path = folder / "src/nxm/report/figures/figure2.py"
+    before = edited(path, "from __future__", "# edited\nfrom __future__")
+    try:
+        assert pending(folder, monkeypatch) == ["figure@figure2"]
+    finally:
+        path.write_text(before)
+
+
+def test_changing_rho_retrains_no_dense_and_no_asp(finished, monkeypatch):
+    folder, _ = finished
+    path = folder / "studies/smoke/params.yaml"
+    before = edited(path, "rho: 0.35", "rho: 0.36")
+    try:
+        kinds = {name.partition("@")[0] for name in pending(folder, monkeypatch)}
+        assert {"nxm", "nxm_rho", "admm_unstructured", "distil_nxm", "figure", "table"} <= kinds
+        assert not kinds & {"fetch", "prepare", "baseline", "asp", "distil"}
+    finally:
+        path.write_text(before)
+
+
+def test_a_mistyped_key_stops_a_stage_with_its_name(finished):
+    folder, _ = finished
+    path = folder / "studies/smoke/params.yaml"
+    before = edited(path, "freeze_at:", "freze_at:")
+    try:
+        done = subprocess.run(
+            [sys.executable, "stages/train.py", "--params", str(path), "--method", "nxm", "--task", "mnli", "--seed", "0"],
+            cwd=folder,
+            env=environment(folder),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert "unknown key 'admm_unstructured.mnli.freze_at'; did you mean 'freeze_at'?" in done.stderr
+        assert "Traceback" not in done.stderr
+    finally:
+        path.write_text(before)
+
+
+def test_a_diverging_training_stops_with_the_step_and_leaves_no_result(finished):
+    folder, _ = finished
+    done = subprocess.run(
+        [
+            *(sys.executable, "stages/train.py", "--params", "studies/smoke/params.yaml"),
+            *("--method", "asp", "--task", "mnli", "--seed", "0", "--cell", "lr1e30", "--learning-rate", "1e30"),
+        ],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "diverged; lower the learning rate" in done.stderr
+    assert not (folder / "results/smoke/mnli/asp/lr1e30").exists()
+
+
+def test_two_processes_train_to_the_same_weights_as_one(finished):
+    """Same global batches, by gloo on the CPU, without dropout; equal to rounding."""
+    from safetensors.torch import load_file
+
+    folder, _ = finished
+    config = folder / "data/smoke/source/weights/config.json"
+    values = json.loads(config.read_text())
+    values |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config.unlink()  # DVC's cache may be linked to it
+    config.write_text(json.dumps(values))
+    weights = {}
+    for hardware in ("auto", "cpu2"):
+        done = subprocess.run(
+            [
+                *("accelerate", "launch", "--config_file", f"hardware/{hardware}.yaml", "stages/train.py"),
+                *("--params", "studies/smoke/params.yaml", "--method", "nxm", "--task", "mnli", "--seed", "1"),
+            ],
+            cwd=folder,
+            env=environment(folder),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        weights[hardware] = load_file(folder / "models/smoke/mnli/nxm/seed1/model.safetensors")
+    for name, tensor in weights["auto"].items():
+        difference = (tensor - weights["cpu2"][name]).abs().max().item()
+        assert difference < 1e-4, name

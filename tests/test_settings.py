@@ -1,0 +1,113 @@
+"""params.yaml: every key is known, every value in force stands in it, every mistake is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nxm import UserError
+from nxm.settings import Study, load_study, parse_study, read_yaml
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def values() -> dict:
+    return read_yaml(ROOT / "params.yaml")
+
+
+def test_the_committed_params_are_a_study():
+    assert load_study(ROOT / "params.yaml").study == "embedded"
+
+
+def test_no_value_of_a_training_comes_from_a_default(values):
+    """dvc.yaml leaves settings.py out of the dependencies because of this."""
+    study = parse_study(values, "params.yaml").model_dump(mode="json")
+    for block in ("trainer", "pattern", "targets", "prepare", "dense", "asp", "admm_unstructured", "nxm", "distil", "distil_nxm"):
+        assert values[block] == study[block]
+
+
+def test_learning_rates_are_numbers(values):
+    assert values["dense"]["stsb"]["learning_rate"] == 9e-5
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "hint"),
+    [
+        ((), "sead", "did you mean 'seeds'"),
+        (("trainer",), "warmup_ration", "did you mean 'warmup_ratio'"),
+        (("nxm", "stsb"), "rhoo", "did you mean 'rho'"),
+        (("distil", "stsb", "distillation"), "temprature", "did you mean 'temperature'"),
+        (("pattern",), "xyzzy", "known here: group_size, n_nonzero"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_known_one(values, place, key, hint):
+    block = values
+    for part in place:
+        block = block[part]
+    block[key] = 1
+    with pytest.raises(UserError) as error:
+        parse_study(values, "params.yaml")
+    assert f"params.yaml: unknown key '{'.'.join((*place, key))}'" in str(error.value)
+    assert hint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("nxm", "stsb", "rho"), -1, "nxm.stsb.rho = -1: Input should be greater than 0"),
+        (("nxm", "stsb", "recipe"), "papper", "nxm.stsb.recipe = 'papper': Input should be 'paper' or 'proximal'"),
+        (("pattern",), {"n_nonzero": 4, "group_size": 4}, "n_nonzero (4) must be smaller than group_size (4)"),
+        (("tasks",), ["stsbb"], "tasks.0 = 'stsbb'"),
+        (("tasks",), ["stsb", "rte"], "'dense' has no block for the task(s) rte"),
+        (("study",), "My Study", "study = 'My Study'"),
+        (("student",), {"source": "teacher", "name": "x"}, "takes no 'name'"),
+        (("weights",), {"source": "hub"}, "needs a 'name'"),
+        (("weights",), {"source": "teacher"}, "source 'teacher' is for 'student' alone"),
+        (("dense", "stsb", "learning_rate"), "fast", "dense.stsb.learning_rate = 'fast'"),
+        (("dense", "stsb", "epochs"), 0, "dense.stsb.epochs = 0"),
+    ],
+)
+def test_an_impossible_value_is_named_with_what_would_be_right(values, place, value, message):
+    block = values
+    for part in place[:-1]:
+        block = block[part]
+    block[place[-1]] = value
+    with pytest.raises(UserError) as error:
+        parse_study(values, "params.yaml")
+    assert message in str(error.value)
+
+
+def test_the_papers_recipe_has_no_frozen_phase(values):
+    values["nxm"]["stsb"] |= {"recipe": "paper", "freeze_at": 0.5}
+    with pytest.raises(UserError, match="recipe 'paper' has a constant rho and no frozen phase"):
+        parse_study(values, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("a: [1,", "not a YAML file"), ("- 1\n", "expected a mapping"), ("\xff", "mapping|YAML")]
+)
+def test_a_file_that_is_no_settings_is_named(content, message, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match=message):
+        load_study(path)
+    with pytest.raises(UserError, match="no such file"):
+        load_study(tmp_path / "absent.yaml")
+
+
+def test_settings_cannot_be_changed(values):
+    study = parse_study(values, "params.yaml")
+    with pytest.raises(Exception, match="frozen"):
+        study.seeds = [1]
+
+
+def test_every_study_key_is_described_by_the_committed_file(values):
+    assert set(values) == set(Study.model_fields)
+
+
+def test_yaml_is_read_as_version_1_2(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: 3e-5\nb: on\n")  # PyYAML (1.1) would read a string and a bool
+    assert read_yaml(path) == {"a": 3e-5, "b": "on"}

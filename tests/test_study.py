@@ -1,0 +1,89 @@
+"""Profiles state differences; each study's generated folder is what they make of params.yaml."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from nxm import UserError
+from nxm.methods import METHODS, get_method
+from nxm.settings import load_study, read_yaml
+from nxm.study import MAIN, merge, profiles, study_values, write_study
+from nxm.timing import estimate_seconds, say_duration
+
+ROOT = Path(__file__).parent.parent
+DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
+
+
+def test_merging_goes_into_mappings_and_replaces_the_rest():
+    base = {"a": {"b": 1, "c": [1, 2]}, "d": 3}
+    assert merge(base, {"a": {"c": [9]}, "d": {"e": 1}}) == {"a": {"b": 1, "c": [9]}, "d": {"e": 1}}
+    assert base == {"a": {"b": 1, "c": [1, 2]}, "d": 3}
+
+
+@pytest.mark.parametrize("name", profiles(ROOT))
+def test_every_profile_makes_a_study(name, tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    folder = write_study(tmp_path, name)
+    study = load_study(folder / "params.yaml")
+    assert study.study == name
+    assert (folder / study.root).resolve() == tmp_path.resolve()
+    assert (tmp_path / study.params).resolve() == (folder / "params.yaml").resolve()
+    assert (folder / "dvc.yaml").read_text() == (ROOT / "dvc.yaml").read_text()
+    before = (folder / "params.yaml").stat().st_mtime_ns
+    assert write_study(tmp_path, name) == folder
+    assert (folder / "params.yaml").stat().st_mtime_ns == before  # nothing changed, nothing written
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "studies").glob("*/")), ids=lambda folder: folder.name)
+def test_committed_studies_belong_to_the_committed_profiles(folder):
+    assert read_yaml(folder / "params.yaml") == study_values(ROOT, folder.name)
+
+
+def test_an_unknown_study_is_named_with_the_known_ones():
+    with pytest.raises(UserError, match=rf"no study 'sedes'; known are {MAIN}, .*seeds"):
+        study_values(ROOT, "sedes")
+
+
+def test_a_profile_with_an_unknown_key_is_refused_by_name(tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "mine.yaml").write_text("nxm: {stsb: {roh: 1}}\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: unknown key 'nxm\.stsb\.roh'; did you mean 'rho'"):
+        write_study(tmp_path, "mine")
+
+
+def test_every_dependency_on_a_source_file_exists():
+    for name, stage in DVC["stages"].items():
+        for path in stage["deps"]:
+            if path.startswith(("src/", "stages/")) and "${" not in path:
+                assert (ROOT / path).is_file(), f"{name}: {path}"
+
+
+def test_every_training_is_launched_by_accelerate_with_hardware_apart():
+    trainings = {name: stage["cmd"] for name, stage in DVC["stages"].items() if "stages/train.py" in stage["cmd"]}
+    assert len(trainings) == 9
+    for command in trainings.values():
+        assert command.startswith("accelerate launch --config_file \\${ACCELERATE_CONFIG:-hardware/auto.yaml}")
+        method = re.search(r"--method (\S+)", command)[1]
+        assert method in METHODS or "${" in method
+
+
+def test_an_unknown_method_is_named_with_the_known_ones():
+    with pytest.raises(UserError, match="'nxn' is unknown; known are dense, asp"):
+        get_method("nxn")
+
+
+def test_estimates_follow_epochs_and_need_a_timed_run():
+    study = load_study(ROOT / "params.yaml")
+    assert estimate_seconds(study, ["figure@figure1", "table@table1"], []) == 0.0
+    assert estimate_seconds(study, ["asp@stsb-0"], []) is None
+    assert say_duration(95) == "95 s"
+    assert say_duration(600) == "10 min"
+    assert say_duration(9000) == "2.5 h"
