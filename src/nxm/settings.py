@@ -260,11 +260,8 @@ def _explain(where: str, problem: Any) -> str:
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
     """The keys allowed at a place of the settings, found by walking the models along `location`."""
-    model: Any = Study
+    kind: Any = Study
     for part in location:
-        annotation = model.model_fields[part].annotation if isinstance(model, type) else model
-        if not isinstance(model, type):  # a task's block inside `dict[str, Model]`
-            model = annotation.__args__[1]
-            continue
-        model = annotation
-    return sorted(model.model_fields) if hasattr(model, "model_fields") else []
+        inside = isinstance(kind, type) and issubclass(kind, BaseModel)
+        kind = kind.model_fields[part].annotation if inside else kind.__args__[1]  # else: `dict[str, Model]`
+    return sorted(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
