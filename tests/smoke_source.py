@@ -49,7 +49,9 @@ def _table(task: str, rows: int, seed: int) -> pa.Table:
     """Rows whose label the words decide, so that there is something to learn."""
     entry = TASKS[task]
     random = np.random.default_rng(seed)
-    sentences = [[" ".join(random.choice(WORDS, size=random.integers(2, 6))) for _ in range(rows)] for _ in entry.sentences]
+    sentences = [
+        [" ".join(random.choice(WORDS, size=random.integers(2, 6))) for _ in range(rows)] for _ in entry.sentences
+    ]
     shared = [len(set(a.split()) & set(b.split())) for a, b in zip(sentences[0], sentences[-1], strict=True)]
     label: list[float] | list[int]
     label = [min(5.0, 1.25 * n) for n in shared] if entry.regression else [min(n, entry.num_labels - 1) for n in shared]

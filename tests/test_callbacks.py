@@ -33,7 +33,9 @@ class Pad:
         longest = max(len(row["input_ids"]) for row in rows)
         return {
             "input_ids": torch.tensor([row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows]),
-            "attention_mask": torch.tensor([[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]),
+            "attention_mask": torch.tensor(
+                [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]
+            ),
             "labels": torch.tensor([row["labels"] for row in rows]),
         }
 
@@ -185,7 +187,9 @@ def test_a_damaged_state_is_refused_by_name(tiny_data, tmp_path):
 
 
 def test_state_of_another_model_is_refused(tiny_data, tmp_path):
-    trainer_for(new_model(), tiny_data, tmp_path, [AdmmCallback()], save_strategy="steps", save_steps=8, max_steps=8).train()
+    trainer_for(
+        new_model(), tiny_data, tmp_path, [AdmmCallback()], save_strategy="steps", save_steps=8, max_steps=8
+    ).train()
     path = tmp_path / "checkpoint-8" / STATE_FILE
     from safetensors import safe_open
 
@@ -254,5 +258,3 @@ def test_history_counts_iterations_outside_the_mask(tiny_data, tmp_path):
     assert sum(times * row["count"] for times, row in swaps.items()) == 5 * weights // 2  # half are outside each time
     assert swaps[5]["mean_abs_after"] < 0.8 * swaps[5]["mean_abs_before"]  # always outside: pulled to zero
     assert swaps[0]["mean_abs_after"] > 0.8 * swaps[0]["mean_abs_before"]  # never outside: left alone
-
-

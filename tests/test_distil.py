@@ -100,7 +100,11 @@ def test_unequal_widths_are_refused():
 def test_a_teacher_answers_without_gradients_or_dropout():
     model = BertForSequenceClassification(tiny_config(hidden_dropout_prob=0.5))
     teacher = Teacher(model.train(), hidden_states=True)
-    inputs = {"input_ids": torch.tensor([[2, 3, 4]]), "attention_mask": torch.ones(1, 3, dtype=int), "length": torch.tensor([3])}
+    inputs = {
+        "input_ids": torch.tensor([[2, 3, 4]]),
+        "attention_mask": torch.ones(1, 3, dtype=int),
+        "length": torch.tensor([3]),
+    }
     first, second = teacher(inputs), teacher(inputs)
     assert torch.equal(first.logits, second.logits)
     assert not first.logits.requires_grad

@@ -214,7 +214,18 @@ def test_a_mistyped_key_stops_a_stage_with_its_name(finished):
     before = edited(path, "freeze_at:", "freze_at:")
     try:
         done = subprocess.run(
-            [sys.executable, "stages/train.py", "--params", str(path), "--method", "nxm", "--task", "mnli", "--seed", "0"],
+            [
+                sys.executable,
+                "stages/train.py",
+                "--params",
+                str(path),
+                "--method",
+                "nxm",
+                "--task",
+                "mnli",
+                "--seed",
+                "0",
+            ],
             cwd=folder,
             env=environment(folder),
             capture_output=True,

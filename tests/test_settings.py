@@ -24,7 +24,18 @@ def test_the_committed_params_are_a_study():
 def test_no_value_of_a_training_comes_from_a_default(values):
     """dvc.yaml leaves settings.py out of the dependencies because of this."""
     study = parse_study(values, "params.yaml").model_dump(mode="json")
-    for block in ("trainer", "pattern", "targets", "prepare", "dense", "asp", "admm_unstructured", "nxm", "distil", "distil_nxm"):
+    for block in (
+        "trainer",
+        "pattern",
+        "targets",
+        "prepare",
+        "dense",
+        "asp",
+        "admm_unstructured",
+        "nxm",
+        "distil",
+        "distil_nxm",
+    ):
         assert values[block] == study[block]
 
 

@@ -246,7 +246,7 @@ def _arguments(
         eval_strategy="steps",
         eval_steps=steps_per_epoch * common.evaluate_every,
         save_strategy="steps",
-        save_steps=steps_per_epoch,
+        save_steps=steps_per_epoch * common.evaluate_every,
         save_total_limit=2,  # while one is written, the one before is whole
         logging_strategy="steps",
         logging_steps=steps_per_epoch,

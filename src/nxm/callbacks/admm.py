@@ -123,12 +123,14 @@ class AdmmCallback(SparsityCallback):
         if self._masked is None:
             self._describe({name: self.constraint.mask(W) for name, W in self.targets.items()})
             self.admm.project_weights_()
+        if self.history is not None:
+            self.example = self.history.example(self.admm, pattern="intermediate.dense")
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = self.admm.state_dict()
         if self.history is not None:
             tensors |= self.history.state_dict()
-        names = ("iterations", "frozen_at_step", "swaps", "example")
+        names = ("iterations", "frozen_at_step", "swaps")
         return tensors, {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -173,7 +175,6 @@ class AdmmCallback(SparsityCallback):
     def _describe(self, masks: dict[str, Tensor]) -> None:
         if self.history is not None:
             self.swaps = self.history.swaps(self.admm, masks)
-            self.example = self.history.example(self.admm, pattern="intermediate.dense")
 
     def _scheduled_rho(self, iteration: int) -> float:
         return rho_at(self.settings.rho, self.settings.schedule, iteration, self.planned)
