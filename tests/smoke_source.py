@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from nxm.glue import TASKS
@@ -30,9 +29,7 @@ def _write_weights(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
-    BertWordPieceTokenizer(str(vocabulary))  # the file is a vocabulary
     BertTokenizerFast(str(vocabulary)).save_pretrained(folder)
-    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=5 + len(WORDS),

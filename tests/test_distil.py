@@ -93,7 +93,7 @@ def test_a_student_equal_to_its_teacher_has_only_the_tasks_loss():
 
 
 def test_unequal_widths_are_refused():
-    with pytest.raises(ValueError, match="set distillation.hidden to 0"):
+    with pytest.raises(ValueError, match=r"set distillation\.hidden to 0"):
         distillation_loss(outputs(0, width=4), outputs(1, width=8), MASK, Distillation())
 
 

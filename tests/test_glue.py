@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
-from hub_server import make_table
 
+from hub_server import make_table
 from nxm.errors import UserError
 from nxm.glue import TASKS, check_table, compute_metrics, get_task, paper_metric
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_server import make_glue, make_tiny_bert
 
+from hub_server import make_glue, make_tiny_bert
 from nxm.errors import UserError
 from nxm.glue import TASKS
 from nxm.prepare import load_prepared, prepare

@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from synthetic_study import make_benchmark, make_result, make_study
 
 from nxm import report
 from nxm.errors import UserError
@@ -22,6 +21,7 @@ from nxm.report import Evidence, facts, paper, readme, style
 from nxm.report.table import write_table
 from nxm.results import read_study, result_path, write_result
 from nxm.settings import load_study
+from synthetic_study import make_benchmark, make_result, make_study
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES, TABLES = report.known("figures"), report.known("tables")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from synthetic_study import make_benchmark, make_result, make_study
 
 from nxm.errors import UserError
 from nxm.results import (
@@ -24,6 +23,7 @@ from nxm.results import (
     write_bytes,
     write_result,
 )
+from synthetic_study import make_benchmark, make_result, make_study
 
 
 @pytest.mark.parametrize("method", ["dense", "asp", "nxm", "distil_nxm_kd"])

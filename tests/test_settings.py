@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nxm import UserError
+from nxm.methods import METHODS
 from nxm.settings import Study, load_study, parse_study, read_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -24,18 +25,8 @@ def test_the_committed_params_are_a_study():
 def test_no_value_of_a_training_comes_from_a_default(values):
     """dvc.yaml leaves settings.py out of the dependencies because of this."""
     study = parse_study(values, "params.yaml").model_dump(mode="json")
-    for block in (
-        "trainer",
-        "pattern",
-        "targets",
-        "prepare",
-        "dense",
-        "asp",
-        "admm_unstructured",
-        "nxm",
-        "distil",
-        "distil_nxm",
-    ):
+    blocks = {"trainer", "pattern", "targets", "prepare"} | {method.block for method in METHODS.values()}
+    for block in sorted(blocks):
         assert values[block] == study[block]
 
 

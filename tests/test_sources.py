@@ -17,8 +17,8 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
-from hub_server import HubServer, make_glue, make_tiny_bert
 
+from hub_server import HubServer, make_glue, make_tiny_bert
 from nxm.catalogue import CATALOGUE, CarriedTask, CarriedWeights, Carrier, Catalogue, Member
 from nxm.errors import UserError
 from nxm.glue import TASKS, check_table

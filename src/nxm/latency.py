@@ -322,10 +322,11 @@ def measure_training_step(
 ) -> list[Row]:
     """Time one optimizer step of each method in fp32: forward, backward, clipping, AdamW, and the method's callback.
 
-    Step and projection are timed apart; a method's time in a round is step + projection / interval, where interval is
-    the method's number of steps between projections. ADMM counts as in its phase before the mask is frozen, with the
-    study's bookkeeping for Figure 4. All methods train the same network, in turn within each round: copies would differ
-    by where they happen to lie in memory.
+    The dense step, what a method's callback does in each step, and its projection are timed apart, in turn within each
+    round; a method's time in a round is dense step + callback + projection / interval, where interval is the method's
+    number of steps between projections. (Whole steps, one method against another, differ by more than a callback costs
+    from one second to the next on a shared machine.) ADMM counts as in its phase before the mask is frozen, with the
+    study's bookkeeping for Figure 4. All methods work on the same network.
 
     Args:
         folder: the dense model.
@@ -354,16 +355,17 @@ def measure_training_step(
         if callback is not None:
             callback.on_train_begin(args, state, control, **given)
 
-    def step(callback: SparsityCallback | None) -> None:
-        """One step in the order of `Trainer._inner_training_loop`."""
+    def step() -> None:
+        """One dense step; leaves its gradients for the callbacks."""
+        model.zero_grad()
         model(**batch).loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), study.trainer.max_grad_norm)
-        if callback is not None:
-            callback.on_pre_optimizer_step(args, state, control, **given)
         optimizer.step()
-        if callback is not None:
-            callback.on_optimizer_step(args, state, control, **given)
-        model.zero_grad()
+
+    def call_back(callback: SparsityCallback) -> None:
+        """What the Trainer calls around the optimizer's step."""
+        callback.on_pre_optimizer_step(args, state, control, **given)
+        callback.on_optimizer_step(args, state, control, **given)
 
     def project(callback: AdmmCallback) -> None:
         """`on_step_end` of a step that projects; at all others it returns at once."""
@@ -372,7 +374,8 @@ def measure_training_step(
 
     admm = {name: callback for name, callback in callbacks.items() if isinstance(callback, AdmmCallback)}
     calls: dict[tuple[str, str], Call] = {
-        **{(name, "step"): partial(step, callback) for name, callback in callbacks.items()},
+        ("dense", "step"): step,
+        **{(name, "callback"): partial(call_back, callback) for name, callback in callbacks.items() if callback},
         **{(name, "projection"): partial(project, callback) for name, callback in admm.items()},
     }
     warmup = min(study.benchmark.warmup, 2)  # steps are long, and the first has made AdamW's state
@@ -388,16 +391,20 @@ def measure_training_step(
         )
     rows = []
     for name in STEP_METHODS:
-        total, extra = seconds[name, "step"], {}
+        dense = seconds["dense", "step"]
+        total, extra = dense, {}
+        if callbacks[name] is not None:
+            total = total + seconds[name, "callback"]
+            extra = {"callback_ms": summarise(seconds[name, "callback"])["median_ms"]}
         if name in admm:
             projection, interval = seconds[name, "projection"], admm[name].interval
             total = total + projection / interval
-            extra = {"projection_ms": summarise(projection)["median_ms"], "interval": interval}
+            extra |= {"projection_ms": summarise(projection)["median_ms"], "interval": interval}
         rows.append(
             {"method": name, "batch": batch_size, "length": length}
             | summarise(total)
             | extra
-            | {"ratio_to_dense": paired_ratio(total, seconds["dense", "step"])}
+            | {"ratio_to_dense": paired_ratio(total, dense)}
         )
     return rows
 

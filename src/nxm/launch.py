@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def pending_stages(target: Path) -> list[str]:
-    """Names of the stages that `dvc repro` would run, in the order of dvc.yaml.
+    """Names of the stages that `dvc repro` would run, in the order of dvc.yaml: those changed, and what reads them.
 
     Where an output was never made, DVC's dry run gives up on the stages that need it and names them as skipped: those
     are pending too.
@@ -74,7 +74,7 @@ def pending_stages(target: Path) -> list[str]:
     Raises:
         UserError: DVC cannot read the study (its message is passed on).
     """
-    dry = _dvc("repro", "--dry", "--allow-missing", "--keep-going", str(target))
+    dry = _dvc("repro", "--dry", "--allow-missing", "--keep-going", "--force-downstream", str(target))
     said = dry.stdout + dry.stderr
     found = re.findall(r"^(?:Running stage|ERROR: failed to reproduce) (.*)$", said, flags=re.MULTILINE)
     found += re.findall(r"^WARNING: Stages? (.*) will be skipped", said, flags=re.MULTILINE)
