@@ -151,6 +151,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 class LengthGroupedByEpoch(Sampler[int]):
     """Indices such that consecutive batches hold examples of similar length, shuffled anew each epoch.
 
+    What would make an incomplete last batch is left out, other examples each epoch, so that every step weighs the same.
+    (The Trainer's `dataloader_drop_last` would leave out dev examples too.)
+
     The order depends on `seed` and the epoch alone: not on the random numbers that training drew before, and, with
     `batch_size` the global one, not on the number of processes.
     """
@@ -165,11 +168,11 @@ class LengthGroupedByEpoch(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) // self.batch_size * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)[: len(self)])
 
 
 class _Trainer(Trainer):
@@ -242,7 +245,7 @@ def _arguments(
         warmup_steps=common.warmup_ratio,
         weight_decay=common.weight_decay,
         max_grad_norm=common.max_grad_norm,
-        dataloader_drop_last=True,  # every step weighs the same; what is left out differs by epoch
+        dataloader_pin_memory=torch.cuda.is_available(),
         eval_strategy="steps",
         eval_steps=steps_per_epoch * common.evaluate_every,
         save_strategy="steps",
