@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import smoke_source
 from nxm.launch import pending_stages
@@ -259,15 +261,13 @@ def test_a_diverging_training_stops_with_the_step_and_leaves_no_result(finished)
 
 def test_two_processes_train_to_the_same_weights_as_one(finished):
     """Same global batches, by gloo on the CPU, without dropout; equal to rounding."""
-    from safetensors.torch import load_file
-
     folder, _ = finished
     config = folder / "data/smoke/source/weights/config.json"
     values = json.loads(config.read_text())
     values |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config.unlink()  # DVC's cache may be linked to it
     config.write_text(json.dumps(values))
-    weights = {}
+    trained = {}
     for hardware in ("auto", "cpu2"):
         done = subprocess.run(
             [
@@ -275,13 +275,17 @@ def test_two_processes_train_to_the_same_weights_as_one(finished):
                 *("--params", "studies/smoke/params.yaml", "--method", "nxm", "--task", "mnli", "--seed", "1"),
             ],
             cwd=folder,
-            env=environment(folder),
+            env=environment(folder) | {"ACCELERATE_USE_CPU": "1"},
             capture_output=True,
             text=True,
             check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        weights[hardware] = load_file(folder / "models/smoke/mnli/nxm/seed1/model.safetensors")
-    for name, tensor in weights["auto"].items():
-        difference = (tensor - weights["cpu2"][name]).abs().max().item()
-        assert difference < 1e-4, name
+        trained[hardware] = load_file(folder / "models/smoke/mnli/nxm/seed1/model.safetensors")
+        (folder / "models/smoke/mnli/nxm/seed1").rename(folder / f"models/{hardware}")
+    start = load_file(folder / "data/smoke/source/weights/model.safetensors")
+    for name, one in trained["auto"].items():
+        if name.endswith("key.bias"):  # softmax does not see it: its gradient is rounding, which Adam blows up
+            continue
+        two, moved = trained["cpu2"][name], one - start.get(name.removeprefix("bert."), torch.zeros_like(one))
+        assert (one - two).norm() <= 1e-3 * moved.norm(), name

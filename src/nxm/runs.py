@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import parse_flag_from_env, set_seed
 from transformers import PreTrainedModel
 
 from nxm import provenance
@@ -60,7 +60,7 @@ def run(study: Study, cell: Cell, keep_model: bool = True) -> Path:
         UserError: something needed is missing, or the training diverged.
     """
     started = time.perf_counter()
-    state = PartialState()
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # else processes on a CPU would not join
     provenance.use_cores()
     task, method = get_task(cell.task), get_method(cell.method)
     training = _training(study, cell)
