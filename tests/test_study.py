@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from ruamel.yaml import YAML
 
 from nxm import UserError
 from nxm.methods import METHODS, get_method
+from nxm.results import read_study, result_path, write_result
 from nxm.settings import load_study, read_yaml
 from nxm.study import MAIN, merge, profiles, study_values, write_study
-from nxm.timing import estimate_seconds, say_duration
+from nxm.timing import PLAN, STARTED, estimate_seconds, say_duration, say_progress
 
 ROOT = Path(__file__).parent.parent
 DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
@@ -87,3 +89,21 @@ def test_estimates_follow_epochs_and_need_a_timed_run():
     assert say_duration(95) == "95 s"
     assert say_duration(600) == "10 min"
     assert say_duration(9000) == "2.5 h"
+
+
+def test_progress_counts_what_this_launch_has_done(monkeypatch, tmp_path):
+    study = load_study(ROOT / "params.yaml")
+    results = [result for result in read_study(ROOT / "results", MAIN) if result.method in ("dense", "asp")]
+    monkeypatch.chdir(tmp_path)
+    assert say_progress(study, results) is None  # outside a launch
+    trainings = ["baseline@stsb-0", "asp@stsb-0", "nxm@stsb-0", "distil_nxm@stsb-0-distil_nxm_kd"]
+    monkeypatch.setenv(PLAN, "\n".join(["prepare@stsb", *trainings, "benchmark"]))
+    monkeypatch.setenv(STARTED, str(time.time() - 100))
+    monkeypatch.setenv("DVC_STAGE", "nxm@stsb-0")
+    first = say_progress(study, results)
+    assert first.startswith("training 1 of 4: nxm@stsb-0; about ")
+    for result in results:
+        write_result(result_path("", result.study, result.task, result.method, result.seed), result)
+    third = say_progress(study, results)
+    assert third.startswith("training 3 of 4: nxm@stsb-0; about ")
+    assert third.split("about ")[1] != first.split("about ")[1]

@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -23,9 +24,7 @@ from nxm.errors import UserError
 from nxm.results import read_study
 from nxm.settings import Study, load_study
 from nxm.study import MAIN, write_study
-from nxm.timing import estimate_seconds, say_duration
-
-PLAN = "NXM_PLAN"  # environment variable: the stages of this launch, in order, for nxm.timing
+from nxm.timing import PLAN, STARTED, estimate_seconds, say_duration
 
 
 def main() -> None:
@@ -54,7 +53,11 @@ def main() -> None:
     status = subprocess.run(
         [sys.executable, "-m", "dvc", "repro", str(target)],
         env=os.environ
-        | {PLAN: "\n".join(pending), "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])},
+        | {
+            PLAN: "\n".join(pending),
+            STARTED: str(time.time()),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        },
         check=False,
     ).returncode
     if status:

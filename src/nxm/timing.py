@@ -4,53 +4,64 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Sequence
 
 from nxm.glue import TASKS
-from nxm.results import Result
+from nxm.results import Result, result_path
 from nxm.settings import Study
 
-# dvc.yaml's stage -> the block of params.yaml with its epochs, and its cost beside plain training of the dense model:
-# a student has half the layers; a teacher's forward pass is a third of the dense model's training step.
-_TRAININGS = {
-    "baseline": ("dense", 1.0),
-    "asp": ("asp", 1.0),
-    "admm_unstructured": ("admm_unstructured", 1.0),
-    "nxm": ("nxm", 1.0),
-    "nxm_rho": ("nxm", 1.0),
-    "nxm_paper": ("nxm", 1.0),
-    "tune": ("nxm", 1.0),
-    "distil": ("distil", 0.5 + 1 / 3),
-    "distil_nxm": ("distil_nxm", 0.5),
+PLAN = "NXM_PLAN"  # environment variables by which nxm.launch tells its stages what runs, and since when
+STARTED = "NXM_STARTED"
+
+# dvc.yaml's stage -> the block of params.yaml with its epochs.
+_BLOCKS = {
+    "baseline": "dense",
+    "asp": "asp",
+    "admm_unstructured": "admm_unstructured",
+    "nxm": "nxm",
+    "nxm_rho": "nxm",
+    "nxm_paper": "nxm",
+    "tune": "nxm",
+    "distil": "distil",
+    "distil_nxm": "distil_nxm",
 }
-_TASK_OF_METHOD = {"distil_nxm_kd": 0.5 + 1 / 3}
+# Cost of an example beside the dense model's: a student has half the layers, a teacher's answer is a third of a step.
+_COSTS = {"distil": 0.5 + 1 / 3, "distil_nxm": 0.5, "distil_nxm_kd": 0.5 + 1 / 3}
 
 
 def estimate_seconds(study: Study, stages: Sequence[str], timed: Sequence[Result]) -> float | None:
-    """Seconds that the trainings among `stages` (DVC's names) will take; None when nothing comparable was timed.
+    """Seconds that the trainings among `stages` (DVC's names) will take; None when no run was timed yet.
 
     Other stages take seconds and are not counted.
     """
-    work = [units for units in (_units(study, stage) for stage in stages) if units]
-    rate = _seconds_per_unit(study, timed)
-    if rate is None:
-        return None if work else 0.0
-    return rate * sum(work)
+    work = sum(_stage_units(study, stage) for stage in stages)
+    if not work:
+        return 0.0
+    units = sum(_result_units(result) for result in timed)
+    return sum(result.wall_seconds for result in timed) / units * work if units else None
 
 
 def say_progress(study: Study, timed: Sequence[Result]) -> str | None:
-    """A line for the start of a stage: which of how many, and about how long the rest takes.
+    """A line for the start of a training: which of how many, and about how long all the rest takes.
 
-    None outside `nxm.launch` (plain `dvc repro` does not say how many stages it will run).
+    Judged by what this launch has done so far, else by earlier runs. None outside `nxm.launch`: plain `dvc repro` does
+    not say how much it will do. (DVC chooses the order anew each time, so the place in the plan says nothing.)
     """
-    planned = os.environ.get("NXM_PLAN", "").splitlines()
+    planned = [stage for stage in os.environ.get(PLAN, "").splitlines() if _stage_units(study, stage)]
     current = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
     if current not in planned:
         return None
-    place = planned.index(current)
-    line = f"stage {place + 1} of {len(planned)}: {current}"
-    seconds = estimate_seconds(study, planned[place:], timed)
-    return line + (f"; about {say_duration(seconds)} left in all" if seconds else "")
+    started = float(os.environ[STARTED])
+    done = [result for result in timed if _written(result) >= started]
+    line = f"training {len(done) + 1} of {len(planned)}: {current}"
+    work = sum(_stage_units(study, stage) for stage in planned)
+    finished = sum(_result_units(result) for result in done)
+    if finished:
+        left: float | None = (time.time() - started) / finished * (work - finished)
+    else:
+        left = estimate_seconds(study, planned, timed)
+    return line + (f"; about {say_duration(left)} left in all" if left else "")
 
 
 def say_duration(seconds: float) -> str:
@@ -60,29 +71,26 @@ def say_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _units(study: Study, stage: str) -> float | None:
-    """Epochs x examples x cost, an evaluated example counting as a third; None for stages that train nothing."""
+def _stage_units(study: Study, stage: str) -> float:
+    """Examples x cost of a training stage, an evaluated example counting as a third; 0 for stages that train nothing."""
     kind, _, cell = stage.partition("@")
-    if kind not in _TRAININGS:
-        return None
-    block, cost = _TRAININGS[kind]
+    if kind not in _BLOCKS:
+        return 0.0
     task = next(name for name in study.tasks if re.match(rf"{name}(-|$)", cell))
-    cost = next((cost for method, cost in _TASK_OF_METHOD.items() if cell.endswith(method)), cost)
-    epochs = getattr(study, block)[task].epochs
-    return cost * _examples(study, task, epochs, -(-epochs // study.trainer.evaluate_every))
-
-
-def _examples(study: Study, task: str, epochs: int, evaluations: int) -> float:
+    method = next((name for name in sorted(_COSTS, reverse=True) if cell.endswith(name)), kind)
+    epochs = getattr(study, _BLOCKS[kind])[task].epochs
     rows = TASKS[task].rows
     train = study.prepare.train_examples or rows["train"]
-    return epochs * train + evaluations * sum(n for split, n in rows.items() if split != "train") / 3
+    dev = sum(count for split, count in rows.items() if split != "train")
+    return _COSTS.get(method, 1.0) * (epochs * train + -(-epochs // study.trainer.evaluate_every) * dev / 3)
 
 
-def _seconds_per_unit(study: Study, timed: Sequence[Result]) -> float | None:
-    full = [result for result in timed if result.model.layers == max(r.model.layers for r in timed)]
-    units = sum(
-        _examples(study, result.task, len(result.epochs), sum(epoch.metric is not None for epoch in result.epochs))
-        for result in full
-        if result.task in study.tasks
-    )
-    return sum(result.wall_seconds for result in full if result.task in study.tasks) / units if units else None
+def _result_units(result: Result) -> float:
+    evaluations = sum(epoch.metric is not None for epoch in result.epochs)
+    examples = len(result.epochs) * result.provenance.train_examples + evaluations * result.provenance.dev_examples / 3
+    return _COSTS.get(result.method, 1.0) * examples
+
+
+def _written(result: Result) -> float:
+    path = result_path("", result.study, result.task, result.method, result.seed, result.cell)
+    return path.stat().st_mtime if path.exists() else 0.0
