@@ -72,7 +72,7 @@ def say_duration(seconds: float) -> str:
 
 
 def _stage_units(study: Study, stage: str) -> float:
-    """Examples x cost of a training stage, an evaluated example counting as a third; 0 for stages that train nothing."""
+    """Examples x cost of a training stage, evaluated ones counting a third; 0 for stages that train nothing."""
     kind, _, cell = stage.partition("@")
     if kind not in _BLOCKS:
         return 0.0
