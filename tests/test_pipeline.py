@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -32,15 +33,15 @@ def environment(folder: Path) -> dict[str, str]:
     return os.environ | {"PATH": path, "PYTHONPATH": str(folder / "src"), "CUDA_VISIBLE_DEVICES": ""}
 
 
-def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+def call(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess:
+    """Run a command in the copy to its end, whatever that is."""
     return subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        check=False,
+        command, cwd=folder, env=environment(folder) | variables, capture_output=True, text=True, check=False
     )
+
+
+def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return call(folder, sys.executable, "-m", "dvc", *arguments)
 
 
 def launch(folder: Path) -> subprocess.Popen:
@@ -135,10 +136,15 @@ def test_a_killed_study_goes_on_from_its_checkpoint_to_the_end(finished):
 
 def test_the_killed_training_ended_as_one_that_was_not_killed(finished):
     """Also: two runs of a stage give equal results files apart from times."""
-    folder, _ = finished
+    folder, output = finished
     resumed = read_result(folder / NXM)
+    first_epoch = re.compile(r"'loss': .*'epoch': '1'\}")
+    after_the_kill = output.partition("nxm@mnli-0':")[2].partition("Running stage")[0]
+    assert "nxm on mnli, seed 0" in after_the_kill
+    assert not first_epoch.search(after_the_kill)  # it went on from the checkpoint
     done = dvc(folder, "repro", "--force", "--single-item", f"{TARGET}:nxm@mnli-0")
     assert done.returncode == 0, done.stderr
+    assert first_epoch.search(done.stdout)  # this one began anew
     whole = read_result(folder / NXM)
     assert whole.provenance.model_sha256 == resumed.provenance.model_sha256
     assert same_apart_from_times(whole, resumed)
@@ -149,14 +155,7 @@ def test_the_killed_training_ended_as_one_that_was_not_killed(finished):
 def test_every_sparse_model_on_disk_obeys(finished):
     folder, _ = finished
     for method in ("asp", "nxm", "distil_nxm", "distil_nxm_kd", "admm_unstructured"):
-        done = subprocess.run(
-            [sys.executable, "-m", "nxm.check", f"models/smoke/mnli/{method}/seed0"],
-            cwd=folder,
-            env=environment(folder),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = call(folder, sys.executable, "-m", "nxm.check", f"models/smoke/mnli/{method}/seed0")
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -215,24 +214,18 @@ def test_a_mistyped_key_stops_a_stage_with_its_name(finished):
     path = folder / "studies/smoke/params.yaml"
     before = edited(path, "freeze_at:", "freze_at:")
     try:
-        done = subprocess.run(
-            [
-                sys.executable,
-                "stages/train.py",
-                "--params",
-                str(path),
-                "--method",
-                "nxm",
-                "--task",
-                "mnli",
-                "--seed",
-                "0",
-            ],
-            cwd=folder,
-            env=environment(folder),
-            capture_output=True,
-            text=True,
-            check=False,
+        done = call(
+            folder,
+            sys.executable,
+            "stages/train.py",
+            "--params",
+            str(path),
+            "--method",
+            "nxm",
+            "--task",
+            "mnli",
+            "--seed",
+            "0",
         )
         assert done.returncode == 1
         assert "unknown key 'admm_unstructured.mnli.freze_at'; did you mean 'freeze_at'?" in done.stderr
@@ -243,16 +236,10 @@ def test_a_mistyped_key_stops_a_stage_with_its_name(finished):
 
 def test_a_diverging_training_stops_with_the_step_and_leaves_no_result(finished):
     folder, _ = finished
-    done = subprocess.run(
-        [
-            *(sys.executable, "stages/train.py", "--params", "studies/smoke/params.yaml"),
-            *("--method", "asp", "--task", "mnli", "--seed", "0", "--cell", "lr1e30", "--learning-rate", "1e30"),
-        ],
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        check=False,
+    done = call(
+        folder,
+        *(sys.executable, "stages/train.py", "--params", "studies/smoke/params.yaml"),
+        *("--method", "asp", "--task", "mnli", "--seed", "0", "--cell", "lr1e30", "--learning-rate", "1e30"),
     )
     assert done.returncode == 1
     assert "diverged; lower the learning rate" in done.stderr
@@ -269,16 +256,11 @@ def test_two_processes_train_to_the_same_weights_as_one(finished):
     config.write_text(json.dumps(values))
     trained = {}
     for hardware in ("auto", "cpu2"):
-        done = subprocess.run(
-            [
-                *("accelerate", "launch", "--config_file", f"hardware/{hardware}.yaml", "stages/train.py"),
-                *("--params", "studies/smoke/params.yaml", "--method", "nxm", "--task", "mnli", "--seed", "1"),
-            ],
-            cwd=folder,
-            env=environment(folder) | {"ACCELERATE_USE_CPU": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
+        done = call(
+            folder,
+            *("accelerate", "launch", "--config_file", f"hardware/{hardware}.yaml", "stages/train.py"),
+            *("--params", "studies/smoke/params.yaml", "--method", "nxm", "--task", "mnli", "--seed", "1"),
+            ACCELERATE_USE_CPU="1",
         )
         assert done.returncode == 0, done.stderr[-3000:]
         trained[hardware] = load_file(folder / "models/smoke/mnli/nxm/seed1/model.safetensors")
