@@ -44,7 +44,7 @@ def study() -> Study:
         asp={"stsb": Training(**run)},
         nxm={"stsb": admm},
         admm_unstructured={"stsb": admm},
-        benchmark=Benchmark(batch_sizes=[1, 2], lengths=[4, 8], warmup=1, repeats=3),
+        benchmark=Benchmark(seeds=[3], batch_sizes=[1, 2], lengths=[4, 8], warmup=1, repeats=3),
     )
 
 

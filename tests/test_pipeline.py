@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import smoke_source
 from nxm.launch import pending_stages
-from nxm.results import read_result, read_study, same_apart_from_times
+from nxm.results import read_failures, read_result, read_study, same_apart_from_times
 from nxm.settings import load_study
 
 ROOT = Path(__file__).parent.parent
@@ -239,11 +239,26 @@ def test_a_diverging_training_stops_with_the_step_and_leaves_no_result(finished)
     done = call(
         folder,
         *(sys.executable, "stages/train.py", "--params", "studies/smoke/params.yaml"),
-        *("--method", "asp", "--task", "mnli", "--seed", "0", "--cell", "lr1e30", "--learning-rate", "1e30"),
+        *("--method", "asp", "--task", "mnli", "--seed", "7", "--learning-rate", "1e30"),
     )
     assert done.returncode == 1
     assert "diverged; lower the learning rate" in done.stderr
-    assert not (folder / "results/smoke/mnli/asp/lr1e30").exists()
+    assert not (folder / "results/smoke/mnli/asp/seed7.json").exists()
+
+
+def test_a_diverging_cell_of_a_grid_leaves_its_reason_and_the_grid_goes_on(finished):
+    folder, _ = finished
+    done = call(
+        folder,
+        *(sys.executable, "stages/train.py", "--params", "studies/smoke/params.yaml"),
+        *("--method", "asp", "--task", "mnli", "--seed", "0", "--cell", "lr1e30", "--learning-rate", "1e30"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "failed: the loss became nan" in done.stdout
+    (failure,) = read_failures(folder / "results", "smoke")
+    assert failure.hyperparameters["learning_rate"] == 1e30
+    assert "diverged" in failure.failure
+    shutil.rmtree(folder / "results/smoke/mnli/asp/lr1e30")  # it is none of the study's
 
 
 def test_two_processes_train_to_the_same_weights_as_one(finished):

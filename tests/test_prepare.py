@@ -85,20 +85,40 @@ def drawn(source: Path, out: Path, examples: int | None, seed: int) -> list[tupl
     return [(tuple(row["input_ids"]), row["labels"]) for row in datasets["train"]]
 
 
-def test_a_sample_is_part_of_the_next_larger_one_in_the_original_order(copied, tmp_path):
+@pytest.fixture
+def unlike(copied) -> Path:
+    """A source in which every training row has a label of its own."""
     path = copied / "glue/stsb/train.parquet"
     table = pq.ParquetFile(path).read()
-    labels = pa.array([5.0 * row / ROWS for row in range(ROWS)], pa.float32())  # every row is another one
+    labels = pa.array([5.0 * row / ROWS for row in range(ROWS)], pa.float32())
     pq.write_table(table.set_column(2, "label", labels), path)
-    everything = drawn(copied, tmp_path / "out", None, 0)
+    return copied
+
+
+def test_a_sample_is_part_of_the_next_larger_one_in_the_original_order(unlike, tmp_path):
+    everything = drawn(unlike, tmp_path / "out", None, 0)
     assert len(everything) == len(set(everything)) == ROWS
-    assert drawn(copied, tmp_path / "out", ROWS, 0) == everything
-    small, large = drawn(copied, tmp_path / "out", 10, 0), drawn(copied, tmp_path / "out", 30, 0)
+    assert drawn(unlike, tmp_path / "out", ROWS, 0) == everything
+    small, large = drawn(unlike, tmp_path / "out", 10, 0), drawn(unlike, tmp_path / "out", 30, 0)
     assert len(small) == 10
     assert [row for row in large if row in small] == small
     assert [row for row in everything if row in large] == large
     assert large != everything[:30]
-    assert drawn(copied, tmp_path / "out", 10, 1) != small
+    assert drawn(unlike, tmp_path / "out", 10, 1) != small
+
+
+def test_rows_held_out_are_the_same_for_samples_of_any_size_and_in_none_of_them(unlike, tmp_path):
+    heldout = {}
+    for examples in (10, 40, None):
+        out = tmp_path / str(examples)
+        prepare("stsb", unlike, Prepare(train_examples=examples, heldout_examples=10, max_length=64), out)
+        data = load_prepared(out)
+        rows = {split: data[split]["labels"] for split in ("train", "heldout")}
+        assert len(rows["train"]) == (examples or 40)
+        assert not set(rows["heldout"]) & set(rows["train"])
+        heldout[examples] = rows["heldout"]
+    assert heldout[10] == heldout[40] == heldout[None]
+    assert len(heldout[None]) == 10
 
 
 def test_equal_inputs_give_equal_bytes_in_any_process_and_place(source, tmp_path):
@@ -121,8 +141,10 @@ def test_equal_inputs_give_equal_bytes_in_any_process_and_place(source, tmp_path
 
 
 def test_more_examples_than_there_are_is_an_error_that_leaves_nothing(source, tmp_path):
-    with pytest.raises(UserError, match=r"train_examples = 51, but task stsb has 50 training rows"):
+    with pytest.raises(UserError, match=r"train_examples = 51 and .*heldout_examples = 0, but task stsb has 50"):
         prepare("stsb", source, Prepare(train_examples=51), tmp_path / "out" / "stsb")
+    with pytest.raises(UserError, match=r"train_examples = 41 and .*heldout_examples = 10, but task stsb has 50"):
+        prepare("stsb", source, Prepare(train_examples=41, heldout_examples=10), tmp_path / "out" / "stsb")
     assert not (tmp_path / "out").exists()
 
 

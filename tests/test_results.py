@@ -6,14 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from nxm.errors import UserError
 from nxm.results import (
     FRAME_COLUMNS,
+    Failure,
     mean_similarity,
+    predictions_path,
     read_benchmark,
+    read_failures,
+    read_predictions,
     read_result,
     read_study,
     result_path,
@@ -21,6 +26,7 @@ from nxm.results import (
     to_frame,
     without_times,
     write_bytes,
+    write_predictions,
     write_result,
 )
 from synthetic_study import make_benchmark, make_result, make_study
@@ -62,6 +68,44 @@ def test_only_times_and_memory_may_differ_between_equal_runs() -> None:
     assert same_apart_from_times(result, slower)
     assert "wall_seconds" not in without_times(result)
     assert not same_apart_from_times(result, make_result(seed=2))
+
+
+def test_predictions_are_read_as_written_and_equal_ones_are_equal_bytes(tmp_path: Path) -> None:
+    logits = {"validation": np.random.default_rng(0).normal(size=(70, 3)).astype(np.float32)}
+    paths = [predictions_path(tmp_path / f"seed{seed}.json") for seed in (0, 1)]
+    for path in paths:
+        write_predictions(path, logits)
+    read = read_predictions(paths[0])
+    assert read.keys() == logits.keys()
+    assert np.array_equal(read["validation"], logits["validation"])
+    assert read["validation"].dtype == np.float32
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_damaged_predictions_are_named_and_no_pickle_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "seed0.npz"
+    with pytest.raises(UserError, match="no such file"):
+        read_predictions(path)
+    write_predictions(path, {"validation": np.zeros((50, 1), np.float32)})
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"seed0\.npz: not a file of predictions"):
+        read_predictions(path)
+    np.savez(path, validation=np.array([{"an": "object"}], dtype=object))
+    with pytest.raises(UserError, match="not a file of predictions"):
+        read_predictions(path)
+
+
+def test_a_failed_cell_is_no_result_and_is_found_with_its_reason(tmp_path: Path) -> None:
+    done = make_result(cell="lr9e-5")
+    write_result(result_path(tmp_path, "embedded", "stsb", "nxm", 1, "lr9e-5"), done)
+    failure = Failure(
+        study="embedded", task="stsb", method="nxm", seed=1, cell="lr1", hyperparameters={"lr": 1.0}, failure="nan"
+    )
+    write_result(result_path(tmp_path, "embedded", "stsb", "nxm", 1, "lr1"), failure)
+    assert read_study(tmp_path / "results", "embedded") == [done]
+    assert read_failures(tmp_path / "results", "embedded") == [failure]
+    with pytest.raises(UserError, match="'metric' is missing"):
+        read_result(result_path(tmp_path, "embedded", "stsb", "nxm", 1, "lr1"))
 
 
 def test_a_result_cannot_be_changed() -> None:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate.utils import set_seed
+from datasets import DatasetDict
 from scipy.stats import spearmanr
 
 import smoke_source
 from nxm import UserError
-from nxm.glue import get_task
+from nxm.glue import compute_metrics, get_task
 from nxm.prepare import load_prepared, prepare
 from nxm.settings import Prepare, Training
 from nxm.settings import Trainer as TrainerSettings
@@ -32,10 +33,10 @@ def source(tmp_path_factory) -> Path:
     return folder
 
 
-def run(source: Path, scratch: Path, training: Training = TRAINING, seed: int = 0):
+def run(source: Path, scratch: Path, training: Training = TRAINING, seed: int = 0, data: DatasetDict | None = None):
     set_seed(seed)
     model = load_model(source / "weights", STSB, fresh_head=True, mean_label=2.0)
-    data = load_prepared(source / "prepared")
+    data = data or load_prepared(source / "prepared")
     tokenizer = load_tokenizer(source / "weights")
     return train(model, tokenizer, STSB, data, training, COMMON, seed, scratch, [])
 
@@ -49,6 +50,32 @@ def test_the_metric_is_of_every_dev_example(source, tmp_path):
         scores = [model(**{name: torch.tensor([row[name]]) for name in names}).logits.item() for row in rows]
     assert len(scores) == 70
     assert trained.metrics["spearman"] == pytest.approx(100 * spearmanr(scores, rows["labels"]).statistic, abs=1e-3)
+
+
+def test_predictions_stand_in_the_splits_own_order(source, tmp_path):
+    trained = run(source, tmp_path)
+    (predictions,) = trained.predictions.values()
+    assert predictions.shape == (70, 1)
+    assert predictions.dtype == np.float32
+    labels = load_prepared(source / "prepared")["validation"]["labels"]
+    assert compute_metrics(STSB, predictions, np.asarray(labels)) == pytest.approx(trained.metrics, rel=1e-12)
+
+
+def test_rows_held_out_are_scored_by_the_trained_model(source, tmp_path):
+    prepare("stsb", source, Prepare(heldout_examples=20, max_length=16), tmp_path / "prepared")
+    data = load_prepared(tmp_path / "prepared")
+    trained = run(source, tmp_path / "a", data=data)
+    dev = run(source, tmp_path / "b", data=DatasetDict(train=data["train"], validation=data["heldout"]))
+    assert dev.metrics["spearman"] == pytest.approx(trained.heldout["spearman"], rel=1e-12)
+    assert trained.heldout != trained.metrics
+    assert dev.heldout is None
+
+
+def test_a_training_that_was_killed_after_its_end_still_has_its_predictions(source, tmp_path):
+    whole = run(source, tmp_path)  # its checkpoint of the last step is still there: this call only evaluates
+    again = run(source, tmp_path)
+    assert again.metrics == whole.metrics
+    assert np.array_equal(again.predictions["validation"], whole.predictions["validation"])
 
 
 def test_the_course_has_every_epoch_and_evaluations_where_asked(source, tmp_path):

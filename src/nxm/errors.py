@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     A ValueError, so that users of the library may catch it as one.
     """
+
+
+class Diverged(UserError):
+    """A training whose loss is no longer a finite number."""

@@ -62,7 +62,7 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def run_benchmark(study: Study, root: Path, timer: Timer | None = None) -> Path:
     """Measure everything for a trained study and write results/<study>/benchmark.json, all at once.
 
-    Uses the models of the study's first task and first seed, on CUDA when there is a GPU, else on the CPU.
+    Uses the models of the study's first task and of `benchmark.seeds`, on CUDA when there is a GPU, else on the CPU.
 
     Args:
         root: the repository, in which models/, data/ and results/ lie.
@@ -71,11 +71,13 @@ def run_benchmark(study: Study, root: Path, timer: Timer | None = None) -> Path:
     Returns: the path of the file.
 
     Raises:
-        UserError: the dense model or the prepared data are not there.
+        UserError: the dense model or the prepared data are not there, or `benchmark.seeds` is empty.
     """
     timer = timer or time_call
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    task, seed = study.tasks[0], study.seeds[0]
+    if not study.benchmark.seeds:
+        raise UserError("params: 'benchmark.seeds' names no seed whose models are to be measured")
+    task, seed = study.tasks[0], study.benchmark.seeds[0]
     folders = {name: root / "models" / study.study / task / name / f"seed{seed}" for name in MODELS}
     if not (folders["dense"] / "config.json").is_file():
         raise UserError(f"{folders['dense']}: there is no dense model to compare with; run the stage baseline first")

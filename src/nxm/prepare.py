@@ -33,9 +33,10 @@ def prepare(task_name: str, source: Path, settings: Prepare, out: Path) -> None:
     """Tokenise the splits of a task and save them as a `datasets.DatasetDict` in the folder `out`.
 
     Of the training split, `settings.train_examples` rows are drawn: the first of a permutation of all rows by
-    `numpy.random.default_rng(settings.sample_seed)`, so a smaller sample is part of a larger one of the same seed; they
-    are kept in the order of the original table. The bytes written depend on the inputs, the settings and the versions
-    of the libraries alone.
+    `numpy.random.default_rng(settings.sample_seed)`, so a smaller sample is part of a larger one of the same seed. The
+    permutation's last `settings.heldout_examples` rows become the split `heldout`: none of them is in any sample, and
+    they are the same for samples of any size. Rows are kept in the order of the original table. The bytes written
+    depend on the inputs, the settings and the versions of the libraries alone.
 
     Args:
         source: what `nxm.sources.fetch` left: weights/, glue/<task>/, perhaps student/.
@@ -52,15 +53,7 @@ def prepare(task_name: str, source: Path, settings: Prepare, out: Path) -> None:
     tables = {split: _load_split(task, split, source / "glue") for split in task.splits}
     if (source / "student").exists():
         _check_student(task, tokenizer, source / "student", tables["train"], settings.max_length)
-    rows = tables["train"].num_rows
-    if settings.train_examples is not None:
-        if settings.train_examples > rows:
-            raise UserError(
-                f"prepare.train_examples = {settings.train_examples}, but task {task.name} has {rows} training rows: "
-                "give at most that, or null for all"
-            )
-        drawn = np.random.default_rng(settings.sample_seed).permutation(rows)[: settings.train_examples]
-        tables["train"] = tables["train"].take(pa.array(np.sort(drawn)))
+    tables |= _sample(task, tables["train"], settings)
 
     with new_folder(out) as folder:
         datasets = DatasetDict()
@@ -126,6 +119,20 @@ def _load_split(task: Task, split: str, folder: Path) -> pa.Table:
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file: {error}") from None
     return check_table(task, split, table, official=False, where=str(path))
+
+
+def _sample(task: Task, table: pa.Table, settings: Prepare) -> dict[str, pa.Table]:
+    """The rows to train on, and those held out if any are."""
+    rows, heldout = table.num_rows, settings.heldout_examples
+    wanted = settings.train_examples if settings.train_examples is not None else max(1, rows - heldout)
+    if wanted + heldout > rows:
+        raise UserError(
+            f"prepare.train_examples = {settings.train_examples} and prepare.heldout_examples = {heldout}, but task "
+            f"{task.name} has {rows} training rows: give at most that together; train_examples may be null for the rest"
+        )
+    order = np.random.default_rng(settings.sample_seed).permutation(rows)
+    sampled = {"train": table.take(pa.array(np.sort(order[:wanted])))}
+    return sampled | ({"heldout": table.take(pa.array(np.sort(order[rows - heldout :])))} if heldout else {})
 
 
 def _encode(task: Task, tokenizer: PreTrainedTokenizerBase, table: pa.Table, max_length: int) -> dict[str, list]:

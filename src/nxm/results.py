@@ -1,7 +1,9 @@
 """Result files: what a training run leaves for readers, as frozen, checked objects.
 
 A result file says all that a reader needs to trust it (study, task, method, seed, hyper-parameters, metric by epoch,
-sparsity achieved, time, machine, versions, checksums). Tables and figures are made from these files alone.
+sparsity achieved, time, machine, versions, checksums). Tables and figures are made from these files alone. Beside a
+whole run's file lie its predictions on dev, so that two methods can be compared example by example. A cell of a grid
+that failed leaves a `Failure` in its result's place.
 
 Numbers are rounded when an object is made, not when it is written, so that an object equals the one read back from
 its file: scores, in percent points, to 4 decimals; shares to 6 decimals; losses, residuals and weights to 6
@@ -10,13 +12,16 @@ significant digits (about fp32); seconds to 2 decimals, MiB to 1. Hyper-paramete
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
+from zipfile import BadZipFile
 
+import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -44,6 +49,9 @@ class Record(BaseModel):
     """Base of every part of a result: immutable, no key but those declared, no NaN or infinity (JSON has none)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Kind = TypeVar("Kind", bound=Record)
 
 
 class Metric(Record):
@@ -153,10 +161,11 @@ class Provenance(Record):
     model_sha256: str
     train_examples: Annotated[int, Field(gt=0)]
     dev_examples: Annotated[int, Field(gt=0)]
+    heldout_examples: Count = 0
 
 
 class Result(Record):
-    """One run."""
+    """One run. `metric` and `metrics` are on dev; `heldout` is on training rows that no run trains on."""
 
     study: Name
     task: Name
@@ -165,6 +174,7 @@ class Result(Record):
     cell: CellName | None = None
     metric: Metric
     metrics: dict[str, Points]
+    heldout: Metric | None = None
     hyperparameters: dict[str, JsonValue]
     epochs: tuple[Epoch, ...]
     admm: AdmmRecord | None = None
@@ -186,13 +196,25 @@ class Result(Record):
         return self
 
 
+class Failure(Record):
+    """A cell of a grid that cannot be trained with its values, and why."""
+
+    study: Name
+    task: Name
+    method: Name
+    seed: int
+    cell: CellName
+    hyperparameters: dict[str, JsonValue]
+    failure: str
+
+
 def result_path(root: str | Path, study: str, task: str, method: str, seed: int, cell: str | None = None) -> Path:
     """Where a run's result stands below the repository's `root`."""
     folder = Path(root) / "results" / study / task / method
     return (folder / cell if cell else folder) / f"seed{seed}.json"
 
 
-def write_result(path: str | Path, result: Result) -> None:
+def write_result(path: str | Path, result: Result | Failure) -> None:
     """Write a result as JSON with sorted keys, all at once: a reader finds the whole file or none."""
     write_text(path, json.dumps(result.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n")
 
@@ -203,8 +225,12 @@ def read_result(path: str | Path) -> Result:
     Raises:
         UserError: the file is missing, is no JSON, or is no result; the message names the file, the key and the value.
     """
+    return _read_record(path, Result)
+
+
+def _read_record(path: str | Path, kind: type[Kind]) -> Kind:
     try:
-        return Result.model_validate(_read_json(path))
+        return kind.model_validate(_read_json(path))
     except ValidationError as error:
         raise UserError("\n".join(_explain(path, problem) for problem in error.errors())) from None
 
@@ -215,15 +241,48 @@ def read_study(results_dir: str | Path, study: str) -> list[Result]:
     Raises:
         UserError: a file is no result, or says another study, task, method, cell or seed than its path does.
     """
+    return [record for record in _read_records(results_dir, study) if isinstance(record, Result)]
+
+
+def read_failures(results_dir: str | Path, study: str) -> list[Failure]:
+    """The cells of a study that failed, ordered as `read_study`, which leaves them out. Raises UserError alike."""
+    return [record for record in _read_records(results_dir, study) if isinstance(record, Failure)]
+
+
+def _read_records(results_dir: str | Path, study: str) -> list[Result | Failure]:
     results_dir = Path(results_dir)
-    results = []
+    records: list[Result | Failure] = []
     for path in sorted((results_dir / study).glob("*/**/seed*.json")):
-        result = read_result(path)
-        expected = result_path("", result.study, result.task, result.method, result.seed, result.cell)
+        failed = "failure" in _read_json(path)
+        record = _read_record(path, Failure) if failed else _read_record(path, Result)
+        expected = result_path("", record.study, record.task, record.method, record.seed, record.cell)
         if "results" / path.relative_to(results_dir) != expected:
             raise UserError(f"{path}: its contents belong at {expected.as_posix()}; one of the two is wrong")
-        results.append(result)
-    return sorted(results, key=lambda r: (r.task, r.method, r.cell or "", r.seed))
+        records.append(record)
+    return sorted(records, key=lambda r: (r.task, r.method, r.cell or "", r.seed))
+
+
+def predictions_path(result: str | Path) -> Path:
+    """Where the predictions of a run stand, given its result's path."""
+    return Path(result).with_suffix(".npz")
+
+
+def write_predictions(path: str | Path, predictions: Mapping[str, np.ndarray]) -> None:
+    """Write logits by split, (rows, labels) fp32 in the split's own order, compressed; equal arrays, equal bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **predictions)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_predictions(path: str | Path) -> dict[str, np.ndarray]:
+    """What `write_predictions` wrote. Raises UserError for a file that is missing, damaged or something else."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise UserError(f"{path}: not a file of predictions: {error}") from None
 
 
 def read_benchmark(path: str | Path) -> dict[str, Any] | None:

@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 from nxm import provenance
 from nxm.callbacks import AdmmCallback, SparsityCallback
 from nxm.distil import Teacher, every_other_layer
-from nxm.errors import UserError
+from nxm.errors import Diverged, UserError
 from nxm.glue import get_task, paper_metric
 from nxm.methods import get_method
 from nxm.pattern import read_pattern, report
 from nxm.prepare import load_prepared
-from nxm.results import Result, result_path, write_result
+from nxm.results import Failure, Result, predictions_path, result_path, write_predictions, write_result
 from nxm.settings import Study, Training
 from nxm.sources import sha256_file, sha256_tree
 from nxm.targets import find_targets
@@ -50,14 +50,17 @@ class Cell:
 def run(study: Study, cell: Cell, keep_model: bool = True) -> Path:
     """Train one cell and write its results file; returns the file's path.
 
+    A whole run also leaves its predictions on dev beside it. A cell of a grid (one that has a name) whose values make
+    training diverge, or the GPU's memory too small, leaves a `Failure` as its result: the rest of the grid goes on.
+
     A run that was killed resumes from its last whole checkpoint, if settings, data, weights, code and versions are
     still the same, and ends with the same result. Safe to call in every process of `accelerate launch`.
 
     Args:
-        keep_model: also save the trained model below models/ (a sweep's cells are only measured).
+        keep_model: also save the trained model below models/ and its predictions (a grid's cells are only measured).
 
     Raises:
-        UserError: something needed is missing, or the training diverged.
+        UserError: something needed is missing, or a whole run diverged.
     """
     started = time.perf_counter()
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # else processes on a CPU would not join
@@ -97,20 +100,30 @@ def run(study: Study, cell: Cell, keep_model: bool = True) -> Path:
                 shutil.rmtree(stale)
     state.wait_for_everyone()
 
-    trained = train(
-        model,
-        tokenizer,
-        task,
-        data,
-        training,
-        study.trainer,
-        cell.seed,
-        scratch,
-        [callback] if callback else [],
-        teacher,
-        distillation,
-    )
     path = result_path("", study.study, cell.task, cell.method, cell.seed, cell.name)
+    try:
+        trained = train(
+            model,
+            tokenizer,
+            task,
+            data,
+            training,
+            study.trainer,
+            cell.seed,
+            scratch,
+            [callback] if callback else [],
+            teacher,
+            distillation,
+        )
+    except (Diverged, torch.OutOfMemoryError) as error:
+        if cell.name is None or state.num_processes > 1:  # other processes wait for this one's gradients
+            raise
+        failure = {"hyperparameters": hyperparameters, "failure": str(error).partition("\n")[0]}
+        place = {"task": cell.task, "method": cell.method, "seed": cell.seed, "cell": cell.name}
+        write_result(path, Failure.model_validate({"study": study.study} | place | failure))
+        print(f"{cell.method} on {cell.task}, {cell.name}, seed {cell.seed}: failed: {failure['failure']} -> {path}")
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return path
     if state.is_main_process:
         folder = cell.folder("models", study.study) if keep_model else scratch / "model"
         save_model(trained.model, tokenizer, folder)
@@ -124,6 +137,7 @@ def run(study: Study, cell: Cell, keep_model: bool = True) -> Path:
                 "cell": cell.name,
                 "metric": {"name": task.metric, "value": paper_metric(task, trained.metrics)},
                 "metrics": trained.metrics,
+                "heldout": trained.heldout and {"name": task.metric, "value": trained.heldout[task.metric]},
                 "hyperparameters": hyperparameters,
                 "epochs": trained.epochs,
                 "admm": _admm_record(callback),
@@ -143,10 +157,13 @@ def run(study: Study, cell: Cell, keep_model: bool = True) -> Path:
                     "model_sha256": sha256_file(folder / "model.safetensors"),
                     "train_examples": len(data["train"]),
                     "dev_examples": sum(len(data[split]) for split in task.evaluation),
+                    "heldout_examples": len(data["heldout"]) if "heldout" in data else 0,
                     **hashes,
                 },
             }
         )
+        if keep_model:
+            write_predictions(predictions_path(path), trained.predictions)
         write_result(path, result)
         print(f"{cell.method} on {cell.task}, seed {cell.seed}: {task.metric} {result.metric.value:.2f} -> {path}")
         shutil.rmtree(checkpoints)

@@ -55,7 +55,8 @@ class Source(Settings):
 class Prepare(Settings):
     """What is taken of a task and how it is tokenised."""
 
-    train_examples: PositiveInt | None = None  # null: all of them
+    train_examples: PositiveInt | None = None  # null: all of them, less those held out
+    heldout_examples: Annotated[int, Field(ge=0)] = 0  # of the training split, never trained on: to choose values by
     sample_seed: int = 0  # draws the examples, whatever the training seed
     max_length: Annotated[int, Field(ge=8, le=512)] = 128  # tokens, as the paper's GLUE scripts
 
@@ -155,16 +156,17 @@ class Sweep(Settings):
 
 
 class Tune(Settings):
-    """Learning rates tried for ASP and for NxM, the same for both; each value is a cell of its own."""
+    """Learning rates tried, the same for every method named; each value is a cell of its own."""
 
     seeds: list[int] = []
-    method: list[Literal["asp", "nxm"]] = []
+    method: list[Literal["dense", "asp", "admm_unstructured", "nxm"]] = []
     learning_rate: list[Positive] = []
 
 
 class Benchmark(Settings):
     """Where latency is measured, and how often."""
 
+    seeds: Annotated[list[int], Field(max_length=1)]  # of the models measured; []: nothing is measured
     batch_sizes: list[PositiveInt]
     lengths: list[PositiveInt]  # tokens
     warmup: PositiveInt
@@ -178,7 +180,7 @@ class Study(Settings):
     params: str = "params.yaml"  # from the repository's root to this file
     study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     tasks: Annotated[list[Literal["cola", "sst2", "mrpc", "stsb", "rte", "qnli", "mnli"]], Field(min_length=1)]
-    seeds: Annotated[list[int], Field(min_length=1)]
+    seeds: list[int]  # []: cells of sweeps and tuning alone
     weights: Source
     student: Source
     data: Source

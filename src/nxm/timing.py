@@ -80,15 +80,18 @@ def _stage_units(study: Study, stage: str) -> float:
     method = next((name for name in sorted(_COSTS, reverse=True) if cell.endswith(name)), kind)
     epochs = getattr(study, _BLOCKS[kind])[task].epochs
     rows = TASKS[task].rows
-    train = study.prepare.train_examples or rows["train"]
+    heldout = study.prepare.heldout_examples
+    train = study.prepare.train_examples or rows["train"] - heldout
     dev = sum(count for split, count in rows.items() if split != "train")
-    return _COSTS.get(method, 1.0) * (epochs * train + -(-epochs // study.trainer.evaluate_every) * dev / 3)
+    evaluated = -(-epochs // study.trainer.evaluate_every) * dev + heldout
+    return _COSTS.get(method, 1.0) * (epochs * train + evaluated / 3)
 
 
 def _result_units(result: Result) -> float:
     evaluations = sum(epoch.metric is not None for epoch in result.epochs)
-    examples = len(result.epochs) * result.provenance.train_examples + evaluations * result.provenance.dev_examples / 3
-    return _COSTS.get(result.method, 1.0) * examples
+    data = result.provenance
+    evaluated = evaluations * data.dev_examples + data.heldout_examples
+    return _COSTS.get(result.method, 1.0) * (len(result.epochs) * data.train_examples + evaluated / 3)
 
 
 def _written(result: Result) -> float:

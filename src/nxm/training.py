@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from torch import nn
@@ -34,10 +35,10 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from nxm.distil import Teacher, distillation_loss
-from nxm.errors import UserError
+from nxm.errors import Diverged, UserError
 from nxm.glue import METRICS, Task, compute_metrics, paper_metric
 from nxm.settings import Distillation, Training
 from nxm.settings import Trainer as TrainerSettings
@@ -47,10 +48,16 @@ COMPLETE = "complete"  # written into a checkpoint after everything else
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves: the model, every metric in percent points, and the course by epoch."""
+    """What a training leaves: the model, every metric in percent points, and the course by epoch.
+
+    `predictions` are the model's logits on each evaluation split, (rows, num_labels) fp32 in the split's own order;
+    `heldout` are the metrics on the training rows held out, None where none are.
+    """
 
     model: PreTrainedModel
     metrics: dict[str, float]
+    predictions: dict[str, np.ndarray]
+    heldout: dict[str, float] | None
     epochs: list[dict[str, Any]]
     seconds: float
 
@@ -99,16 +106,18 @@ def train(
     """Train, evaluating every `common.evaluate_every` epochs and at the end; resume where `scratch` has a checkpoint.
 
     Args:
-        data: `train` and the task's evaluation splits, with `length` and the tokenizer's columns.
+        data: `train`, the task's evaluation splits and perhaps `heldout` (evaluated once, at the end), with `length`
+            and the tokenizer's columns.
         scratch: for checkpoints; the caller removes it when the results are safe.
 
     Raises:
-        UserError: the batch does not divide over the processes, the data is smaller than a batch, or the loss is not
-            finite.
+        UserError: the batch does not divide over the processes, or the data is smaller than a batch.
+        Diverged: the loss is not finite.
     """
     args = _arguments(training, common, seed, scratch, len(data["train"]))
-    # Sorted by length, evaluation pads least; metrics do not depend on the order.
-    evaluation = {suffix.removeprefix("_"): data[split].sort("length") for split, suffix in task.evaluation.items()}
+    order = {split: _by_length(data[split]) for split in data if split != "train"}  # evaluation then pads least
+    ordered = {split: data[split].select(rows) for split, rows in order.items()}
+    evaluation = {suffix.removeprefix("_"): ordered[split] for split, suffix in task.evaluation.items()}
     trainer = _Trainer(
         model=model,
         args=args,
@@ -122,12 +131,20 @@ def train(
         distillation=distillation,
     )
     outcome = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(scratch))
-    if not _metrics_at(trainer.state.log_history, task, args.max_steps):
+    if not trainer.predicted:  # resumed after the last evaluation
         trainer.evaluate()
     history = trainer.state.log_history
+    predictions = {}
+    for split, suffix in task.evaluation.items():
+        logits = trainer.predicted["eval" + suffix]
+        predictions[split] = np.empty_like(logits, dtype=np.float32)
+        predictions[split][order[split]] = logits
+    heldout = trainer.evaluate(ordered["heldout"], metric_key_prefix="heldout") if "heldout" in ordered else None
     return Trained(
         model=model,
         metrics=_metrics_at(history, task, args.max_steps),
+        predictions=predictions,
+        heldout=heldout and {name: heldout[f"heldout_{name}"] for name in METRICS if f"heldout_{name}" in heldout},
         epochs=_by_epoch(history, task, training.epochs, args.max_steps // training.epochs),
         seconds=outcome.metrics["train_runtime"],
     )
@@ -182,6 +199,7 @@ class _Trainer(Trainer):
         self.distillation = distillation
         self.loss_is_scaled_for_ga = False  # ours is the mean over a batch
         self.accepted = frozenset(inspect.signature(self.model.forward).parameters)
+        self.predicted: dict[str, np.ndarray] = {}  # the logits of the last evaluation, by the prefix of its metrics
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
@@ -190,6 +208,12 @@ class _Trainer(Trainer):
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int]:
         return SequentialSampler(eval_dataset)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        self.predicted[prefix], _ = _arrays(EvalPrediction(output.predictions, output.label_ids))
+        return output
 
     def compute_loss(
         self,
@@ -210,7 +234,7 @@ class _Trainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
-            raise UserError(
+            raise Diverged(
                 f"the loss became {loss.item()} at step {self.state.global_step + 1} (epoch {self.state.epoch:.2f}, "
                 f"learning rate {self.args.learning_rate:g}): training diverged; lower the learning rate or rho"
             )
@@ -259,6 +283,10 @@ def _arguments(
         remove_unused_columns=False,  # see compute_loss
         length_column_name="length",
     )
+
+
+def _by_length(dataset: Dataset) -> np.ndarray:
+    return np.argsort(dataset["length"], kind="stable")
 
 
 def _arrays(prediction: EvalPrediction) -> tuple[Any, Any]:
