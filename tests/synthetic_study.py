@@ -69,6 +69,7 @@ def make_result(
             "cell": cell,
             "metric": {"name": metric, "value": score},
             "metrics": metrics,
+            "heldout": {"name": metric, "value": score + 1.0} if cell and cell.startswith("lr") else None,
             "hyperparameters": hyperparameters,
             "epochs": [
                 {

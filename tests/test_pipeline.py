@@ -44,9 +44,9 @@ def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return call(folder, sys.executable, "-m", "dvc", *arguments)
 
 
-def launch(folder: Path) -> subprocess.Popen:
+def launch(folder: Path, *options: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "nxm.launch", "smoke"],
+        [sys.executable, "-m", "nxm.launch", *options, "smoke"],
         cwd=folder,
         env=environment(folder),
         stdout=subprocess.PIPE,
@@ -116,10 +116,12 @@ def test_a_killed_study_goes_on_from_its_checkpoint_to_the_end(finished):
     assert {(r.method, r.cell) for r in results} == {
         ("dense", None),
         ("asp", None),
+        ("asp", "lr0.001"),
         ("asp", "lr0.002"),
         ("admm_unstructured", None),
         ("nxm", None),
         ("nxm", "rho1.0"),
+        ("nxm", "lr0.001"),
         ("nxm", "lr0.002"),
         ("nxm_paper", "rho0.01"),
         ("distil", None),
@@ -157,6 +159,50 @@ def test_every_sparse_model_on_disk_obeys(finished):
     for method in ("asp", "nxm", "distil_nxm", "distil_nxm_kd", "admm_unstructured"):
         done = call(folder, sys.executable, "-m", "nxm.check", f"models/smoke/mnli/{method}/seed0")
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_values_in_force_are_the_best_of_the_grid_on_rows_held_out(finished):
+    folder, output = finished
+    results = read_study(folder / "results", "smoke")
+    study = load_study(folder / "studies/smoke/params.yaml")
+    for method in ("asp", "nxm"):
+        cells = [run for run in results if run.method == method and str(run.cell).startswith("lr")]
+        best = max(cells, key=lambda run: run.heldout.value).heldout.value
+        winners = [run.hyperparameters["learning_rate"] for run in cells if run.heldout.value == best]
+        (whole,) = (run for run in results if (run.method, run.cell) == (method, None))
+        assert whole.hyperparameters["learning_rate"] in winners
+        assert getattr(study, method)["mnli"].learning_rate == whole.hyperparameters["learning_rate"]
+        assert f"{method} on mnli: learning_rate {whole.hyperparameters['learning_rate']:g}" in output
+
+
+def test_several_jobs_run_what_is_missing_in_its_order(finished):
+    folder, _ = finished
+    for name in ("asp/lr0.001/seed9.json", "nxm/lr0.001/seed9.json", "asp/seed0.json"):
+        (folder / "results/smoke/mnli" / name).unlink()
+    process = launch(folder, "--jobs", "2")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert output.index("asp on mnli, seed 9") < output.index("chosen by the grid")
+    assert "everything is up to date" in call(folder, sys.executable, "-m", "nxm.launch", "--plan", "smoke").stdout
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_stage_that_fails_stops_no_other_and_is_told(finished, jobs):
+    folder, _ = finished
+    path = folder / "src/nxm/report/figures/figure2.py"
+    before = edited(path, "def draw(", "raise RuntimeError('no figure 2 today')\n\n\ndef draw(")
+    (folder / "figures/smoke/figure3.png").unlink()
+    (folder / "paper_tables/smoke/table1.md").unlink()
+    try:
+        output, _ = (process := launch(folder, "--jobs", jobs)).communicate(timeout=200)
+        assert process.returncode == 1
+        assert "no figure 2 today" in output
+        assert "study smoke: a stage failed" in output
+        assert (folder / "figures/smoke/figure3.png").exists()
+        assert (folder / "paper_tables/smoke/table1.md").exists()
+    finally:
+        path.write_text(before)
+    assert dvc(folder, "repro", str(TARGET)).returncode == 0
 
 
 def test_a_second_launch_does_nothing_and_says_so(finished):

@@ -140,11 +140,14 @@ def test_equal_inputs_give_equal_bytes_in_any_process_and_place(source, tmp_path
     assert sha256_tree(tmp_path / "a") != sha256_tree(tmp_path / "d")
 
 
-def test_more_examples_than_there_are_is_an_error_that_leaves_nothing(source, tmp_path):
-    with pytest.raises(UserError, match=r"train_examples = 51 and .*heldout_examples = 0, but task stsb has 50"):
-        prepare("stsb", source, Prepare(train_examples=51), tmp_path / "out" / "stsb")
-    with pytest.raises(UserError, match=r"train_examples = 41 and .*heldout_examples = 10, but task stsb has 50"):
-        prepare("stsb", source, Prepare(train_examples=41, heldout_examples=10), tmp_path / "out" / "stsb")
+def test_a_limit_above_what_there_is_takes_all(source, tmp_path):
+    prepare("stsb", source, Prepare(train_examples=ROWS + 1, heldout_examples=10), tmp_path / "out")
+    assert load_prepared(tmp_path / "out")["train"].num_rows == ROWS - 10
+
+
+def test_holding_out_every_row_is_an_error_that_leaves_nothing(source, tmp_path):
+    with pytest.raises(UserError, match=r"heldout_examples = 50, but task stsb has 50 training rows"):
+        prepare("stsb", source, Prepare(heldout_examples=ROWS), tmp_path / "out" / "stsb")
     assert not (tmp_path / "out").exists()
 
 

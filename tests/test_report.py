@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
@@ -17,9 +20,9 @@ from PIL import Image
 
 from nxm import report
 from nxm.errors import UserError
-from nxm.report import Evidence, facts, paper, readme, style
+from nxm.report import Evidence, facts, paper, readme, scores, style
 from nxm.report.table import write_table
-from nxm.results import read_study, result_path, write_result
+from nxm.results import Failure, read_study, result_path, write_result
 from nxm.settings import load_study
 from synthetic_study import make_benchmark, make_result, make_study
 
@@ -252,22 +255,83 @@ def test_table_2_prints_counted_parameters(one: Evidence) -> None:
 
 
 def test_the_tuning_table_marks_the_best_and_what_is_in_force(one: Evidence) -> None:
-    shown = report.load("tables", "table_tuning").make(one).shown
+    table = report.load("tables", "table_tuning").make(one)
+    shown = table.shown
     assert set(shown.loc[shown["In force"] == "yes", "Learning rate"]) == {"9e-5"}
-    assert set(shown.loc[shown["Best"] == "best", "Learning rate"]) == {"3e-4"}
+    for score in ("Dev", "Held out"):
+        assert set(shown.loc[shown[score].str.startswith("**"), "Learning rate"]) == {"3e-4"}
     assert len(shown) == 6
+    assert r"\textbf{" in table.latex("x")
+    assert "**" not in table.latex("x")
+
+
+def test_the_tuning_table_marks_a_cell_that_failed(one: Evidence) -> None:
+    failure = Failure(
+        study="embedded",
+        task="stsb",
+        method="asp",
+        seed=1,
+        cell="lr1",
+        hyperparameters={"epochs": 5, "learning_rate": 1.0, "batch_size": 32},
+        failure="the loss became nan at step 3",
+    )
+    shown = report.load("tables", "table_tuning").make(replace(one, failures=[failure])).shown
+    row = shown[shown["Learning rate"] == "1"].iloc[0]
+    assert (row["Dev"], row["Held out"]) == (facts.ABSENT, facts.ABSENT)
+    assert row["Failed"] == "the loss became nan at step 3"
+
+
+def drawn(shift: float, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(70 + shift, 0.5, size=1000).astype(np.float32)
+
+
+def test_the_comparison_has_an_interval_where_there_are_draws_and_says_whether_it_excludes_zero(one: Evidence) -> None:
+    table = report.load("tables", "table_comparison").make(one)
+    assert set(table.shown["Excludes 0"]) == {facts.ABSENT}
+    bootstrap = {"stsb": {"nxm": drawn(5, 0), "asp": drawn(0, 1), "dense": drawn(5, 2)}}
+    shown = report.load("tables", "table_comparison").make(replace(one, bootstrap=bootstrap)).shown
+    verdicts = dict(zip(zip(shown["Method"], shown["Against"], strict=True), shown["Excludes 0"], strict=True))
+    assert verdicts["NxM", "ASP"] == "yes"
+    assert verdicts["NxM", "Dense"] == "no"
+
+
+def test_the_interval_of_a_geometric_mean_is_narrower_than_a_tasks(many: Evidence) -> None:
+    tasks = ["stsb", "cola"]
+    results = [run for run in many.results if run.task in tasks]
+    bootstrap = {task: {"nxm": drawn(5, k), "asp": drawn(0, k + 9)} for k, task in enumerate(tasks)}
+    evidence = Evidence("several", results, None, bootstrap)
+    single, mean = (facts.difference(evidence, "nxm", "asp", group) for group in (["stsb"], tasks))
+    assert mean.high - mean.low < 0.9 * (single.high - single.low)
 
 
 def test_without_tuning_runs_the_table_says_so() -> None:
     table = report.load("tables", "table_tuning").make(Evidence("embedded", [make_result()], None))
     assert table.shown.empty
-    assert "has no tuning runs" in " ".join(table.notes)
+    assert "has no grid" in " ".join(table.notes)
 
 
 def test_a_new_method_is_shown_before_it_has_a_label() -> None:
     runs = [make_result(method="dense"), make_result(method="holoformer")]
     assert "holoformer" in set(report.load("tables", "table1").make(Evidence("embedded", runs, None)).shown["Method"])
     assert "holoformer" in texts(report.load("figures", "summary").draw(Evidence("embedded", runs, None)))
+
+
+def test_selection_shows_the_best_on_dev_beside_the_final_runs(one: Evidence) -> None:
+    numbers = report.load("tables", "table_selection").make(one).numbers.set_index("method")
+    assert set(numbers.index) == {"asp", "nxm"}
+    best = max(run.metric.value for run in one.results if run.method == "nxm" and str(run.cell).startswith("lr"))
+    assert numbers.loc["nxm", "best_on_dev"] == best
+    assert numbers.loc["nxm", "chosen_held_out"] == facts.task_score(one.results, "nxm", "stsb").mean
+
+
+def test_scores_and_courses_hold_what_the_results_hold(many: Evidence) -> None:
+    found = json.loads(scores.scores(many))
+    assert list(found) == ["mnli", "cola", "stsb"]
+    assert found["stsb"]["nxm"] == round(facts.task_score(many.results, "nxm", "stsb").mean, 2)
+    course = pd.read_csv(StringIO(scores.courses(many)))
+    row = course[(course["task"] == "cola") & (course["method"] == "asp") & (course["epoch"] == 10)]
+    assert row["score"].item() == pytest.approx(facts.task_score(many.results, "asp", "cola").mean, abs=0.01)
+    assert scores.scores(EMPTY) == "{}\n"
 
 
 # --- readme --------------------------------------------------------------------------------------------------------
@@ -364,7 +428,7 @@ def test_an_unknown_name_lists_the_known_ones(kind: report.Kind, known: list[str
 
 def test_the_names_are_those_of_the_paper_and_ours() -> None:
     assert FIGURES == ["dynamics", "figure1", "figure2", "figure3", "figure4", "latency", "summary"]
-    assert TABLES == ["table1", "table2", "table3", "table_cost", "table_tuning"]
+    assert TABLES == ["table1", "table2", "table3", "table_comparison", "table_cost", "table_selection", "table_tuning"]
 
 
 def stage(script: str, *arguments: str) -> Callable[[Path], subprocess.CompletedProcess[str]]:

@@ -18,7 +18,10 @@ from nxm.study import MAIN, merge, profiles, study_values, write_study
 from nxm.timing import PLAN, STARTED, estimate_seconds, say_duration, say_progress
 
 ROOT = Path(__file__).parent.parent
-DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
+STAGES = {
+    name: stage.get("do", stage)
+    for name, stage in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"].items()
+}
 
 
 def test_merging_goes_into_mappings_and_replaces_the_rest():
@@ -62,19 +65,21 @@ def test_a_profile_with_an_unknown_key_is_refused_by_name(tmp_path):
 
 
 def test_every_dependency_on_a_source_file_exists():
-    for name, stage in DVC["stages"].items():
+    for name, stage in STAGES.items():
         for path in stage["deps"]:
             if path.startswith(("src/", "stages/")) and "${" not in path:
                 assert (ROOT / path).is_file(), f"{name}: {path}"
 
 
 def test_every_training_is_launched_by_accelerate_with_hardware_apart():
-    trainings = {name: stage["cmd"] for name, stage in DVC["stages"].items() if "stages/train.py" in stage["cmd"]}
+    trainings = {
+        name: stage["cmd"] for name, stage in STAGES.items() if re.search(r"stages/(train|grid)\.py", stage["cmd"])
+    }
     assert len(trainings) == 9
     for command in trainings.values():
         assert command.startswith("accelerate launch --config_file \\${ACCELERATE_CONFIG:-hardware/auto.yaml}")
-        method = re.search(r"--method (\S+)", command)[1]
-        assert method in METHODS or "${" in method
+    methods = {re.search(r"--method (\S+)", command)[1] for name, command in trainings.items() if name != "grid"}
+    assert all(method in METHODS or "${" in method for method in methods)
 
 
 def test_an_unknown_method_is_named_with_the_known_ones():

@@ -32,7 +32,7 @@ _TYPES = {"input_ids": pa.int32(), "attention_mask": pa.int8(), "token_type_ids"
 def prepare(task_name: str, source: Path, settings: Prepare, out: Path) -> None:
     """Tokenise the splits of a task and save them as a `datasets.DatasetDict` in the folder `out`.
 
-    Of the training split, `settings.train_examples` rows are drawn: the first of a permutation of all rows by
+    Of the training split, at most `settings.train_examples` rows are drawn: the first of a permutation of all rows by
     `numpy.random.default_rng(settings.sample_seed)`, so a smaller sample is part of a larger one of the same seed. The
     permutation's last `settings.heldout_examples` rows become the split `heldout`: none of them is in any sample, and
     they are the same for samples of any size. Rows are kept in the order of the original table. The bytes written
@@ -43,8 +43,8 @@ def prepare(task_name: str, source: Path, settings: Prepare, out: Path) -> None:
         out: the folder to make; one that exists is replaced when everything is written.
 
     Raises:
-        UserError: an unknown task, missing or unfit data, more training examples asked for than there are, sequences
-            longer than the model can read, or a student with another vocabulary than the weights.
+        UserError: an unknown task, missing or unfit data, as many rows held out as there are, sequences longer than the
+            model can read, or a student with another vocabulary than the weights.
     """
     from datasets import Dataset, DatasetDict
 
@@ -124,12 +124,11 @@ def _load_split(task: Task, split: str, folder: Path) -> pa.Table:
 def _sample(task: Task, table: pa.Table, settings: Prepare) -> dict[str, pa.Table]:
     """The rows to train on, and those held out if any are."""
     rows, heldout = table.num_rows, settings.heldout_examples
-    wanted = settings.train_examples if settings.train_examples is not None else max(1, rows - heldout)
-    if wanted + heldout > rows:
+    if heldout >= rows:
         raise UserError(
-            f"prepare.train_examples = {settings.train_examples} and prepare.heldout_examples = {heldout}, but task "
-            f"{task.name} has {rows} training rows: give at most that together; train_examples may be null for the rest"
+            f"prepare.heldout_examples = {heldout}, but task {task.name} has {rows} training rows: hold out fewer"
         )
+    wanted = min(settings.train_examples or rows, rows - heldout)
     order = np.random.default_rng(settings.sample_seed).permutation(rows)
     sampled = {"train": table.take(pa.array(np.sort(order[:wanted])))}
     return sampled | ({"heldout": table.take(pa.array(np.sort(order[rows - heldout :])))} if heldout else {})

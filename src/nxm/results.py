@@ -267,8 +267,13 @@ def predictions_path(result: str | Path) -> Path:
     return Path(result).with_suffix(".npz")
 
 
+def bootstrap_path(root: str | Path, study: str, task: str) -> Path:
+    """Where a task's bootstrap scores stand (`nxm.bootstrap`), written and read as predictions are."""
+    return Path(root) / "results" / study / "bootstrap" / f"{task}.npz"
+
+
 def write_predictions(path: str | Path, predictions: Mapping[str, np.ndarray]) -> None:
-    """Write logits by split, (rows, labels) fp32 in the split's own order, compressed; equal arrays, equal bytes."""
+    """Write named arrays, compressed: logits by split, (rows, labels) fp32. Equal arrays give equal bytes."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **predictions)
     write_bytes(path, buffer.getvalue())

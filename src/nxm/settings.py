@@ -10,7 +10,7 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -55,7 +55,7 @@ class Source(Settings):
 class Prepare(Settings):
     """What is taken of a task and how it is tokenised."""
 
-    train_examples: PositiveInt | None = None  # null: all of them, less those held out
+    train_examples: PositiveInt | None = None  # at most; null: all. Those held out are not among them
     heldout_examples: Annotated[int, Field(ge=0)] = 0  # of the training split, never trained on: to choose values by
     sample_seed: int = 0  # draws the examples, whatever the training seed
     max_length: Annotated[int, Field(ge=8, le=512)] = 128  # tokens, as the paper's GLUE scripts
@@ -155,12 +155,36 @@ class Sweep(Settings):
     paper_rho: list[Positive] = []  # with recipe: paper
 
 
-class Tune(Settings):
-    """Learning rates tried, the same for every method named; each value is a cell of its own."""
+class Searched(Settings):
+    """Values tried for one method; every combination is a cell of the grid. What is not named is not searched."""
+
+    learning_rate: list[Positive] = []
+    batch_size: list[PositiveInt] = []
+    rho: list[Positive] = []
+
+
+SearchedMethod = Literal["dense", "asp", "admm_unstructured", "nxm"]
+
+
+class Grid(Settings):
+    """The search: for the paper's two groups of tasks, the values tried for each method.
+
+    `seeds` are the cells' own; with others than the study's no final run is chosen by its own luck.
+    """
 
     seeds: list[int] = []
-    method: list[Literal["dense", "asp", "admm_unstructured", "nxm"]] = []
-    learning_rate: list[Positive] = []
+    small: dict[SearchedMethod, Searched] = {}  # CoLA, MRPC, STS-B, RTE
+    large: dict[SearchedMethod, Searched] = {}  # MNLI, QNLI, SST-2
+
+
+class GridCell(Settings):
+    """One run of the search, as `nxm.selection` makes it of `grid`: `values` are all its hyper-parameters."""
+
+    task: str
+    method: SearchedMethod
+    seed: int
+    cell: str
+    values: dict[str, JsonValue]
 
 
 class Benchmark(Settings):
@@ -197,7 +221,10 @@ class Study(Settings):
     distil_nxm: dict[str, DistilAdmmTraining]
     distil_nxm_methods: list[Literal["distil_nxm", "distil_nxm_kd"]]  # without and with the teacher
     sweep: Sweep
-    tune: Tune
+    # A run's values: those stated above, or, of the grid, the best on dev (the paper's way) or on rows held out
+    selection: Literal["params", "dev", "heldout"]
+    grid: Grid
+    cells: dict[str, GridCell]  # made of `grid` by nxm.study; {} without one
     benchmark: Benchmark
     figures: list[str]
     tables: list[str]
@@ -210,6 +237,16 @@ class Study(Settings):
                 raise ValueError(f"'{method}' has no block for the task(s) {', '.join(missing)} that 'tasks' names")
         if self.weights.source == "teacher" or self.data.source == "teacher":
             raise ValueError("source 'teacher' is for 'student' alone")
+        return self
+
+    @model_validator(mode="after")
+    def _selection_has_what_it_needs(self) -> Study:
+        if self.selection != "params" and not self.grid.seeds:
+            raise ValueError(f"selection '{self.selection}' chooses among the cells of 'grid', which has no seeds")
+        if self.selection == "heldout" and not self.prepare.heldout_examples:
+            raise ValueError("selection 'heldout' needs prepare.heldout_examples above 0")
+        if self.grid.seeds and not self.cells:
+            raise ValueError("'grid' gives no cell: in a profile (not here), name values for the group of the tasks")
         return self
 
 

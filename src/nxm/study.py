@@ -2,6 +2,8 @@
 
 A profile states only what differs from params.yaml. Merged, it becomes `studies/<name>/params.yaml`, beside a link to
 dvc.yaml; DVC then keeps `studies/<name>/dvc.lock`, so that each study has its own evidence and none disturbs another.
+Where a study selects its values by a grid (`nxm.selection`), those chosen stand in the generated file as soon as all
+cells of a method and task are done.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from nxm import selection
 from nxm.errors import UserError
-from nxm.results import write_text
+from nxm.results import read_failures, read_study, write_text
 from nxm.settings import parse_study, read_yaml
 
 MAIN = "embedded"  # the study of the root's params.yaml
+_ANY_CELL = {"task": "", "method": "nxm", "seed": 0, "cell": "", "values": {}}
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +40,10 @@ def profiles(root: Path) -> list[str]:
 
 
 def study_values(root: Path, name: str) -> dict[str, Any]:
-    """The settings of a study as plain values. Raises UserError for an unknown study or an impossible setting."""
+    """The settings of a study as plain values, its grid spelt out, and what the grid has chosen so far in its place.
+
+    Raises UserError for an unknown study or an impossible setting.
+    """
     base = read_yaml(root / "params.yaml")
     if name == base.get("study"):
         return base
@@ -45,7 +52,15 @@ def study_values(root: Path, name: str) -> dict[str, Any]:
         raise UserError(f"there is no study '{name}'; known are {', '.join(profiles(root))}")
     place = {"root": "../..", "params": f"studies/{name}/params.yaml", "study": name}
     values = merge(base, read_yaml(profile) | place)
-    parse_study(values, str(profile))
+    if values.get("grid", {}).get("seeds"):
+        parse_study(values | {"cells": {"": _ANY_CELL}}, str(profile))  # before what it says is read
+        values["cells"] = selection.expand(values)
+    study = parse_study(values, str(profile))
+    if study.selection != "params":
+        results, failures = read_study(root / "results", name), read_failures(root / "results", name)
+        chosen = selection.choose(values["cells"], results, failures, study.selection)
+        for (method, task), best in chosen.items():
+            values[method][task] = best
     return values
 
 

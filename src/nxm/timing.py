@@ -22,7 +22,6 @@ _BLOCKS = {
     "nxm": "nxm",
     "nxm_rho": "nxm",
     "nxm_paper": "nxm",
-    "tune": "nxm",
     "distil": "distil",
     "distil_nxm": "distil_nxm",
 }
@@ -74,11 +73,14 @@ def say_duration(seconds: float) -> str:
 def _stage_units(study: Study, stage: str) -> float:
     """Examples x cost of a training stage, evaluated ones counting a third; 0 for stages that train nothing."""
     kind, _, cell = stage.partition("@")
-    if kind not in _BLOCKS:
+    if kind == "grid":
+        task, method, epochs = study.cells[cell].task, study.cells[cell].method, int(study.cells[cell].values["epochs"])
+    elif kind in _BLOCKS:
+        task = next(name for name in study.tasks if re.match(rf"{name}(-|$)", cell))
+        method = next((name for name in sorted(_COSTS, reverse=True) if cell.endswith(name)), kind)
+        epochs = getattr(study, _BLOCKS[kind])[task].epochs
+    else:
         return 0.0
-    task = next(name for name in study.tasks if re.match(rf"{name}(-|$)", cell))
-    method = next((name for name in sorted(_COSTS, reverse=True) if cell.endswith(name)), kind)
-    epochs = getattr(study, _BLOCKS[kind])[task].epochs
     rows = TASKS[task].rows
     heldout = study.prepare.heldout_examples
     train = study.prepare.train_examples or rows["train"] - heldout

@@ -9,30 +9,54 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import numpy as np
+
 from nxm.errors import UserError
-from nxm.results import Result, read_benchmark, read_study
+from nxm.results import (
+    Failure,
+    Result,
+    bootstrap_path,
+    read_benchmark,
+    read_failures,
+    read_predictions,
+    read_study,
+)
 
 Kind = Literal["figures", "tables"]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that tables and figures know: a study's name, its runs, its benchmark (None: not measured)."""
+    """All that tables and figures know: a study's name, its runs, its benchmark (None: not measured).
+
+    `bootstrap` holds, by task and method, the score in each draw of `nxm.bootstrap`; `failures` the grid's cells that
+    could not be trained.
+    """
 
     study: str
     results: list[Result]
     benchmark: dict[str, Any] | None
+    bootstrap: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
 
 
 def read_evidence(root: str | Path, study: str) -> Evidence:
     """Read a study's results below the repository's `root`. Raises UserError for a file that is no result."""
     results_dir = Path(root) / "results"
-    return Evidence(study, read_study(results_dir, study), read_benchmark(results_dir / study / "benchmark.json"))
+    results = read_study(results_dir, study)
+    paths = {task: bootstrap_path(root, study, task) for task in sorted({result.task for result in results})}
+    return Evidence(
+        study,
+        results,
+        read_benchmark(results_dir / study / "benchmark.json"),
+        {task: read_predictions(path) for task, path in paths.items() if path.exists()},
+        read_failures(results_dir, study),
+    )
 
 
 def known(kind: Kind) -> list[str]:

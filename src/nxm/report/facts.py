@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from nxm.bootstrap import interval
 from nxm.report import Evidence, paper
 from nxm.results import Result
 
@@ -52,6 +55,11 @@ def tasks_of(results: Iterable[Result]) -> list[str]:
 def whole_runs(results: Iterable[Result]) -> list[Result]:
     """The study's runs proper, without the cells of sweeps and of tuning."""
     return [result for result in results if result.cell is None]
+
+
+def grid_cells(results: Iterable[Result]) -> list[Result]:
+    """The cells of the search over hyper-parameters (those of sweeps over rho alone are none)."""
+    return [result for result in results if result.cell is not None and result.cell.startswith(("lr", "bs"))]
 
 
 def own_task(results: Iterable[Result], preferred: str = "stsb") -> str | None:
@@ -125,6 +133,68 @@ def paper_task_score(method: str, task: str) -> float | None:
 def retention(part: float | None, whole: float | None) -> float | None:
     """Percent of the dense score that is kept; None where a score is missing or the dense one is not positive."""
     return None if part is None or whole is None or whole <= 0 else 100 * part / whole
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A quantity and its 95 % interval by the paired bootstrap (None: no predictions to draw from)."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def text(self, form: str = "+.1f") -> str:
+        """`+2.1 [+1.2, +3.0]`"""
+        if self.low is None or self.high is None:
+            return format(self.value, form)
+        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
+    @property
+    def certain(self) -> bool | None:
+        """Whether the interval excludes zero; None without an interval."""
+        return None if self.low is None or self.high is None else self.low > 0 or self.high < 0
+
+
+def difference(evidence: Evidence, method: str, rival: str, tasks: list[str]) -> Interval | None:
+    """How many points a method is above another, on one task or in the geometric mean over several."""
+    return _interval(evidence, method, rival, tasks, lambda ours, theirs: ours - theirs)
+
+
+def kept(evidence: Evidence, method: str, whole: str, tasks: list[str]) -> Interval | None:
+    """Percent of another method's score that a method keeps, on one task or in the geometric mean over several."""
+    return _interval(evidence, method, whole, tasks, lambda ours, theirs: 100 * ours / theirs)
+
+
+def score_interval(evidence: Evidence, method: str, tasks: list[str]) -> tuple[float, float] | None:
+    """The 95 % interval of a method's score, on one task or of the geometric mean; None without draws."""
+    draws = _draws(evidence, method, tasks)
+    return None if draws is None else interval(draws)
+
+
+def _draws(evidence: Evidence, method: str, tasks: list[str]) -> np.ndarray | None:
+    """A method's bootstrap draws, combined over tasks; None where one is missing or has no geometric mean.
+
+    One value a task: MNLI's two columns count as their mean here, which moves the interval, not the score.
+    """
+    series = [evidence.bootstrap.get(task, {}).get(method) for task in tasks]
+    if any(draws is None or (len(tasks) > 1 and min(draws) <= 0) for draws in series):
+        return None
+    return np.exp(np.mean(np.log(np.stack(series)), axis=0)) if len(tasks) > 1 else series[0]
+
+
+def _interval(
+    evidence: Evidence, method: str, rival: str, tasks: list[str], combine: Callable[[Any, Any], Any]
+) -> Interval | None:
+    columns = columns_of(run for run in whole_runs(evidence.results) if run.task in tasks)
+    scores = [average_score(evidence.results, name, columns) for name in (method, rival)]
+    if scores[0] is None or scores[1] is None:
+        return None
+    value = combine(scores[0].mean, scores[1].mean)
+    draws = [_draws(evidence, name, tasks) for name in (method, rival)]
+    if draws[0] is None or draws[1] is None:
+        return Interval(value, None, None)
+    combined = combine(*draws)
+    return Interval(value, *interval(combined))
 
 
 def percent(value: float | None) -> str:

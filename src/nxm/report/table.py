@@ -51,6 +51,7 @@ class Table:
 
 def _latex(text: str) -> str:
     text = re.sub(r"([&%$#_{}])", r"\\\1", text).replace("~", r"\textasciitilde{}").replace("^", r"\textasciicircum{}")
+    text = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)  # Markdown's bold
     for character, command in _LATEX.items():
         text = text.replace(character, command)
     return text

@@ -7,14 +7,14 @@ import math
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nxm.report import Evidence, facts, style
-from nxm.results import Result
+from nxm.report import Evidence, facts, paper, style
 
 METHODS = [method for method in facts.METHODS if method != "nxm_paper"]  # it lives in the sweep: Figure 3
 
 
 def draw(evidence: Evidence) -> Figure:
-    """One panel a task: a row a method, a dot a seed, the mean large; the paper's retention on our scale."""
+    """One panel a task, and one of the geometric mean where there are several: a row a method, a dot a seed, the mean
+    large with its interval; the paper's retention on our scale."""
     runs = facts.whole_runs(evidence.results)
     tasks = facts.tasks_of(runs)
     if not tasks:
@@ -23,19 +23,21 @@ def draw(evidence: Evidence) -> Figure:
         return figure
     methods = facts.in_order([*METHODS, *(run.method for run in runs)], facts.METHODS)
     methods = [method for method in methods if method != "nxm_paper" or any(run.method == method for run in runs)]
-    columns = min(len(tasks), 3)
-    rows = math.ceil(len(tasks) / columns)
-    width = 5.4 if len(tasks) == 1 else style.TWO_COLUMNS
+    groups = [[task] for task in tasks] + ([tasks] if len(tasks) > 1 else [])
+    columns = min(len(groups), 3)
+    rows = math.ceil(len(groups) / columns)
+    width = 5.4 if len(groups) == 1 else style.TWO_COLUMNS
     figure, panels = style.canvas(width, 1.0 + rows * (0.5 + 0.27 * len(methods)), rows, columns, sharey=True)
-    for axes, task in zip(panels.flat, tasks, strict=False):
-        _panel(axes, [run for run in runs if run.task == task], task, methods)
-    for axes in list(panels.flat)[len(tasks) :]:
+    for axes, group in zip(panels.flat, groups, strict=False):
+        _panel(axes, evidence, group, methods)
+    for axes in list(panels.flat)[len(groups) :]:
         axes.set_axis_off()
     style.footnote(
         figure,
         [
             facts.study_phrase(evidence),
             "Large: mean over seeds; small: each seed." if len({run.seed for run in runs}) > 1 else "",
+            "Bars: 95 % intervals, bootstrap over dev examples and seeds." if evidence.bootstrap else "",
             "Right: percent of the dense score kept. Open diamond: the paper's percentage, of our dense score.",
             facts.SELECTION,
             facts.missing_phrase(evidence, METHODS),
@@ -44,18 +46,35 @@ def draw(evidence: Evidence) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, runs: list[Result], task: str, methods: list[str]) -> None:
-    metric = runs[0].metric.name
-    axes.set(title=facts.TASKS.get(task, task), xlabel=f"{facts.METRICS.get(metric, metric)} × 100")
-    dense = facts.task_score(runs, "dense", task)
+def _panel(axes: Axes, evidence: Evidence, tasks: list[str], methods: list[str]) -> None:
+    runs = [run for run in facts.whole_runs(evidence.results) if run.task in tasks]
+    columns = facts.columns_of(runs)
+    if len(tasks) == 1:
+        metric = runs[0].metric.name
+        axes.set(title=facts.TASKS.get(tasks[0], tasks[0]), xlabel=f"{facts.METRICS.get(metric, metric)} × 100")
+    else:
+        axes.set(title="Geometric mean", xlabel="Score × 100")
+
+    def ours(method: str) -> facts.Score | None:
+        if len(tasks) == 1:
+            return facts.task_score(runs, method, tasks[0])
+        return facts.average_score(runs, method, columns)
+
+    def paper_score(method: str) -> float | None:
+        return facts.paper_task_score(method, tasks[0]) if len(tasks) == 1 else paper.average(method, columns)
+
+    dense = ours("dense")
     if dense:
         axes.axvline(dense.mean, color=style.INK, linewidth=1.0, linestyle=(0, (5, 2)), zorder=1)
     labelled = False
     for y, method in enumerate(methods):
-        score = facts.task_score(runs, method, task)
+        score = ours(method)
         look = style.look(method)
         kept = None
         if score:
+            bounds = facts.score_interval(evidence, method, tasks)
+            if bounds:
+                axes.plot(bounds, [y, y], color=look.color, linewidth=1.6, solid_capstyle="butt", zorder=2)
             if len(score.values) > 1:
                 axes.plot(
                     score.values,
@@ -78,7 +97,7 @@ def _panel(axes: Axes, runs: list[Result], task: str, methods: list[str]) -> Non
                 zorder=3,
             )
             kept = facts.retention(score.mean, dense.mean if dense else None)
-        theirs = facts.retention(facts.paper_task_score(method, task), facts.paper_task_score("dense", task))
+        theirs = facts.retention(paper_score(method), paper_score("dense"))
         if theirs is not None and dense and method != "dense":
             axes.plot(
                 [theirs / 100 * dense.mean],

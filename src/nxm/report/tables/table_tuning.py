@@ -1,61 +1,89 @@
-"""Learning rates tried for ASP and for NxM, the same for both, and which is in force."""
+"""The search: every cell of the grid, which is best on held-out rows and on dev, and what is in force."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pandas as pd
 
 from nxm.report import Evidence, facts
 from nxm.report.table import Table
 
-FIELDS = ["task", "method", "learning_rate", "epochs", "mean", "spread", "seeds", "in_force"]
+SEARCHED = {"learning_rate": "Learning rate", "batch_size": "Batch", "rho": "ρ"}
+FIELDS = ["task", "method", "cell", *SEARCHED, "epochs", "heldout", "dev", "seeds", "in_force", "failure"]
 
 
 def make(evidence: Evidence) -> Table:
-    """One row a task, method and learning rate: the tuning cells, and the study's own run where no cell is equal."""
-    title = "Learning rates tried"
-    cells = [run for run in evidence.results if run.cell is not None and run.cell.startswith("lr")]
-    if not cells:
-        reason = f"Study {evidence.study} has no tuning runs: the learning rates in force were not searched for in it."
+    """One row a task, method and cell: means over the grid's seeds."""
+    title = "Hyper-parameters tried"
+    cells = facts.grid_cells(evidence.results)
+    if not cells and not evidence.failures:
+        reason = f"Study {evidence.study} has no grid: its hyper-parameters were not searched for in it."
         return Table(title, pd.DataFrame(), pd.DataFrame(columns=FIELDS), (facts.study_phrase(evidence), reason))
     own = facts.whole_runs(evidence.results)
-    tuned = {(run.task, run.method) for run in cells}
-    tried = {(run.task, run.method, run.hyperparameters["learning_rate"]) for run in cells}
-    in_force = {(run.task, run.method, run.hyperparameters["learning_rate"]) for run in own}
-    runs = cells + [
-        run
-        for run in own
-        if (run.task, run.method) in tuned and (run.task, run.method, run.hyperparameters["learning_rate"]) not in tried
-    ]
-    numbers = []
-    for task in facts.tasks_of(runs):
-        for method in facts.methods_of(runs):
-            rates = {r.hyperparameters["learning_rate"] for r in runs if (r.task, r.method) == (task, method)}
-            for rate in sorted(rates):
-                key = (task, method, rate)
-                group = [r for r in runs if (r.task, r.method, r.hyperparameters["learning_rate"]) == key]
-                score = facts.score(run.metric.value for run in group)
-                epochs = ", ".join(str(e) for e in sorted({run.hyperparameters["epochs"] for run in group}))
-                numbers.append([task, method, rate, epochs, score.mean, score.spread, len(group), key in in_force])
+    in_force = {(run.task, run.method, *(run.hyperparameters.get(key) for key in SEARCHED)) for run in own}
+    failures = {(failure.task, failure.method, failure.cell): failure for failure in evidence.failures}
+    numbers: list[dict[str, Any]] = []
+    records = [*cells, *evidence.failures]
+    for task in facts.in_order((record.task for record in records), facts.TASKS):
+        for method in facts.in_order((record.method for record in records), facts.METHODS):
+            names = {record.cell: record for record in records if (record.task, record.method) == (task, method)}
+            rows = []
+            for name, record in names.items():
+                group = [run for run in cells if (run.task, run.method, run.cell) == (task, method, name)]
+                values = {key: record.hyperparameters.get(key) for key in SEARCHED}
+                heldout = [run.heldout.value for run in group if run.heldout]
+                failed = failures.get((task, method, name))
+                rows.append(
+                    {"task": task, "method": method, "cell": name, **values}
+                    | {
+                        "epochs": record.hyperparameters.get("epochs"),
+                        "heldout": None if failed or not heldout else sum(heldout) / len(heldout),
+                        "dev": None if failed else sum(run.metric.value for run in group) / len(group),
+                        "seeds": len(group),
+                        "in_force": (task, method, *values.values()) in in_force,
+                        "failure": failed.failure if failed else None,
+                    }
+                )
+            numbers += sorted(rows, key=lambda row: tuple(row[key] or 0.0 for key in SEARCHED))
     table = pd.DataFrame(numbers, columns=FIELDS)
-    best = table.groupby(["task", "method"])["mean"].transform("max")
     shown = pd.DataFrame(
         {
             "Task": [facts.TASKS.get(task, task) for task in table["task"]],
             "Method": [facts.method_label(method) for method in table["method"]],
-            "Learning rate": [facts.plain(rate) for rate in table["learning_rate"]],
-            "Epochs": table["epochs"],
-            "Score × 100": [
-                f"{mean:.1f}" if pd.isna(spread) else f"{mean:.1f} ± {spread:.1f}"
-                for mean, spread in zip(table["mean"], table["spread"], strict=True)
-            ],
-            "Best": ["best" if mean == top else "" for mean, top in zip(table["mean"], best, strict=True)],
+        }
+        | {
+            label: [facts.ABSENT if pd.isna(value) else facts.plain(value) for value in table[key]]
+            for key, label in SEARCHED.items()
+            if table[key].notna().any()
+        }
+        | {
+            "Epochs": table["epochs"].map("{:g}".format),
+            "Held out": _scores(table, "heldout"),
+            "Dev": _scores(table, "dev"),
             "In force": ["yes" if value else "" for value in table["in_force"]],
+            "Failed": table["failure"].fillna(""),
         }
     )
+    if not evidence.failures:
+        shown = shown.drop(columns="Failed")
+    if table["heldout"].isna().all():
+        shown = shown.drop(columns="Held out")
+    effort = table.groupby("method")["cell"].nunique()
     notes = (
-        f"{facts.study_phrase(evidence)} Tuning: {facts.seeds_phrase(cells)}.",
-        facts.SELECTION,
-        "The learning rate was looked for on dev, as the paper does: scores of what is in force are a little "
-        "optimistic, alike for both methods.",
+        f"{facts.study_phrase(evidence)} Grid: {facts.seeds_phrase(cells)}.",
+        "Score × 100 of the last epoch; bold: the best of its method and task. Held out: training rows that no run "
+        "trains on.",
+        "Cells a task: " + ", ".join(f"{facts.method_label(m)} {effort[m]}" for m in facts.methods_of(cells)) + ".",
+        facts.cost_phrase(evidence.results),
     )
     return Table(title, shown, table, notes)
+
+
+def _scores(table: pd.DataFrame, key: str) -> list[str]:
+    best = table.groupby(["task", "method"])[key].transform("max")
+    texts = []
+    for value, top in zip(table[key], best, strict=True):
+        text = facts.ABSENT if pd.isna(value) else f"{value:.1f}"
+        texts.append(f"**{text}**" if value == top else text)
+    return texts

@@ -1,0 +1,75 @@
+"""How sure a difference between methods is: the paired bootstrap over dev examples and seeds.
+
+A draw resamples the dev examples and the seeds with replacement, the same ones for every method, and scores each
+method on them. Intervals of a difference, of a ratio or of a mean over tasks are percentiles over the draws (Efron &
+Tibshirani 1993, chapter 13; for NLP: Berg-Kirkpatrick et al., EMNLP 2012). Tasks are independent, so draws of several
+tasks combine one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from nxm.errors import UserError
+from nxm.glue import Task, compute_metrics, paper_metric
+
+DRAWS = 1000  # the ends of a 95 % interval then stand on 25 draws each
+
+Labels = Mapping[str, np.ndarray]  # evaluation split -> (rows,)
+Predictions = Mapping[str, np.ndarray]  # evaluation split -> (rows, labels) logits
+
+
+def resampled_scores(
+    task: Task, labels: Labels, predictions: Mapping[str, Mapping[int, Predictions]], draws: int = DRAWS
+) -> dict[str, np.ndarray]:
+    """The paper's metric (percent points) of each method in each draw, a mean over the seeds drawn.
+
+    Args:
+        predictions: method -> seed -> split -> logits in the split's own order. Only seeds that all methods have are
+            drawn from.
+
+    Returns: method -> (draws,) float32; empty when there are no predictions.
+
+    Raises:
+        UserError: a method's predictions do not fit the labels, or the methods have no seed in common.
+    """
+    if not predictions:
+        return {}
+    for method, by_seed in predictions.items():
+        for seed, by_split in by_seed.items():
+            found = {split: len(logits) for split, logits in by_split.items()}
+            expected = {split: len(labels[split]) for split in task.evaluation}
+            if found != expected:
+                raise UserError(
+                    f"{method} on {task.name}, seed {seed}: predictions for {found} rows; the dev set has {expected}"
+                )
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in predictions.values())))
+    if not seeds:
+        raise UserError(f"task {task.name}: no seed that all of {', '.join(predictions)} have run with")
+
+    random = np.random.default_rng(0)
+    scores = {method: np.empty(draws, np.float32) for method in predictions}
+    for draw in tqdm(range(draws), desc=f"bootstrap {task.name}", unit=" draws", mininterval=1.0):
+        drawn, counts = np.unique(random.choice(seeds, size=len(seeds)), return_counts=True)
+        rows = {split: random.integers(len(labels[split]), size=len(labels[split])) for split in task.evaluation}
+        for method, by_seed in predictions.items():
+            values = [_score(task, labels, by_seed[int(seed)], rows) for seed in drawn]
+            scores[method][draw] = np.average(values, weights=counts)
+    return scores
+
+
+def _score(task: Task, labels: Labels, logits: Predictions, rows: Mapping[str, np.ndarray]) -> float:
+    metrics = {}
+    for split, suffix in task.evaluation.items():
+        of_split = compute_metrics(task, logits[split][rows[split]], labels[split][rows[split]])
+        metrics |= {name + suffix: value for name, value in of_split.items()}
+    return paper_metric(task, metrics)
+
+
+def interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of a quantity from its value in each draw."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

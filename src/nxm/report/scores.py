@@ -1,0 +1,36 @@
+"""A study's main numbers in the form that `dvc metrics diff`, `dvc exp show` and `dvc plots diff` compare."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+
+from nxm.report import Evidence, facts
+
+
+def scores(evidence: Evidence) -> str:
+    """JSON: task -> method -> mean dev score over seeds, in percent points, to two decimals."""
+    runs = facts.whole_runs(evidence.results)
+    found = {
+        task: {
+            method: round(score.mean, 2)
+            for method in facts.methods_of(runs)
+            if (score := facts.task_score(runs, method, task)) is not None
+        }
+        for task in facts.tasks_of(runs)
+    }
+    return json.dumps(found, indent=1) + "\n"
+
+
+def courses(evidence: Evidence) -> str:
+    """CSV: one row a task, method and evaluated epoch: the mean dev score over seeds."""
+    rows = [
+        {"task": run.task, "method": run.method, "epoch": epoch.epoch, "score": epoch.metric}
+        for run in facts.whole_runs(evidence.results)
+        for epoch in run.epochs
+        if epoch.metric is not None
+    ]
+    frame = pd.DataFrame(rows, columns=["task", "method", "epoch", "score"])
+    means = frame.groupby(["task", "method", "epoch"], as_index=False)["score"].mean().round(2)
+    return means.to_csv(index=False, lineterminator="\n")

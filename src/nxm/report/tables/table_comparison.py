@@ -1,0 +1,63 @@
+"""What is above what, and how sure that is: paired bootstrap intervals by task and for the geometric mean."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from nxm.bootstrap import DRAWS
+from nxm.report import Evidence, facts, paper
+from nxm.report.table import Table
+
+PAIRS = (  # a method, and what it is compared with
+    ("nxm", "asp"),
+    ("nxm", "admm_unstructured"),
+    ("nxm", "dense"),
+    ("asp", "dense"),
+    ("admm_unstructured", "dense"),
+    ("distil", "dense"),
+    ("distil_nxm", "distil"),
+    ("distil_nxm_kd", "distil"),
+)
+FIELDS = ["task", "method", "rival", "difference", "low", "high", "kept", "kept_low", "kept_high", "paper"]
+
+
+def make(evidence: Evidence) -> Table:
+    """One row a pair and task, and for the geometric mean over all tasks when there are several."""
+    tasks = facts.tasks_of(facts.whole_runs(evidence.results))
+    groups = [[task] for task in tasks] + ([tasks] if len(tasks) > 1 else [])
+    shown, numbers = [], []
+    for group in groups:
+        where = facts.TASKS.get(group[0], group[0]) if len(group) == 1 else "Geo. mean"
+        for method, rival in PAIRS:
+            points = facts.difference(evidence, method, rival, group)
+            share = facts.kept(evidence, method, rival, group)
+            if points is None or share is None:
+                continue
+            theirs = _paper(evidence, method, rival, group)
+            shown.append(
+                {
+                    "Task": where,
+                    "Method": facts.method_label(method),
+                    "Against": facts.method_label(rival),
+                    "Points [95 %]": points.text(),
+                    "Excludes 0": {True: "yes", False: "no", None: facts.ABSENT}[points.certain],
+                    "Kept in % [95 %]": share.text(".1f"),
+                    "Paper, points": facts.ABSENT if theirs is None else f"{theirs:+.1f}",
+                }
+            )
+            of_share = (share.value, share.low, share.high)
+            key = group[0] if len(group) == 1 else "geometric_mean"
+            numbers.append([key, method, rival, points.value, points.low, points.high, *of_share, theirs])
+    notes = facts.notes(evidence, ())
+    if shown:
+        several = len({run.seed for run in facts.whole_runs(evidence.results)}) > 1
+        seeds = "." if several else "; of one seed, so they say nothing of other seeds."
+        notes.append(f"Intervals: paired bootstrap over dev examples and seeds, {DRAWS:,} draws{seeds}")
+    title = "Differences between methods"
+    return Table(title, pd.DataFrame(shown), pd.DataFrame(numbers, columns=FIELDS), tuple(notes))
+
+
+def _paper(evidence: Evidence, method: str, rival: str, tasks: list[str]) -> float | None:
+    columns = facts.columns_of(run for run in facts.whole_runs(evidence.results) if run.task in tasks)
+    ours, theirs = paper.average(method, columns), paper.average(rival, columns)
+    return None if ours is None or theirs is None else ours - theirs

@@ -1,0 +1,40 @@
+"""Stage compare: bootstrap scores of every method on one task, as results/<study>/bootstrap/<task>.npz.
+
+python stages/compare.py --params params.yaml --task stsb
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from nxm.bootstrap import resampled_scores
+from nxm.cli import run
+from nxm.glue import get_task
+from nxm.prepare import load_prepared
+from nxm.results import bootstrap_path, predictions_path, read_predictions, read_study, result_path, write_predictions
+from nxm.settings import load_study
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Bootstrap the methods' scores on one task of a study.")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the study's settings")
+    parser.add_argument("--task", required=True, help="a GLUE task of the study")
+    arguments = parser.parse_args()
+
+    study = load_study(arguments.params).study
+    task = get_task(arguments.task)
+    data = load_prepared(Path("data") / study / "prepared" / task.name)
+    labels = {split: np.asarray(data[split]["labels"]) for split in task.evaluation}
+    predictions: dict[str, dict[int, dict[str, np.ndarray]]] = {}
+    for whole in read_study("results", study):
+        if whole.task == task.name and whole.cell is None:
+            path = predictions_path(result_path("", study, whole.task, whole.method, whole.seed))
+            predictions.setdefault(whole.method, {})[whole.seed] = read_predictions(path)
+    write_predictions(bootstrap_path("", study, task.name), resampled_scores(task, labels, predictions))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,36 @@
+r"""Train one cell of a study's grid.
+
+    accelerate launch --config_file hardware/auto.yaml stages/grid.py \
+        --params studies/tune/params.yaml --cell stsb-nxm-lr9e-05-seed100
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from nxm import cli
+from nxm.errors import UserError
+from nxm.results import read_study
+from nxm.runs import Cell, run
+from nxm.settings import load_study
+from nxm.timing import say_progress
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", required=True)
+    parser.add_argument("--cell", required=True)
+    args = parser.parse_args()
+    study = load_study(args.params)
+    if args.cell not in study.cells:
+        raise UserError(f"{args.params}: there is no cell '{args.cell}'; known are {', '.join(study.cells) or 'none'}")
+    cell = study.cells[args.cell]
+    progress = say_progress(study, read_study("results", study.study))
+    if progress and os.environ.get("RANK", "0") == "0":
+        print(progress, flush=True)
+    run(study, Cell(cell.task, cell.method, cell.seed, cell.cell, tuple(cell.values.items())), keep_model=False)
+
+
+if __name__ == "__main__":
+    cli.run(main)
