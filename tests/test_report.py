@@ -185,6 +185,14 @@ def test_figure_3_names_each_point_by_its_rho(one: Evidence) -> None:
         assert rho in said
 
 
+def test_figure_3_takes_from_a_grid_what_differs_in_rho_alone() -> None:
+    runs = [make_result(), make_result(cell="lr9e-05-rho0.77", rho=0.77)]
+    runs.append(make_result(cell="lr0.0003-rho0.55", rho=0.55, learning_rate=3e-4))
+    said = texts(report.load("figures", "figure3").draw(Evidence("embedded", runs, None))).split()
+    assert "0.77" in said
+    assert "0.55" not in said
+
+
 def test_figure_3_says_what_was_not_swept() -> None:
     figure = report.load("figures", "figure3").draw(Evidence("embedded", [make_result()], None))
     assert "No sweep over rho in this study" in texts(figure)

@@ -58,8 +58,12 @@ def draw(evidence: Evidence) -> Figure:
 
 def _points(results: list[Result], task: str) -> list[Point]:
     groups: dict[tuple[str, float, bool], list[Result]] = {}
+    in_force = {_but_rho(result) for result in facts.whole_runs(results)}
     for result in results:
-        swept = result.cell is not None and result.cell.startswith("rho")
+        # A sweep's cell, or a cell of a grid over rho and more that differs in rho alone from what is in force.
+        swept = result.cell is not None and (
+            result.cell.startswith("rho") or ("rho" in result.cell and _but_rho(result) in in_force)
+        )
         own = result.task == task and result.method in LABELS and (swept or result.cell is None)
         if own and mean_similarity(result) is not None:
             key = (result.method, float(result.hyperparameters["rho"]), result.cell is None)
@@ -70,6 +74,11 @@ def _points(results: list[Result], task: str) -> list[Point]:
         similarity = sum(mean_similarity(run) for run in runs) / len(runs)
         points.append(Point(method, rho, whole, similarity, sum(metrics) / len(metrics), min(metrics), max(metrics)))
     return points
+
+
+def _but_rho(result: Result) -> tuple[object, ...]:
+    values = result.hyperparameters
+    return result.task, result.method, values["learning_rate"], values["batch_size"], values["epochs"]
 
 
 def _panel(axes: Axes, task: str, points: list[Point], results: list[Result]) -> None:
