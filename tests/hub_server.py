@@ -168,7 +168,37 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
 def make_tiny_bert(folder: Path) -> None:
     """A BERT of 2 layers, 32 wide, with random weights, and a WordPiece tokenizer: a folder as the Hub has them."""
     import torch
-    from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+    from transformers import BertConfig, BertForMaskedLM
+
+    words = _write_tokenizer(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=words,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+
+
+def make_tiny_distilbert(folder: Path) -> None:
+    """A DistilBERT of 1 layer with random weights, and the tokenizer of `make_tiny_bert`."""
+    import torch
+    from transformers import DistilBertConfig, DistilBertForMaskedLM
+
+    words = _write_tokenizer(folder)
+    torch.manual_seed(1)
+    config = DistilBertConfig(
+        vocab_size=words, dim=32, n_layers=1, n_heads=4, hidden_dim=64, max_position_embeddings=128
+    )
+    DistilBertForMaskedLM(config).save_pretrained(folder)
+
+
+def _write_tokenizer(folder: Path) -> int:
+    """Returns the number of words."""
+    from transformers import BertTokenizer
 
     folder.mkdir(parents=True)
     words = [
@@ -191,16 +221,7 @@ def make_tiny_bert(folder: Path) -> None:
     vocabulary = list(dict.fromkeys([*words, *letters, *(f"##{letter}" for letter in letters)]))
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     BertTokenizer(str(folder / "vocab.txt"), model_max_length=128).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=128,
-    )
-    BertForMaskedLM(config).save_pretrained(folder)
+    return len(vocabulary)
 
 
 def make_table(task: Task, rows: int) -> pa.Table:

@@ -17,27 +17,14 @@ import torch
 from safetensors.torch import load_file
 
 import smoke_source
+from copied import call, copy_repository, environment
 from nxm.launch import pending_stages
 from nxm.results import read_failures, read_result, read_study, same_apart_from_times
 from nxm.settings import load_study
 
-ROOT = Path(__file__).parent.parent
 TARGET = Path("studies/smoke/dvc.yaml")
 NXM = Path("results/smoke/mnli/nxm/seed0.json")
 pytestmark = pytest.mark.pipeline
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """The copy's own sources, and this interpreter's commands."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return os.environ | {"PATH": path, "PYTHONPATH": str(folder / "src"), "CUDA_VISIBLE_DEVICES": ""}
-
-
-def call(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess:
-    """Run a command in the copy to its end, whatever that is."""
-    return subprocess.run(
-        command, cwd=folder, env=environment(folder) | variables, capture_output=True, text=True, check=False
-    )
 
 
 def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -63,22 +50,9 @@ def pending(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory) -> Path:
-    """A clone of what git tracks (with changes not yet committed), without results, plus the smoke study's sources."""
+    """The repository without results, plus the smoke study's sources."""
     folder = tmp_path_factory.mktemp("repository")
-    tracked = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in filter(None, tracked.stdout.split("\0")):
-        if name.startswith(("results/", "figures/", "paper_tables/")) or not (ROOT / name).exists():
-            continue
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, target, follow_symlinks=False)
-    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    copy_repository(folder)
     smoke_source.write(folder / ".cache" / "smoke")
     return folder
 
