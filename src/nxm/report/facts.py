@@ -295,6 +295,6 @@ def cost_phrase(results: Iterable[Result]) -> str:
     minutes = sum(result.wall_seconds for result in results) / 60
     memory = max(result.peak_memory_mib for result in results) / 1024
     cells = sum(result.cell is not None for result in results)
-    kinds = f" ({cells} of them cells of sweeps or tuning)" if cells else ""
+    kinds = f" ({'all' if cells == len(results) else cells} of them cells of sweeps or grids)" if cells else ""
     noun = "training run" if len(results) == 1 else "training runs"
     return f"{len(results)} {noun}{kinds} took {minutes:.1f} minutes in all and {memory:.1f} GiB of memory at most."

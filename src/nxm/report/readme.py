@@ -26,7 +26,7 @@ _BLOCK = re.compile(r"(<!-- generated:(?P<name>[^>]*?) -->\n)(?P<body>.*?)(<!-- 
 def headline(evidence: Evidence) -> str:
     """What NxM and ASP keep of the dense score, one sentence a task, then what the paper kept."""
     runs = facts.whole_runs(evidence.results)
-    sentences = [_verdict(runs, task) for task in facts.tasks_of(runs)]
+    sentences = [_verdict(evidence, runs, task) for task in facts.tasks_of(runs)]
     if not sentences:
         return f"Study {evidence.study} has no results yet."
     return "\n".join(f"- {sentence}" for sentence in sentences) if len(sentences) > 1 else sentences[0]
@@ -42,7 +42,7 @@ def _nothing(evidence: Evidence) -> str:
     return f"Study {evidence.study} has no results yet."
 
 
-def _verdict(runs: list[Result], task: str) -> str:
+def _verdict(evidence: Evidence, runs: list[Result], task: str) -> str:
     scores = {method: facts.task_score(runs, method, task) for method in ("dense", "nxm", "asp")}
     lacking = [facts.method_label(method) for method, score in scores.items() if score is None]
     own = [r for r in runs if r.task == task and r.method in scores]
@@ -54,7 +54,7 @@ def _verdict(runs: list[Result], task: str) -> str:
     metric = facts.METRICS.get(own[0].metric.name, own[0].metric.name)
     text = (
         f"{where}, {facts.seeds_phrase(own)}: NxM keeps **{kept['nxm']}** of the dense score ({nxm} of {dense}, "
-        f"{metric} × 100), ASP **{kept['asp']}** ({asp}); {_comparison(runs, task)}."
+        f"{metric} × 100), ASP **{kept['asp']}** ({asp}); {_comparison(evidence, runs, task)}."
     )
     paper = {method: facts.paper_task_score(method, task) for method in scores}
     if None not in paper.values():
@@ -63,8 +63,8 @@ def _verdict(runs: list[Result], task: str) -> str:
     return text
 
 
-def _comparison(runs: list[Result], task: str) -> str:
-    """NxM against ASP in words that are true whichever is ahead; by seed where both have the seed."""
+def _comparison(evidence: Evidence, runs: list[Result], task: str) -> str:
+    """NxM against ASP in words that are true whichever is ahead; by seed where both have the seed, with its interval."""
     by_seed = {
         method: {r.seed: r.metric.value for r in runs if (r.method, r.task) == (method, task)}
         for method in ("nxm", "asp")
@@ -73,6 +73,9 @@ def _comparison(runs: list[Result], task: str) -> str:
     common = sorted(by_seed["nxm"].keys() & by_seed["asp"].keys())
     ahead = sum(by_seed["nxm"][seed] > by_seed["asp"][seed] for seed in common)
     count = f", ahead in {ahead} of {len(common)} seeds" if len(common) > 1 else ""
+    points = facts.difference(evidence, "nxm", "asp", [task])
+    if points is not None and points.certain is not None:
+        count += f" (paired bootstrap, 95 %: {points.low:+.1f} to {points.high:+.1f})"
     if f"{abs(nxm - asp):.1f}" == "0.0":
         return f"NxM does not beat ASP: they are level{count}"
     if nxm < asp:

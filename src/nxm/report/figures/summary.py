@@ -32,12 +32,15 @@ def draw(evidence: Evidence) -> Figure:
         _panel(axes, evidence, group, methods)
     for axes in list(panels.flat)[len(groups) :]:
         axes.set_axis_off()
+    several = len({run.seed for run in runs}) > 1
     style.footnote(
         figure,
         [
             facts.study_phrase(evidence),
-            "Large: mean over seeds; small: each seed." if len({run.seed for run in runs}) > 1 else "",
-            "Bars: 95 % intervals, bootstrap over dev examples and seeds." if evidence.bootstrap else "",
+            "Large: mean over seeds; small: each seed." if several else "",
+            f"Bars: 95 % intervals, bootstrap over dev examples{' and seeds' if several else ''}."
+            if evidence.bootstrap
+            else "",
             "Right: percent of the dense score kept. Open diamond: the paper's percentage, of our dense score.",
             facts.SELECTION,
             facts.missing_phrase(evidence, METHODS),

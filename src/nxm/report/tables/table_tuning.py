@@ -55,7 +55,7 @@ def make(evidence: Evidence) -> Table:
         | {
             label: [facts.ABSENT if pd.isna(value) else facts.plain(value) for value in table[key]]
             for key, label in SEARCHED.items()
-            if table[key].notna().any()
+            if (table.groupby(["task", "method"])[key].nunique() > 1).any()
         }
         | {
             "Epochs": table["epochs"].map("{:g}".format),
@@ -67,6 +67,8 @@ def make(evidence: Evidence) -> Table:
     )
     if not evidence.failures:
         shown = shown.drop(columns="Failed")
+    if not own:
+        shown = shown.drop(columns="In force")
     if table["heldout"].isna().all():
         shown = shown.drop(columns="Held out")
     effort = table.groupby("method")["cell"].nunique()
@@ -76,6 +78,7 @@ def make(evidence: Evidence) -> Table:
         "trains on.",
         "Cells a task: " + ", ".join(f"{facts.method_label(m)} {effort[m]}" for m in facts.methods_of(cells)) + ".",
         facts.cost_phrase(evidence.results),
+        facts.machine_phrase(cells),
     )
     return Table(title, shown, table, notes)
 
