@@ -64,7 +64,7 @@ def _verdict(evidence: Evidence, runs: list[Result], task: str) -> str:
 
 
 def _comparison(evidence: Evidence, runs: list[Result], task: str) -> str:
-    """NxM against ASP in words that are true whichever is ahead; by seed where both have the seed, with its interval."""
+    """NxM against ASP in words that are true whichever is ahead, with seeds and interval where there are any."""
     by_seed = {
         method: {r.seed: r.metric.value for r in runs if (r.method, r.task) == (method, task)}
         for method in ("nxm", "asp")
