@@ -1,7 +1,6 @@
 # `make` alone explains the targets.
 PYTHON ?= python3
 STUDY ?= embedded
-JOBS ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -12,7 +11,7 @@ READY := $(VENV)/.ready
 help:
 	@echo "make repro               run the embedded study: every result, figure and table (about 20 min on 2 cores)"
 	@echo "make repro STUDY=seeds   run another study of profiles/: $(notdir $(basename $(wildcard profiles/*.yaml)))"
-	@echo "make repro JOBS=4        the same, four stages side by side, each on its share of the cores and GPUs"
+	@echo "make repro JOBS=4        four stages side by side, each on its share of the cores and GPUs (on a CPU by default two)"
 	@echo "make plan STUDY=...      say what that would run, and about how long it takes"
 	@echo "make test                lint, unit tests and a small study end to end"
 	@echo "make lint                ruff and mypy alone"
@@ -30,7 +29,7 @@ $(READY): requirements.lock pyproject.toml
 	touch $@
 
 repro: $(READY)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m nxm.launch --jobs $(JOBS) $(STUDY)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m nxm.launch $(if $(JOBS),--jobs $(JOBS)) $(STUDY)
 
 plan: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m nxm.launch --plan $(STUDY)

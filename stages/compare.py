@@ -24,13 +24,13 @@ def main() -> None:
     parser.add_argument("--task", required=True, help="a GLUE task of the study")
     arguments = parser.parse_args()
 
-    study = load_study(arguments.params).study
-    task = get_task(arguments.task)
+    settings = load_study(arguments.params)
+    study, task = settings.study, get_task(arguments.task)
     data = load_prepared(Path("data") / study / "prepared" / task.name)
     labels = {split: np.asarray(data[split]["labels"]) for split in task.evaluation}
     predictions: dict[str, dict[int, dict[str, np.ndarray]]] = {}
     for whole in read_study("results", study):
-        if whole.task == task.name and whole.cell is None:
+        if whole.task == task.name and whole.cell is None and whole.seed in settings.seeds:
             path = predictions_path(result_path("", study, whole.task, whole.method, whole.seed))
             predictions.setdefault(whole.method, {})[whole.seed] = read_predictions(path)
     write_predictions(bootstrap_path("", study, task.name), resampled_scores(task, labels, predictions))

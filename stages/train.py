@@ -3,7 +3,7 @@ r"""Train one cell of the study.
     accelerate launch --config_file hardware/auto.yaml stages/train.py \
         --params params.yaml --method nxm --task stsb --seed 0
 
-A cell of a sweep or grid also says `--cell NAME` and what it changes: `--rho`, `--recipe`, `--learning-rate`.
+A cell of the sweep over rho also says `--cell NAME` and what it changes: `--rho`, `--recipe`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ def main() -> None:
     parser.add_argument("--cell")
     parser.add_argument("--rho", type=float)
     parser.add_argument("--recipe")
-    parser.add_argument("--learning-rate", type=float)
     args = parser.parse_args()
-    given = {"rho": args.rho, "recipe": args.recipe, "learning_rate": args.learning_rate}
+    given = {"rho": args.rho, "recipe": args.recipe}
     changes = tuple((name, value) for name, value in given.items() if value is not None)
     cell = Cell(args.task, args.method, args.seed, args.cell, changes)
     study = load_study(args.params)

@@ -25,7 +25,7 @@ def correct() -> np.ndarray:
 
 def test_the_interval_of_an_accuracy_is_scipys(correct):
     labels = {"validation": np.zeros(277, int)}
-    draws = resampled_scores(RTE, labels, {"nxm": {0: {"validation": classes(correct)}}}, draws=4000)["nxm"]
+    draws = resampled_scores(RTE, labels, {"nxm": {0: {"validation": classes(correct)}}}, draws=4000)["nxm"][:, 0]
     reference = bootstrap((100.0 * correct,), np.mean, n_resamples=4000, method="percentile", random_state=0)
     assert interval(draws) == pytest.approx(tuple(reference.confidence_interval), abs=0.6)
     deviation = 100 * np.sqrt(correct.mean() * (1 - correct.mean()) / 277)
@@ -59,26 +59,41 @@ def test_seeds_that_differ_widen_the_interval():
 
     alike = {"nxm": {seed: scored(1.0) for seed in range(3)}}
     unlike = {"nxm": {0: scored(0.2), 1: scored(1.0), 2: scored(3.0)}}
-    widths = [np.ptp(interval(resampled_scores(STSB, labels, runs, draws=300)["nxm"])) for runs in (alike, unlike)]
+    widths = [
+        np.ptp(interval(resampled_scores(STSB, labels, runs, draws=300)["nxm"][:, 0])) for runs in (alike, unlike)
+    ]
     assert widths[1] > 3 * widths[0]
 
 
-def test_mnli_is_the_mean_of_its_two_splits():
+def test_mnli_has_a_column_for_each_of_its_two_splits():
     labels = {"validation_matched": np.zeros(60, int), "validation_mismatched": np.zeros(40, int)}
     right = np.tile([1.0, 0.0, 0.0], (60, 1)).astype(np.float32)
     wrong = np.tile([0.0, 1.0, 0.0], (40, 1)).astype(np.float32)
     predictions = {"nxm": {0: {"validation_matched": right, "validation_mismatched": wrong}}}
-    assert set(resampled_scores(MNLI, labels, predictions, draws=5)["nxm"]) == {50.0}
+    assert resampled_scores(MNLI, labels, predictions, draws=5)["nxm"].tolist() == [[100.0, 0.0]] * 5
 
 
 def test_no_predictions_give_no_scores():
     assert resampled_scores(RTE, {"validation": np.zeros(3, int)}, {}) == {}
 
 
-def test_predictions_of_another_dev_set_and_methods_without_a_common_seed_are_refused(correct):
+def test_predictions_of_another_dev_set_are_refused(correct):
     labels = {"validation": np.zeros(200, int)}
-    with pytest.raises(UserError, match=r"nxm on rte, seed 0: predictions for .*277.* rows, .*200"):
+    with pytest.raises(UserError, match=r"nxm on rte, seed 0: predictions for .*277.* rows.*200"):
         resampled_scores(RTE, labels, {"nxm": {0: {"validation": classes(correct)}}})
-    apart = {"nxm": {0: {"validation": classes(correct)}}, "asp": {1: {"validation": classes(correct)}}}
-    with pytest.raises(UserError, match="no seed that all of nxm, asp have run with"):
-        resampled_scores(RTE, {"validation": np.zeros(277, int)}, apart)
+
+
+def test_a_method_that_lacks_a_seed_is_left_out(correct):
+    both = {seed: {"validation": classes(correct)} for seed in (0, 1)}
+    labels = {"validation": np.zeros(277, int)}
+    assert set(resampled_scores(RTE, labels, {"nxm": both, "asp": both, "distil": {0: both[0]}}, draws=3)) == {
+        "nxm",
+        "asp",
+    }
+
+
+def test_tasks_are_drawn_apart():
+    labels = {"validation": np.zeros(277, int)}
+    right = {"nxm": {0: {"validation": classes(np.arange(277) < 200)}}}
+    rte, qnli = (resampled_scores(get_task(name), labels, right, draws=20)["nxm"][:, 0] for name in ("rte", "qnli"))
+    assert not np.array_equal(rte, qnli)

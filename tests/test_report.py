@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -229,7 +230,9 @@ def test_every_table_is_made_whatever_there_is_the_same_to_the_byte(
     text = tex.read_text()
     assert text.count(r"\begin{") == text.count(r"\end{")
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
-    assert not re.search(r"(?<!\\)[&%#](?![^\n]*\\\\)", text.replace("% ", "", 1) if study == "empty" else text)
+    assert not re.search(
+        r"(?<!\\)[&%#](?![^\n]*\\\\)", text.replace("% ", "", 1) if make(evidence).shown.empty else text
+    )
 
 
 def test_table_1_has_the_papers_row_beside_ours_over_the_same_tasks(many: Evidence) -> None:
@@ -246,7 +249,13 @@ def test_table_1_has_the_papers_row_beside_ours_over_the_same_tasks(many: Eviden
 
 def test_tables_say_sizes_seeds_selection_and_machine(one: Evidence) -> None:
     said = report.load("tables", "table1").make(one).markdown()
-    for piece in ("1,500 training and 1,500 dev", "seed 1", "last epoch", "no epoch is selected", "AMD EPYC, 2 cores"):
+    for piece in (
+        "1,500 of 5,749 training and 1,500 dev",
+        "seed 1",
+        "last epoch",
+        "no epoch is selected",
+        "AMD EPYC, 2 cores",
+    ):
         assert piece in said
 
 
@@ -290,7 +299,7 @@ def test_the_tuning_table_marks_a_cell_that_failed(one: Evidence) -> None:
 
 
 def drawn(shift: float, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(70 + shift, 0.5, size=1000).astype(np.float32)
+    return np.random.default_rng(seed).normal(70 + shift, 0.5, size=(1000, 1)).astype(np.float32)
 
 
 def test_the_comparison_has_an_interval_where_there_are_draws_and_says_whether_it_excludes_zero(one: Evidence) -> None:
@@ -308,6 +317,10 @@ def test_the_interval_of_a_geometric_mean_is_narrower_than_a_tasks(many: Evidenc
     results = [run for run in many.results if run.task in tasks]
     bootstrap = {task: {"nxm": drawn(5, k), "asp": drawn(0, k + 9)} for k, task in enumerate(tasks)}
     evidence = Evidence("several", results, None, bootstrap)
+    assert facts.difference(evidence, "nxm", "asp", tasks).value == pytest.approx(
+        paper.geometric_mean(facts.task_score(results, "nxm", task).mean for task in tasks)
+        - paper.geometric_mean(facts.task_score(results, "asp", task).mean for task in tasks)
+    )
     single, mean = (facts.difference(evidence, "nxm", "asp", group) for group in (["stsb"], tasks))
     assert mean.high - mean.low < 0.9 * (single.high - single.low)
 
@@ -324,8 +337,44 @@ def test_a_new_method_is_shown_before_it_has_a_label() -> None:
     assert "holoformer" in texts(report.load("figures", "summary").draw(Evidence("embedded", runs, None)))
 
 
+def test_table_3_counts_the_cells_that_each_method_had(one: Evidence) -> None:
+    shown = report.load("tables", "table3").make(one).shown
+    cells = dict(zip(shown["Method"], shown["Cells tried"], strict=True))
+    assert (cells["NxM"], cells["ASP"], cells["Dense"]) == ("3", "3", "0")
+
+
+def test_a_collapsed_seed_is_never_left_out_of_a_mean() -> None:
+    runs = [
+        make_result(task="cola", method="asp", seed=seed, score=score) for seed, score in enumerate((5.0, 0.0, 3.0))
+    ]
+    assert facts.average_score(runs, "asp", ["cola"]).mean == pytest.approx(8 / 3)
+    runs += [make_result(task="stsb", method="asp", seed=seed, score=80.0) for seed in range(3)]
+    assert facts.average_score(runs, "asp", ["cola", "stsb"]) is None
+
+
+def test_what_params_no_longer_names_is_no_evidence(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)  # seed 0, the cells rho1.0 and paper rho0.006
+    for run in (
+        make_result(seed=0),
+        make_result(seed=5),
+        make_result(seed=0, cell="rho1.0"),
+        make_result(seed=0, cell="rho0.1"),
+        make_result(seed=0, cell="lr9e-05"),
+        make_result(task="rte", seed=0),
+    ):
+        write_result(result_path(tmp_path, run.study, run.task, run.method, run.seed, run.cell), run)
+    found = report.read_evidence(tmp_path, "embedded").results
+    assert [(run.task, run.cell, run.seed) for run in found] == [("stsb", None, 0), ("stsb", "rho1.0", 0)]
+
+
+def test_tables_say_when_values_were_selected_on_dev(one: Evidence) -> None:
+    said = report.load("tables", "table1").make(replace(one, selection="dev")).markdown()
+    assert "best of a grid on these same dev rows" in said
+
+
 def test_selection_shows_the_best_on_dev_beside_the_final_runs(one: Evidence) -> None:
-    numbers = report.load("tables", "table_selection").make(one).numbers.set_index("method")
+    evidence = replace(one, selection="heldout")
+    numbers = report.load("tables", "table_selection").make(evidence).numbers.set_index("method")
     assert set(numbers.index) == {"asp", "nxm"}
     best = max(run.metric.value for run in one.results if run.method == "nxm" and str(run.cell).startswith("lr"))
     assert numbers.loc["nxm", "best_on_dev"] == best

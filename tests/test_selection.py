@@ -22,7 +22,8 @@ VALUES = {
 
 def done(cell: dict, dev: float, heldout: float) -> Result:
     result = make_result("s", cell["task"], cell["method"], cell["seed"], cell["cell"], score=dev)
-    return result.model_copy(update={"heldout": result.metric.model_copy(update={"value": heldout})})
+    score = result.metric.model_copy(update={"value": heldout})
+    return result.model_copy(update={"heldout": score, "hyperparameters": cell["values"]})
 
 
 @pytest.fixture
@@ -68,7 +69,21 @@ def test_nothing_is_chosen_before_all_cells_are_done_and_never_one_that_failed(c
     assert selection.choose(cells, results[:-1], [], "dev") == {}
     failed = next(cell for cell in asp if cell["cell"] == "lr0.0003")
     failure = Failure(
-        study="s", task="stsb", method="asp", seed=failed["seed"], cell="lr0.0003", hyperparameters={}, failure="nan"
+        study="s",
+        task="stsb",
+        method="asp",
+        seed=failed["seed"],
+        cell="lr0.0003",
+        hyperparameters=failed["values"],
+        failure="nan",
     )
     rest = [run for run in results if (run.cell, run.seed) != ("lr0.0003", failed["seed"])]
     assert selection.choose(cells, rest, [failure], "dev")["asp", "stsb"]["learning_rate"] == 5e-5
+
+
+def test_a_run_of_an_earlier_state_of_the_grid_does_not_count(cells):
+    asp = [cell for cell in cells.values() if (cell["method"], cell["task"]) == ("asp", "stsb")]
+    results = [done(cell, 80.0, 80.0) for cell in asp]
+    longer = selection.expand(VALUES | {"asp": {"stsb": VALUES["asp"]["stsb"] | {"epochs": 9}, "mnli": {}}})
+    assert ("asp", "stsb") in selection.choose(cells, results, [], "heldout")
+    assert selection.choose(longer, results, [], "heldout") == {}

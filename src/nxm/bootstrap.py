@@ -14,7 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from nxm.errors import UserError
-from nxm.glue import Task, compute_metrics, paper_metric
+from nxm.glue import Task, compute_metrics
 
 DRAWS = 1000  # the ends of a 95 % interval then stand on 25 draws each
 
@@ -28,16 +28,14 @@ def resampled_scores(
     """The paper's metric (percent points) of each method in each draw, a mean over the seeds drawn.
 
     Args:
-        predictions: method -> seed -> split -> logits in the split's own order. Only seeds that all methods have are
-            drawn from.
+        predictions: method -> seed -> split -> logits in the split's own order. A method that lacks a seed which
+            another one has is left out: its score would be of other seeds than the draws.
 
-    Returns: method -> (draws,) float32; empty when there are no predictions.
+    Returns: method -> (draws, evaluation splits) float32, splits as in `task.evaluation`; empty without predictions.
 
     Raises:
-        UserError: a method's predictions do not fit the labels, or the methods have no seed in common.
+        UserError: a method's predictions do not fit the labels.
     """
-    if not predictions:
-        return {}
     for method, by_seed in predictions.items():
         for seed, by_split in by_seed.items():
             found = {split: len(logits) for split, logits in by_split.items()}
@@ -46,27 +44,24 @@ def resampled_scores(
                 raise UserError(
                     f"{method} on {task.name}, seed {seed}: predictions for {found} rows; the dev set has {expected}"
                 )
-    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in predictions.values())))
-    if not seeds:
-        raise UserError(f"task {task.name}: no seed that all of {', '.join(predictions)} have run with")
+    seeds = sorted({seed for by_seed in predictions.values() for seed in by_seed})
+    whole = {method: by_seed for method, by_seed in predictions.items() if set(by_seed) == set(seeds)}
+    if not whole:
+        return {}
 
-    random = np.random.default_rng(0)
-    scores = {method: np.empty(draws, np.float32) for method in predictions}
+    random = np.random.default_rng([0, *task.name.encode()])  # other draws for each task: tasks are independent
+    scores = {method: np.empty((draws, len(task.evaluation)), np.float32) for method in whole}
     for draw in tqdm(range(draws), desc=f"bootstrap {task.name}", unit=" draws", mininterval=1.0):
         drawn, counts = np.unique(random.choice(seeds, size=len(seeds)), return_counts=True)
-        rows = {split: random.integers(len(labels[split]), size=len(labels[split])) for split in task.evaluation}
-        for method, by_seed in predictions.items():
-            values = [_score(task, labels, by_seed[int(seed)], rows) for seed in drawn]
-            scores[method][draw] = np.average(values, weights=counts)
+        for column, split in enumerate(task.evaluation):
+            rows = random.integers(len(labels[split]), size=len(labels[split]))
+            for method, by_seed in whole.items():
+                values = [
+                    compute_metrics(task, by_seed[int(seed)][split][rows], labels[split][rows])[task.metric]
+                    for seed in drawn
+                ]
+                scores[method][draw, column] = np.average(values, weights=counts)
     return scores
-
-
-def _score(task: Task, labels: Labels, logits: Predictions, rows: Mapping[str, np.ndarray]) -> float:
-    metrics = {}
-    for split, suffix in task.evaluation.items():
-        of_split = compute_metrics(task, logits[split][rows[split]], labels[split][rows[split]])
-        metrics |= {name + suffix: value for name, value in of_split.items()}
-    return paper_metric(task, metrics)
 
 
 def interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:

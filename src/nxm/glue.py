@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nxm.errors import UserError
+from nxm.errors import Diverged, UserError
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ def compute_metrics(task: Task, predictions: np.ndarray, labels: np.ndarray) -> 
     collapsed model is the worst of a grid and not a NaN in it. F1 without any positive is 0.0 for the same reason.
 
     Raises:
-        UserError: a prediction is NaN or infinite, or the numbers of predictions and labels differ.
+        UserError: the numbers of predictions and labels differ.
+        Diverged: a prediction is NaN or infinite.
     """
     from scipy import stats
     from sklearn import metrics
@@ -124,7 +125,7 @@ def compute_metrics(task: Task, predictions: np.ndarray, labels: np.ndarray) -> 
         raise UserError(f"task {task.name}: {len(predictions)} predictions for {len(labels)} labels")
     if not np.isfinite(predictions).all():
         row = int(np.argmin(np.isfinite(predictions.reshape(len(labels), -1)).all(axis=1)))
-        raise UserError(
+        raise Diverged(
             f"task {task.name}: the prediction for row {row} is {predictions[row]}, not a finite number: "
             "the training has diverged (a lower learning rate or gradient clipping helps)"
         )

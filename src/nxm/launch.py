@@ -17,26 +17,34 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import torch
+from dvc.repo import Repo
 
 from nxm import cli
 from nxm.errors import UserError
 from nxm.glue import get_task
 from nxm.job import SLOT
+from nxm.provenance import cores
 from nxm.results import read_study
 from nxm.settings import Study, load_study
-from nxm.study import MAIN, write_study
+from nxm.study import MAIN, chosen_values, refresh_studies, write_study
 from nxm.timing import PLAN, STARTED, estimate_seconds, say_duration
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", nargs="?", default=MAIN)
-    parser.add_argument("--jobs", type=int, default=1, help="stages that run side by side (needs GNU xargs)")
+    parser.add_argument(
+        "--jobs", type=int, help="stages side by side (more than one needs GNU xargs); default: 2 on a CPU"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--plan", action="store_true", help="say what would run, and stop")
     what.add_argument("--write", action="store_true", help="only write the study's folder, and stop")
@@ -45,8 +53,10 @@ def main() -> None:
     root = Path.cwd()
     if not (root / "dvc.yaml").is_file() or not (root / "params.yaml").is_file():
         raise UserError(f"{root}: no study here (dvc.yaml and params.yaml are missing); start in the repository's root")
-    if args.jobs < 1:
-        raise UserError(f"--jobs {args.jobs}: give 1 or more")
+    jobs = args.jobs if args.jobs is not None else default_jobs()
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: give 1 or more")
+    refresh_studies(root)  # DVC reads them all, whichever is to run
     folder = write_study(root, args.study)
     study = load_study(folder / "params.yaml")
     target = Path(os.path.relpath(folder / "dvc.yaml", root))
@@ -59,19 +69,16 @@ def main() -> None:
         if not pending:
             point_at_results(study)
         return
-    os.environ |= {
-        STARTED: str(time.time()),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    }
-    cells = [name for name in pending if name.startswith("grid@")]
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     failed = False
+    cells = {name for name in pending if name.startswith("grid@")}
     if cells and study.selection != "params":
-        failed = reproduce(target, upstream(target, cells) & set(pending), args.jobs)
+        failed = reproduce(target, cells, jobs)
         write_study(root, args.study)
         study = load_study(folder / "params.yaml")
-        say_chosen(study)
+        say_chosen(study, root)  # or stop, before runs with values that nobody chose
         pending = pending_stages(target)
-    failed |= reproduce(target, set(pending), args.jobs)
+    failed |= reproduce(target, set(pending), jobs)
     if failed:
         raise UserError(
             f"study {study.study}: a stage failed (its message stands above). What is done is kept: the same command "
@@ -80,59 +87,91 @@ def main() -> None:
     point_at_results(study)
 
 
-def reproduce(target: Path, stages: set[str], jobs: int) -> bool:
-    """Run stages of a study, those that do not need each other side by side; returns whether one failed.
+def default_jobs() -> int:
+    """Two one-core trainings side by side are faster than one on two cores; a GPU, or several processes, take one."""
+    gnu_xargs = subprocess.run(["xargs", "--version"], capture_output=True, check=False).returncode == 0  # noqa: S607
+    alone = torch.cuda.is_available() or "ACCELERATE_CONFIG" in os.environ or cores() < 2 or not gnu_xargs
+    return 1 if alone else 2
 
-    A stage that fails stops those that need it and no other.
+
+def reproduce(target: Path, names: set[str], jobs: int) -> bool:
+    """Run stages of a study, and those they need whose outputs are not here; returns whether one failed.
+
+    Stages that do not need each other run side by side. One that fails stops those that need it and no other.
     """
-    os.environ[PLAN] = "\n".join(sorted(stages))
-    if jobs == 1:
-        names = [f"{target}:{name}" for name in sorted(stages)]
-        return bool(names) and _call("-m", "dvc", "repro", "--keep-going", *names) != 0
-    edges = _edges(target)
-    sorter = TopologicalSorter({name: {up for up, down in edges if down == name and up in stages} for name in stages})
+    stages = read_stages(target)
+    run = with_what_is_missing(stages, names)
+    os.environ |= {PLAN: "\n".join(sorted(run)), STARTED: str(time.time())}
+    if jobs > 1 and torch.cuda.device_count() > 1:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
+    sorter = TopologicalSorter({name: stages[name].needs & run for name in run})
     sorter.prepare()
     failed: set[str] = set()
     while sorter.is_active():
         ready = sorter.get_ready()
-        wave = [name for name in sorted(ready) if not any(up in failed for up, down in edges if down == name)]
+        failed |= {name for name in ready if stages[name].needs & failed}
+        wave = [name for name in sorted(ready) if name not in failed]
         alone = [name for name in wave if name.startswith("benchmark")]  # what is timed has the machine to itself
-        failed |= set(ready) - set(wave)
-        for names, width in ((alone, 1), ([name for name in wave if name not in alone], jobs)):
-            if names and _side_by_side([f"{target}:{name}" for name in names], width):
-                failed |= set(names) & set(pending_stages(target))
+        for group, width in ((alone, 1), ([name for name in wave if name not in alone], jobs)):
+            failed |= {name.rpartition(":")[2] for name in _side_by_side([f"{target}:{name}" for name in group], width)}
         sorter.done(*ready)
     return bool(failed)
 
 
-def _side_by_side(targets: list[str], width: int) -> bool:
-    """Run DVC stages, `width` at a time, by xargs; returns whether one failed."""
-    command = ["xargs", "--process-slot-var", SLOT, "-P", str(width), "-n", "1"]
-    command += [sys.executable, "-m", "nxm.job", str(width)]
-    return subprocess.run(command, input="\n".join(targets), text=True, check=False).returncode != 0
+def _side_by_side(targets: list[str], width: int) -> list[str]:
+    """Run DVC stages, `width` at a time, by xargs; returns those that failed."""
+    if not targets:
+        return []
+    slots = ["--process-slot-var", SLOT] if width > 1 else []  # GNU's; others have it not
+    with tempfile.TemporaryDirectory() as folder:
+        failures = Path(folder, "failed")
+        failures.touch()
+        subprocess.run(
+            ["xargs", *slots, "-P", str(width), "-n", "1", sys.executable, "-m", "nxm.job", str(width), str(failures)],  # noqa: S607
+            input="\n".join(targets),
+            text=True,
+            check=False,
+        )
+        return failures.read_text(encoding="utf-8").splitlines()
 
 
-def upstream(target: Path, stages: Iterable[str]) -> set[str]:
-    """Stages and all that they need."""
-    edges = _edges(target)
-    found, todo = set(stages), list(stages)
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a study as DVC knows it: the stages it needs, the paths it reads, those it makes."""
+
+    needs: frozenset[str]
+    deps: tuple[Path, ...]
+    outs: tuple[Path, ...]
+
+
+def read_stages(target: Path) -> dict[str, Stage]:
+    """A study's stages by name, from DVC's own index."""
+    with Repo() as repo:
+        own = {stage.name: stage for stage in repo.index.stages if Path(stage.path).samefile(target)}
+        needs = {name: {up.name for up in repo.index.graph.successors(stage)} for name, stage in own.items()}
+        return {
+            name: Stage(
+                frozenset(needs[name] & own.keys()),
+                tuple(Path(dep.fs_path) for dep in stage.deps if dep.fs_path),
+                tuple(Path(out.fs_path) for out in stage.outs),
+            )
+            for name, stage in own.items()
+        }
+
+
+def with_what_is_missing(stages: Mapping[str, Stage], names: Iterable[str]) -> set[str]:
+    """Stages, and those that make what they read and is not on disk (on a fresh clone: data and models)."""
+    found, todo = set(names), list(names)
     while todo:
-        name = todo.pop()
-        new = {up for up, down in edges if down == name} - found
-        found |= new
-        todo += new
+        missing = [dep for dep in stages[todo.pop()].deps if not dep.exists()]
+        makers = {
+            name
+            for name, stage in stages.items()
+            if any(dep.is_relative_to(out) for dep in missing for out in stage.outs)
+        }
+        todo += makers - found
+        found |= makers
     return found
-
-
-def _edges(target: Path) -> set[tuple[str, str]]:
-    """Pairs of stages (needed, needing), of DVC's own graph."""
-    said = _dvc("dag", "--dot", str(target)).stdout
-    pairs = re.findall(r'^"(.+)" -> "(.+)";$', said, flags=re.MULTILINE)
-    return {(up.rpartition(":")[2], down.rpartition(":")[2]) for up, down in pairs}
-
-
-def _call(*arguments: str) -> int:
-    return subprocess.run([sys.executable, *arguments], check=False).returncode
 
 
 def pending_stages(target: Path) -> list[str]:
@@ -176,15 +215,24 @@ def announce(study: Study, pending: list[str]) -> None:
     print(f"results: results/{study.study}  figures: figures/{study.study}  tables: paper_tables/{study.study}")
 
 
-def say_chosen(study: Study) -> None:
-    """Print the values that the grid has chosen."""
-    print(f"\nchosen by the grid ({study.selection}), now in {study.params}:")
-    for method, task in dict.fromkeys((cell.method, cell.task) for cell in study.cells.values()):
-        block = getattr(study, method)[task].model_dump()
-        searched = getattr(study.grid, get_task(task).group)[method].model_dump()
-        print(
-            f"  {method} on {task}: " + ", ".join(f"{key} {block[key]:g}" for key, tried in searched.items() if tried)
+def say_chosen(study: Study, root: Path) -> None:
+    """Print the values that the grid has chosen.
+
+    Raises:
+        UserError: a method and task has nothing chosen: a cell is not done, or all of them failed.
+    """
+    chosen, lacking = chosen_values(study, root)
+    if lacking:
+        pairs = ", ".join(f"{method} on {task}" for method, task in lacking)
+        raise UserError(
+            f"study {study.study}: the grid has chosen nothing for {pairs}: a cell is not done (its message stands "
+            "above), or every cell diverged (then other values are needed in the grid). The same command goes on."
         )
+    print(f"\nchosen by the grid ({study.selection}), now in {study.params}:")
+    for (method, task), values in chosen.items():
+        searched = getattr(study.grid, get_task(task).group)[method].model_dump()
+        words = ", ".join(f"{key} {values[key]:g}" for key, tried in searched.items() if tried)
+        print(f"  {method} on {task}: {words}")
 
 
 def point_at_results(study: Study) -> None:

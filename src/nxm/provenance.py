@@ -21,7 +21,7 @@ def machine() -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "cpu": _cpu_name(),
-        "cores": _cores(),
+        "cores": cores(),
         "device": device,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }
@@ -37,7 +37,7 @@ def use_cores() -> None:
 
     `accelerate launch` sets OMP_NUM_THREADS=1 unless told a number, which on a CPU halves the speed of two cores.
     """
-    torch.set_num_threads(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def peak_memory_mib() -> float:
@@ -48,7 +48,8 @@ def peak_memory_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS counts bytes, Linux KiB
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 

@@ -21,6 +21,7 @@ from nxm.callbacks import AdmmCallback, SparsityCallback
 from nxm.distil import Teacher, every_other_layer
 from nxm.errors import Diverged, UserError
 from nxm.glue import get_task, paper_metric
+from nxm.job import SLOT
 from nxm.methods import get_method
 from nxm.pattern import read_pattern, report
 from nxm.prepare import load_prepared
@@ -51,7 +52,8 @@ def run(study: Study, cell: Cell, keep_model: bool = True) -> Path:
     """Train one cell and write its results file; returns the file's path.
 
     A whole run also leaves its predictions on dev beside it. A cell of a grid (one that has a name) whose values make
-    training diverge, or the GPU's memory too small, leaves a `Failure` as its result: the rest of the grid goes on.
+    training diverge, or need more than the GPU's memory, leaves a `Failure` as its result: it is done, and the rest of
+    the grid goes on. (Not with several processes, of which the others would wait for ever: there it is an error.)
 
     A run that was killed resumes from its last whole checkpoint, if settings, data, weights, code and versions are
     still the same, and ends with the same result. Safe to call in every process of `accelerate launch`.
@@ -61,6 +63,7 @@ def run(study: Study, cell: Cell, keep_model: bool = True) -> Path:
 
     Raises:
         UserError: something needed is missing, or a whole run diverged.
+        torch.OutOfMemoryError: a whole run, or a cell beside other jobs, which may be what filled the GPU's memory.
     """
     started = time.perf_counter()
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # else processes on a CPU would not join
@@ -116,7 +119,8 @@ def run(study: Study, cell: Cell, keep_model: bool = True) -> Path:
             distillation,
         )
     except (Diverged, torch.OutOfMemoryError) as error:
-        if cell.name is None or state.num_processes > 1:  # other processes wait for this one's gradients
+        crowded = isinstance(error, torch.OutOfMemoryError) and SLOT in os.environ
+        if cell.name is None or state.num_processes > 1 or crowded:
             raise
         failure = {"hyperparameters": hyperparameters, "failure": str(error).partition("\n")[0]}
         place = {"task": cell.task, "method": cell.method, "seed": cell.seed, "cell": cell.name}

@@ -31,7 +31,7 @@ def expand(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             searched = {name: searched[name] for name in _SHORT if searched.get(name)}
             for combination in itertools.product(*searched.values()):
                 own = dict(zip(searched, combination, strict=True))
-                cell = "-".join(f"{_SHORT[name]}{value:g}" for name, value in own.items())
+                cell = "-".join(f"{_SHORT[name]}{value:g}".replace("+", "") for name, value in own.items())
                 block = dict(values[method].get(task, {})) | own
                 for seed in grid.get("seeds", []):
                     key = f"{task}-{method}-{cell}-seed{seed}".replace(".", "_")  # DVC takes a dot for nesting
@@ -56,22 +56,26 @@ def choose(
     Args:
         by: "dev" or "heldout": which score counts.
     """
-    scores = {_place(run): run.metric.value if by == "dev" else _heldout(run) for run in results if run.cell}
-    failed = {_place(run) for run in failures}
+    own = {(cell["task"], cell["method"], cell["cell"], cell["seed"]): cell["values"] for cell in cells.values()}
+    scores = {
+        _place(run): score.value
+        for run in results
+        if (score := run.metric if by == "dev" else run.heldout) is not None and _is_of(own, run)
+    }
+    failed = {_place(run) for run in failures if _is_of(own, run)}
     chosen = {}
     for method, task in dict.fromkeys((cell["method"], cell["task"]) for cell in cells.values()):
-        own = [cell for cell in cells.values() if (cell["method"], cell["task"]) == (method, task)]
-        places = {(task, method, cell["cell"], cell["seed"]) for cell in own}
-        if not places <= scores.keys() | failed:
+        places = [place for place in own if place[:2] == (task, method)]
+        if not set(places) <= scores.keys() | failed:
             continue
         means = {}
-        for name in dict.fromkeys(cell["cell"] for cell in own):
+        for name in dict.fromkeys(place[2] for place in places):
             seeds = [place for place in places if place[2] == name]
             if not failed.intersection(seeds):
                 means[name] = sum(scores[place] for place in seeds) / len(seeds)
         if means:
             best = max(means, key=lambda name: means[name])  # the first one among equals
-            chosen[method, task] = next(dict(cell["values"]) for cell in own if cell["cell"] == best)
+            chosen[method, task] = dict(next(own[place] for place in places if place[2] == best))
     return chosen
 
 
@@ -79,5 +83,7 @@ def _place(run: Result | Failure) -> tuple[str, str, str | None, int]:
     return run.task, run.method, run.cell, run.seed
 
 
-def _heldout(run: Result) -> float:
-    return run.heldout.value if run.heldout else float("-inf")
+def _is_of(cells: Mapping[tuple[str, str, str, int], Mapping[str, Any]], run: Result | Failure) -> bool:
+    """Whether a run is one of these cells, with the values that it has now and not with those of an earlier grid."""
+    values = cells.get(_place(run))  # type: ignore[arg-type]
+    return values is not None and all(run.hyperparameters.get(name) == value for name, value in values.items())

@@ -150,6 +150,7 @@ class DistilAdmmTraining(AdmmTraining):
 class Sweep(Settings):
     """Figure 3: other strengths for nxm than the one above; each value is a cell of its own."""
 
+    tasks: list[str] = []
     seeds: list[int] = []
     rho: list[Positive] = []  # with nxm's own recipe
     paper_rho: list[Positive] = []  # with recipe: paper
@@ -235,6 +236,8 @@ class Study(Settings):
             missing = [task for task in self.tasks if task not in getattr(self, method)]
             if missing:
                 raise ValueError(f"'{method}' has no block for the task(s) {', '.join(missing)} that 'tasks' names")
+        if strange := set(self.sweep.tasks) - set(self.tasks):
+            raise ValueError(f"'sweep.tasks' names {', '.join(sorted(strange))}, which 'tasks' does not")
         if self.weights.source == "teacher" or self.data.source == "teacher":
             raise ValueError("source 'teacher' is for 'student' alone")
         return self

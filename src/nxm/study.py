@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from nxm import selection
 from nxm.errors import UserError
 from nxm.results import read_failures, read_study, write_text
-from nxm.settings import parse_study, read_yaml
+from nxm.settings import Study, parse_study, read_yaml
 
 MAIN = "embedded"  # the study of the root's params.yaml
 _ANY_CELL = {"task": "", "method": "nxm", "seed": 0, "cell": "", "values": {}}
@@ -56,12 +56,28 @@ def study_values(root: Path, name: str) -> dict[str, Any]:
         parse_study(values | {"cells": {"": _ANY_CELL}}, str(profile))  # before what it says is read
         values["cells"] = selection.expand(values)
     study = parse_study(values, str(profile))
-    if study.selection != "params":
-        results, failures = read_study(root / "results", name), read_failures(root / "results", name)
-        chosen = selection.choose(values["cells"], results, failures, study.selection)
-        for (method, task), best in chosen.items():
-            values[method][task] = best
+    chosen, _ = chosen_values(study, root)
+    for (method, task), best in chosen.items():
+        values[method][task] = best
     return values
+
+
+def chosen_values(study: Study, root: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], list[tuple[str, str]]]:
+    """What the study's grid has chosen so far, by (method, task), and for which of them it has chosen nothing yet."""
+    if study.selection == "params":
+        return {}, []
+    cells = {key: cell.model_dump() for key, cell in study.cells.items()}
+    results, failures = read_study(root / "results", study.study), read_failures(root / "results", study.study)
+    chosen = selection.choose(cells, results, failures, study.selection)
+    searched = dict.fromkeys((cell["method"], cell["task"]) for cell in cells.values())
+    return chosen, [pair for pair in searched if pair not in chosen]
+
+
+def refresh_studies(root: Path) -> None:
+    """Write the folders of all studies that there are anew: what params.yaml and profiles now say."""
+    for folder in (root / "studies").glob("*/"):
+        if folder.name in profiles(root):
+            write_study(root, folder.name)
 
 
 def write_study(root: Path, name: str) -> Path:

@@ -83,7 +83,7 @@ def _stage_units(study: Study, stage: str) -> float:
         return 0.0
     rows = TASKS[task].rows
     heldout = study.prepare.heldout_examples
-    train = study.prepare.train_examples or rows["train"] - heldout
+    train = min(study.prepare.train_examples or rows["train"], rows["train"] - heldout)
     dev = sum(count for split, count in rows.items() if split != "train")
     evaluated = -(-epochs // study.trainer.evaluate_every) * dev + heldout
     return _COSTS.get(method, 1.0) * (epochs * train + evaluated / 3)

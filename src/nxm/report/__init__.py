@@ -26,6 +26,7 @@ from nxm.results import (
     read_predictions,
     read_study,
 )
+from nxm.settings import Study, load_study
 
 Kind = Literal["figures", "tables"]
 
@@ -34,8 +35,8 @@ Kind = Literal["figures", "tables"]
 class Evidence:
     """All that tables and figures know: a study's name, its runs, its benchmark (None: not measured).
 
-    `bootstrap` holds, by task and method, the score in each draw of `nxm.bootstrap`; `failures` the grid's cells that
-    could not be trained.
+    `bootstrap` holds, by task and method, the scores of each draw of `nxm.bootstrap`; `failures` the grid's cells that
+    could not be trained; `selection` says what the hyper-parameters were chosen by (`nxm.settings.Study.selection`).
     """
 
     study: str
@@ -43,20 +44,52 @@ class Evidence:
     benchmark: dict[str, Any] | None
     bootstrap: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    selection: str = "params"
 
 
 def read_evidence(root: str | Path, study: str) -> Evidence:
-    """Read a study's results below the repository's `root`. Raises UserError for a file that is no result."""
-    results_dir = Path(root) / "results"
-    results = read_study(results_dir, study)
+    """Read a study's results below the repository's `root`: those that its params.yaml names, if it has one.
+
+    (DVC leaves the files of a seed or cell in place that was taken out of params.yaml.)
+
+    Raises:
+        UserError: a file is no result, or params.yaml is none.
+    """
+    root = Path(root)
+    results, failures = read_study(root / "results", study), read_failures(root / "results", study)
+    settings = _settings(root, study)
+    if settings is not None:
+        results = [run for run in results if _belongs(settings, run)]
+        failures = [run for run in failures if _belongs(settings, run)]
     paths = {task: bootstrap_path(root, study, task) for task in sorted({result.task for result in results})}
     return Evidence(
         study,
         results,
-        read_benchmark(results_dir / study / "benchmark.json"),
+        read_benchmark(root / "results" / study / "benchmark.json"),
         {task: read_predictions(path) for task, path in paths.items() if path.exists()},
-        read_failures(results_dir, study),
+        failures,
+        settings.selection if settings is not None else "params",
     )
+
+
+def _settings(root: Path, study: str) -> Study | None:
+    for path in (root / "studies" / study / "params.yaml", root / "params.yaml"):
+        if path.is_file() and (settings := load_study(path)).study == study:
+            return settings
+    return None
+
+
+def _belongs(settings: Study, run: Result | Failure) -> bool:
+    if run.task not in settings.tasks:
+        return False
+    if run.cell is None:
+        return run.seed in settings.seeds
+    if run.cell.startswith("rho"):
+        rhos = settings.sweep.paper_rho if run.method == "nxm_paper" else settings.sweep.rho
+        swept = {f"rho{rho}" for rho in rhos}
+        return run.task in settings.sweep.tasks and run.seed in settings.sweep.seeds and run.cell in swept
+    cells = {(cell.task, cell.method, cell.cell, cell.seed) for cell in settings.cells.values()}
+    return (run.task, run.method, run.cell, run.seed) in cells
 
 
 def known(kind: Kind) -> list[str]:

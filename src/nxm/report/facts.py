@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nxm import glue
 from nxm.bootstrap import interval
 from nxm.report import Evidence, paper
 from nxm.results import Result
@@ -27,7 +28,11 @@ METHODS = {  # in the order they are shown
 TASKS = {"mnli": "MNLI", "sst2": "SST-2", "qnli": "QNLI", "cola": "CoLA", "stsb": "STS-B", "mrpc": "MRPC", "rte": "RTE"}
 COLUMNS = {"mnli_m": "MNLI-m", "mnli_mm": "MNLI-mm", **{task: label for task, label in TASKS.items() if task != "mnli"}}
 METRICS = {"spearman": "Spearman", "f1": "F1", "matthews": "Matthews", "accuracy": "Accuracy"}
-SELECTION = "Scores are of the last epoch: no epoch is selected on dev."
+_SELECTED = {
+    "params": "",
+    "heldout": " Hyper-parameters are the best of a grid on training rows held out.",
+    "dev": " Hyper-parameters are the best of a grid on these same dev rows, as in the paper: optimistic.",
+}
 ABSENT = "–"
 
 
@@ -108,13 +113,18 @@ def column_score(results: Iterable[Result], method: str, column: str) -> Score |
 
 
 def average_score(results: Iterable[Result], method: str, columns: list[str]) -> Score | None:
-    """Geometric mean over `columns`, a seed at a time; None unless a seed has all of them, each above zero."""
+    """Geometric mean over `columns`, a seed at a time, of the seeds that have all of them; of one column the score.
+
+    None where a score is not above zero: a collapsed run has no geometric mean, and leaving it out would flatter.
+    """
+    if len(columns) == 1:
+        return column_score(results, method, columns[0])
     by_seed: dict[int, dict[str, float]] = {}
     for result in whole_runs(results):
         if result.method == method:
             by_seed.setdefault(result.seed, {}).update(column_values(result))
     means = [paper.geometric_mean(run[c] for c in columns) for run in by_seed.values() if set(columns) <= run.keys()]
-    return score(mean for mean in means if mean is not None)
+    return None if None in means else score(means)
 
 
 def task_score(results: Iterable[Result], method: str, task: str) -> Score | None:
@@ -171,30 +181,44 @@ def score_interval(evidence: Evidence, method: str, tasks: list[str]) -> tuple[f
     return None if draws is None else interval(draws)
 
 
-def _draws(evidence: Evidence, method: str, tasks: list[str]) -> np.ndarray | None:
-    """A method's bootstrap draws, combined over tasks; None where one is missing or has no geometric mean.
+def heldout_difference(evidence: Evidence, method: str, rival: str, task: str) -> float | None:
+    """How many points a method is above another on the training rows held out, means over seeds."""
+    runs = [run for run in whole_runs(evidence.results) if run.task == task and run.heldout is not None]
+    ours, theirs = (score(run.heldout.value for run in runs if run.method == name) for name in (method, rival))
+    return None if ours is None or theirs is None else ours.mean - theirs.mean
 
-    One value a task: MNLI's two columns count as their mean here, which moves the interval, not the score.
-    """
+
+def _mean(evidence: Evidence, method: str, tasks: list[str]) -> float | None:
+    """What `_draws` resamples: a task's mean over seeds, or the geometric mean of those of several tasks' columns."""
+    if len(tasks) == 1:
+        own = task_score(evidence.results, method, tasks[0])
+        return own.mean if own else None
+    columns = columns_of(run for run in whole_runs(evidence.results) if run.task in tasks)
+    scores = [column_score(evidence.results, method, column) for column in columns]
+    return None if None in scores else paper.geometric_mean(own.mean for own in scores if own is not None)
+
+
+def _draws(evidence: Evidence, method: str, tasks: list[str]) -> np.ndarray | None:
+    """A method's score in each bootstrap draw; None where a task has none, or several have no geometric mean."""
     series = [evidence.bootstrap.get(task, {}).get(method) for task in tasks]
-    if any(draws is None or (len(tasks) > 1 and min(draws) <= 0) for draws in series):
+    if any(draws is None for draws in series):
         return None
-    return np.exp(np.mean(np.log(np.stack(series)), axis=0)) if len(tasks) > 1 else series[0]
+    columns = np.concatenate([draws for draws in series if draws is not None], axis=1)  # (draws, columns)
+    if len(tasks) == 1:
+        return columns.mean(axis=1)
+    return np.exp(np.log(columns).mean(axis=1)) if columns.min() > 0 else None
 
 
 def _interval(
     evidence: Evidence, method: str, rival: str, tasks: list[str], combine: Callable[[Any, Any], Any]
 ) -> Interval | None:
-    columns = columns_of(run for run in whole_runs(evidence.results) if run.task in tasks)
-    scores = [average_score(evidence.results, name, columns) for name in (method, rival)]
-    if scores[0] is None or scores[1] is None:
+    means = [_mean(evidence, name, tasks) for name in (method, rival)]
+    if means[0] is None or means[1] is None or means[1] <= 0:
         return None
-    value = combine(scores[0].mean, scores[1].mean)
     draws = [_draws(evidence, name, tasks) for name in (method, rival)]
-    if draws[0] is None or draws[1] is None:
-        return Interval(value, None, None)
-    combined = combine(*draws)
-    return Interval(value, *interval(combined))
+    if draws[0] is None or draws[1] is None or draws[1].min() <= 0:
+        return Interval(combine(*means), None, None)
+    return Interval(combine(*means), *interval(combine(*draws)))
 
 
 def percent(value: float | None) -> str:
@@ -215,11 +239,15 @@ def seeds_phrase(results: Iterable[Result]) -> str:
 
 
 def size_phrase(results: Iterable[Result], tasks: Iterable[str]) -> str:
-    """How much data tasks had: `STS-B (1,500 training and 1,500 dev examples)`; those of one size together."""
+    """How much data tasks had: `STS-B (1,280 of 5,749 training and 1,500 dev examples)`; those of one size together."""
     by_size: dict[str, list[str]] = {}
     for task in tasks:
         sizes = sorted({(r.provenance.train_examples, r.provenance.dev_examples) for r in results if r.task == task})
-        text = " or ".join(f"{train:,} training and {dev:,} dev examples" for train, dev in sizes)
+        whole = glue.TASKS[task].rows["train"] if task in glue.TASKS else 0
+        text = " or ".join(
+            f"{train:,}{f' of {whole:,}' if train < whole else ''} training and {dev:,} dev examples"
+            for train, dev in sizes
+        )
         by_size.setdefault(text, []).append(TASKS.get(task, task))
     return "; ".join(f"{listed(names)} ({text}{' each' if len(names) > 1 else ''})" for text, names in by_size.items())
 
@@ -258,6 +286,11 @@ def missing_phrase(evidence: Evidence, methods: Iterable[str]) -> str:
     return f"No results file: {'; '.join(gaps)}." if gaps else ""
 
 
+def selection_phrase(evidence: Evidence) -> str:
+    """One or two sentences: what was chosen by which score."""
+    return "Scores are of the last epoch: no epoch is selected on dev." + _SELECTED[evidence.selection]
+
+
 def notes(evidence: Evidence, methods: Iterable[str]) -> list[str]:
     """What stands under every table: study, sizes, seeds, selection, machine, what is missing."""
     runs = whole_runs(evidence.results)
@@ -265,7 +298,7 @@ def notes(evidence: Evidence, methods: Iterable[str]) -> list[str]:
     spread = "± is the standard deviation over seeds." if several else "One seed: no spread."
     lines = [study_phrase(evidence)]
     if runs:
-        lines += [f"{SELECTION} {spread}", machine_phrase(runs), missing_phrase(evidence, methods)]
+        lines += [f"{selection_phrase(evidence)} {spread}", machine_phrase(runs), missing_phrase(evidence, methods)]
     return [line for line in lines if line]
 
 

@@ -42,7 +42,7 @@ def draw(evidence: Evidence) -> Figure:
             if evidence.bootstrap
             else "",
             "Right: percent of the dense score kept. Open diamond: the paper's percentage, of our dense score.",
-            facts.SELECTION,
+            facts.selection_phrase(evidence),
             facts.missing_phrase(evidence, METHODS),
         ],
     )

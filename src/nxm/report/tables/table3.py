@@ -37,6 +37,7 @@ def make(evidence: Evidence) -> Table:
                 {"Task": facts.TASKS.get(task, task), "Method": facts.method_label(method)}
                 | {label: _values(runs, key) for key, label in SHOWN.items()}
                 | {"Distillation": _distillation(runs)}
+                | {"Cells tried": str(len(_cells(evidence, task, method)))}
                 | {
                     "Paper's learning rates": _list(grid.learning_rate) if grid else facts.ABSENT,
                     "Paper's ρ": _list(grid.rho) if grid else facts.ABSENT,
@@ -51,13 +52,22 @@ def make(evidence: Evidence) -> Table:
             "weight of the penalty in the loss: they do not compare. Interval: optimizer steps between projections. "
             "Frozen from: share of the run after which the mask stays (1: never)."
         )
+    header = pd.DataFrame(shown)
+    if "Cells tried" in header and (header["Cells tried"] == "0").all():
+        header = header.drop(columns="Cells tried")
     title = "Table 3. Hyper-parameters in force"
     return Table(
         title,
-        pd.DataFrame(shown),
+        header,
         pd.DataFrame(numbers, columns=["task", "method", "seed", "cell", *SHOWN]),
         tuple(notes),
     )
+
+
+def _cells(evidence: Evidence, task: str, method: str) -> set[str | None]:
+    """Names of the grid's cells, those that failed among them."""
+    records = [*facts.grid_cells(evidence.results), *evidence.failures]
+    return {record.cell for record in records if (record.task, record.method) == (task, method)}
 
 
 def _row(run: Result) -> dict[str, Any]:

@@ -18,7 +18,7 @@ PAIRS = (  # a method, and what it is compared with
     ("distil_nxm", "distil"),
     ("distil_nxm_kd", "distil"),
 )
-FIELDS = ["task", "method", "rival", "difference", "low", "high", "kept", "kept_low", "kept_high", "paper"]
+FIELDS = ["task", "method", "rival", "difference", "low", "high", "kept", "kept_low", "kept_high", "heldout", "paper"]
 
 
 def make(evidence: Evidence) -> Table:
@@ -33,6 +33,7 @@ def make(evidence: Evidence) -> Table:
             share = facts.kept(evidence, method, rival, group)
             if points is None or share is None:
                 continue
+            heldout = facts.heldout_difference(evidence, method, rival, group[0]) if len(group) == 1 else None
             theirs = _paper(evidence, method, rival, group)
             shown.append(
                 {
@@ -42,17 +43,24 @@ def make(evidence: Evidence) -> Table:
                     "Points [95 %]": points.text(),
                     "Excludes 0": {True: "yes", False: "no", None: facts.ABSENT}[points.certain],
                     "Kept in % [95 %]": share.text(".1f"),
+                    "Held out, points": facts.ABSENT if heldout is None else f"{heldout:+.1f}",
                     "Paper, points": facts.ABSENT if theirs is None else f"{theirs:+.1f}",
                 }
             )
             of_share = (share.value, share.low, share.high)
             key = group[0] if len(group) == 1 else "geometric_mean"
-            numbers.append([key, method, rival, points.value, points.low, points.high, *of_share, theirs])
+            numbers.append([key, method, rival, points.value, points.low, points.high, *of_share, heldout, theirs])
     notes = facts.notes(evidence, ())
     if shown:
         several = len({run.seed for run in facts.whole_runs(evidence.results)}) > 1
-        seeds = "." if several else "; of one seed, so they say nothing of other seeds."
+        seeds = (
+            " (few seeds show too little of their spread)."
+            if several
+            else "; of one seed, so they say nothing of other seeds."
+        )
         notes.append(f"Intervals: paired bootstrap over dev examples and seeds, {DRAWS:,} draws{seeds}")
+        if any(row["Held out, points"] != facts.ABSENT for row in shown):
+            notes.append("Held out: the difference on training rows that no run trains on.")
     title = "Differences between methods"
     return Table(title, pd.DataFrame(shown), pd.DataFrame(numbers, columns=FIELDS), tuple(notes))
 

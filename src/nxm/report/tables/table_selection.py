@@ -14,6 +14,8 @@ def make(evidence: Evidence) -> Table:
     """Two rows a method, a column a task: the grid's best dev score; the mean of the final runs of the cell chosen."""
     title = "Selection on dev against selection on held-out rows"
     cells = [run for run in facts.grid_cells(evidence.results) if run.heldout is not None]
+    if evidence.selection != "heldout":
+        cells = []
     searched = {(run.method, run.task) for run in cells}
     own = [run for run in facts.whole_runs(evidence.results) if (run.method, run.task) in searched]
     if not own:
@@ -43,7 +45,8 @@ def make(evidence: Evidence) -> Table:
     notes = (
         facts.study_phrase(evidence),
         "Best on dev: the highest dev score of any cell of the grid, one run, as the paper reports it. Chosen on "
-        "held-out rows: the mean over final runs, with other seeds than the search's, of the cell that scored best on "
-        "training rows that no run trains on.",
+        "held-out rows: the mean over the final runs of the cell that scored best on training rows that no run trains "
+        f"on. Seeds: {facts.listed(sorted({run.seed for run in cells}))} in the grid, "
+        f"{facts.listed(sorted({run.seed for run in own}))} in the final runs.",
     )
     return Table(title, pd.DataFrame(shown), table, notes)
