@@ -72,8 +72,8 @@ def main() -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     failed = False
     cells = {name for name in pending if name.startswith("grid@")}
-    if cells and study.selection != "params":
-        failed = reproduce(target, cells, jobs)
+    if study.selection != "params":
+        failed = bool(cells) and reproduce(target, cells, jobs)
         write_study(root, args.study)
         study = load_study(folder / "params.yaml")
         say_chosen(study, root)  # or stop, before runs with values that nobody chose
@@ -137,11 +137,15 @@ def _side_by_side(targets: list[str], width: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a study as DVC knows it: the stages it needs, the paths it reads, those it makes."""
+    """A stage of a study as DVC knows it: the stages it needs, the paths it reads, those it makes.
+
+    `kept` are the paths it makes that are kept in git, not in DVC's cache: results, figures, tables.
+    """
 
     needs: frozenset[str]
     deps: tuple[Path, ...]
     outs: tuple[Path, ...]
+    kept: tuple[Path, ...]
 
 
 def read_stages(target: Path) -> dict[str, Stage]:
@@ -154,6 +158,7 @@ def read_stages(target: Path) -> dict[str, Stage]:
                 frozenset(needs[name] & own.keys()),
                 tuple(Path(dep.fs_path) for dep in stage.deps if dep.fs_path),
                 tuple(Path(out.fs_path) for out in stage.outs),
+                tuple(Path(out.fs_path) for out in stage.outs if not out.use_cache),
             )
             for name, stage in own.items()
         }
@@ -177,6 +182,7 @@ def with_what_is_missing(stages: Mapping[str, Stage], names: Iterable[str]) -> s
 def pending_stages(target: Path) -> list[str]:
     """Names of the stages that `dvc repro` would run, in the order of dvc.yaml: those changed, and what reads them.
 
+    Data and models that are not here (a fresh clone has none) make no stage pending; a result, figure or table does.
     Where an output was never made, DVC's dry run gives up on the stages that need it and names them as skipped: those
     are pending too.
 
@@ -190,7 +196,12 @@ def pending_stages(target: Path) -> list[str]:
     pending = {name.rpartition(":")[2] for line in found for name in re.findall(r"'([^']+)'", line)}
     if dry.returncode and not pending:
         raise UserError(f"dvc cannot read {target}:\n{said.strip()}")
+    stages = read_stages(target)
+    pending |= {name for name, stage in stages.items() if not all(path.exists() for path in stage.kept)}
     listed = [line.rpartition(":")[2] for line in _dvc("stage", "list", "--name-only", str(target)).stdout.split()]
+    for name in TopologicalSorter({name: stage.needs for name, stage in stages.items()}).static_order():
+        if stages[name].needs & pending:
+            pending.add(name)
     return [name for name in listed if name in pending]
 
 
