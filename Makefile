@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 .PHONY: help setup repro plan test lint lock readme clean
 
 help:
-	@echo "make repro               run the embedded study: every result, figure and table (about 15 min on 2 cores)"
+	@echo "make repro               run the embedded study: every result, figure and table (about 20 min on 2 cores)"
 	@echo "make repro STUDY=seeds   run another study of profiles/: $(notdir $(basename $(wildcard profiles/*.yaml)))"
 	@echo "make repro JOBS=4        four stages side by side, each on its share of the cores and GPUs (on a CPU by default two)"
 	@echo "make plan STUDY=...      say what that would run, and about how long it takes"
