@@ -11,6 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from nxm import UserError
+from nxm.launch import read_stages
 from nxm.methods import METHODS, get_method
 from nxm.results import read_study, result_path, write_result
 from nxm.settings import load_study, read_yaml
@@ -69,6 +70,17 @@ def test_every_dependency_on_a_source_file_exists():
         for path in stage["deps"]:
             if path.startswith(("src/", "stages/")) and "${" not in path:
                 assert (ROOT / path).is_file(), f"{name}: {path}"
+
+
+@pytest.mark.parametrize(("target", "study"), [("dvc.yaml", MAIN), ("studies/tune/dvc.yaml", "tune")])
+def test_a_studys_stages_are_its_own_though_all_share_one_dvc_yaml(target, study, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    stages = read_stages(Path(target))
+    assert "fetch" in stages
+    for stage in stages.values():
+        assert all(study in path.parts for path in stage.outs)
+        assert stage.needs <= stages.keys()
+    assert any(name.startswith("grid@") for name in stages) == (study == "tune")
 
 
 def test_every_training_is_launched_by_accelerate_with_hardware_apart():
