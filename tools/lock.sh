@@ -8,7 +8,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$python" -m venv "$work/venv"
 "$work/venv/bin/python" -m pip install --quiet --upgrade pip setuptools wheel
-"$work/venv/bin/python" -m pip install --quiet ".[study,dev]"
+"$work/venv/bin/python" -m pip install --quiet ".[export,study,dev]"
 {
     echo "# Made by \`make lock\` from pyproject.toml: every package of the environment, pinned."
     "$work/venv/bin/python" -m pip freeze --all --exclude nxm |

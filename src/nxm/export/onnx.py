@@ -1,0 +1,118 @@
+"""ONNX, in fp32 and with 8-bit weights, checked in ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor
+
+from nxm.export.trained import EXAMPLES, Example, Trained, assert_agreement, outputs, relative_error
+
+ONNX_TOLERANCE = 1e-4  # relative error of the outputs: other orders of fp32 sums
+INT8_TOLERANCE = 0.1  # 8 bits for weights and activations
+
+
+def write_onnx(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPLES) -> float:
+    """Write the model as ONNX in fp32, for any batch size and length.
+
+    Inputs are those of its tokenizer that it takes, int64 `(batch, length)`; outputs are named as in transformers
+    (`logits`, ...).
+
+    Args:
+        examples: sentences, or pairs of them, on which ONNX Runtime's outputs are compared with the model's.
+
+    Returns: the relative error of the outputs.
+
+    Raises:
+        UserError: it is over `ONNX_TOLERANCE`; nothing is written then.
+    """
+
+    def make(temporary: Path) -> None:
+        onnx.save(_to_onnx(trained, examples), temporary)
+
+    return _write(trained, path, examples, make, ONNX_TOLERANCE, "ONNX model")
+
+
+def write_int8(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPLES) -> float:
+    """Write the model as ONNX with 8-bit weights, for CPUs (ONNX Runtime's dynamic quantisation).
+
+    Weights, embeddings among them, are quantised once, symmetrically and by output channel, so that zeros stay zeros
+    and an N:M pattern holds in the integers too; activations are quantised as they come, by tensor. Products of
+    activations (attention) stay in fp32.
+
+    Arguments, returns and errors are those of `write_onnx`, with `INT8_TOLERANCE`.
+    """
+
+    def make(temporary: Path) -> None:
+        model = _to_onnx(trained, examples)
+        del model.graph.value_info[:]  # shapes from before torch's optimizer, some of which contradict the graph
+        plain, ready = temporary.with_suffix(".plain"), temporary.with_suffix(".ready")
+        onnx.save(model, plain)
+        quant_pre_process(plain, ready, skip_symbolic_shape=True)
+        quantize_dynamic(ready, temporary, per_channel=True, weight_type=QuantType.QInt8)
+
+    return _write(trained, path, examples, make, INT8_TOLERANCE, "INT8 model")
+
+
+def run_onnx(path: Path, inputs: Mapping[str, Tensor], threads: int = 0) -> dict[str, np.ndarray]:
+    """The outputs of an ONNX file by name. `threads`: 0 lets ONNX Runtime take all cores."""
+    session = open_session(path, threads)
+    found = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+    return dict(zip((output.name for output in session.get_outputs()), found, strict=True))
+
+
+def open_session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _to_onnx(trained: Trained, examples: Sequence[Example]) -> onnx.ModelProto:
+    # The exporter takes a dimension of one for a fixed one: show it two examples.
+    inputs = trained.encode([*examples[:2], *examples[:1]][:2])
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=trained.max_length)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside torch, and that inputs share the names of dimensions
+        program = torch.onnx.export(
+            trained.model,
+            (),
+            kwargs=inputs,
+            input_names=list(inputs),
+            output_names=list(outputs(trained.model, inputs)),
+            dynamic_shapes={name: {0: batch, 1: length} for name in inputs},
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
+
+
+def _write(
+    trained: Trained,
+    path: Path,
+    examples: Sequence[Example],
+    make: Callable[[Path], None],
+    tolerance: float,
+    what: str,
+) -> float:
+    """Make under a temporary name, compare, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder, path.name)
+        make(temporary)
+        inputs = trained.encode(examples)
+        error = relative_error(run_onnx(temporary, inputs), outputs(trained.model, inputs))
+        assert_agreement(error, tolerance, path, what)
+        os.replace(temporary, path)
+    return error

@@ -1,0 +1,207 @@
+"""PyTorch's 2:4 kernels: which matrices they take, which of them they are faster for, and models packed for them.
+
+Packed tensors are laid out for one kind of GPU and one library version, and PyTorch stores them by pickle alone. So
+the export is a plain `from_pretrained` folder in half precision whose config.json says, as `nxm_2of4`, which matrices
+are to be packed; `load_2of4` packs them on the GPU that will run them.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.sparse import (
+    SparseSemiStructuredTensor,
+    SparseSemiStructuredTensorCUSPARSELT,
+    SparseSemiStructuredTensorCUTLASS,
+)
+from torch.sparse._semi_structured_conversions import (
+    sparse_semi_structured_from_dense_cutlass,
+    sparse_semi_structured_to_dense_cutlass,
+)
+from torch.utils.benchmark import Timer
+from transformers import PreTrainedModel
+
+from nxm.constraints import NM
+from nxm.errors import UserError
+from nxm.export.trained import (
+    EXAMPLES,
+    Example,
+    Trained,
+    assert_agreement,
+    assert_pattern,
+    load_trained,
+    outputs,
+    relative_error,
+)
+
+HALF_TOLERANCE = 0.05  # relative error of the outputs in bf16 or fp16 beside fp32
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+BACKENDS: dict[str, type[SparseSemiStructuredTensor]] = {
+    "cusparselt": SparseSemiStructuredTensorCUSPARSELT,
+    "cutlass": SparseSemiStructuredTensorCUTLASS,
+}
+PATTERN = NM(2, 4)
+
+
+def why_not(shape: tuple[int, int] | torch.Size, dtype: torch.dtype, backend: str) -> str | None:
+    """Why a matrix of this shape cannot be packed, by PyTorch's own limits; None where it can."""
+    limits = BACKENDS[backend]._DTYPE_SHAPE_CONSTRAINTS  # no public name says them
+    if dtype not in limits:
+        return f"{backend} has no 2:4 kernel for {dtype}"
+    rows, columns = limits[dtype].sparse_min_rows, limits[dtype].sparse_min_cols
+    if shape[0] % rows or shape[1] % columns:
+        return f"{backend} takes multiples of {rows} x {columns}, not {shape[0]} x {shape[1]}"
+    return None
+
+
+def why_no_gpu(device: torch.device) -> str | None:
+    """Why this device cannot run 2:4 kernels; None where it can."""
+    if device.type != "cuda":
+        return f"no 2:4 kernel in PyTorch for {device.type}"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"2:4 kernels need compute capability 8.0, this GPU has {major}.{minor}"
+    return None
+
+
+def pack_matrix(W: Tensor, backend: str, where: str = "matrix") -> SparseSemiStructuredTensor:
+    """Pack a 2:4 matrix of fp16 or bf16 on a GPU for its kernels.
+
+    Raises:
+        UserError: the device has no such kernels, the shape does not fit, or W is not 2:4 (the packer would drop what
+            does not fit without a word).
+    """
+    if reason := why_no_gpu(W.device) or why_not(W.shape, W.dtype, backend):
+        raise UserError(f"{where}: {reason}")
+    assert_pattern({where: W}, PATTERN, where)
+    return BACKENDS[backend].from_dense((W.detach() + 0.0).contiguous())  # a -0.0 would count as a value
+
+
+def pack(model: PreTrainedModel, names: Iterable[str], backend: str = "cusparselt") -> None:
+    """Replace the named weights of a half-precision model on a GPU by packed ones, in place; for inference alone.
+
+    Raises UserError as `pack_matrix`, which names the matrix; the model may then be packed in part.
+    """
+    for name in names:
+        module = model.get_submodule(name.removesuffix(".weight"))
+        packed = pack_matrix(module.weight, backend, name)
+        module.weight = nn.Parameter(packed, requires_grad=False)
+
+
+def survives_packing(W: Tensor) -> bool:
+    """Whether a half-precision matrix comes back equal from CUTLASS's packed layout: the proof where no GPU is.
+
+    By torch's own reference conversion, which runs on any device.
+    """
+    packed, meta = sparse_semi_structured_from_dense_cutlass(W)
+    return torch.equal(sparse_semi_structured_to_dense_cutlass(packed, meta), W)
+
+
+def is_faster(out_features: int, in_features: int, tokens: int, dtype: str, backend: str = "cusparselt") -> bool:
+    """The rule of `--auto`, by measuring: whether on this GPU the 2:4 product of a Linear layer takes less time.
+
+    Args:
+        tokens: rows of the layer's input, that is batch x length.
+
+    Raises:
+        UserError: the device has no 2:4 kernels, or they do not take this shape.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    W = PATTERN.project(torch.randn(out_features, in_features)).to(device, DTYPES[dtype])
+    packed = pack_matrix(W, backend)
+    x = torch.randn(tokens, in_features, device=device, dtype=W.dtype)
+    # A 2:4 product arrives transposed in memory; its reader wants it in order, so that is part of its cost.
+    statement = "torch.nn.functional.linear(x, W).contiguous()"
+    dense, sparse = (
+        Timer(statement, globals={"torch": torch, "x": x, "W": matrix}).adaptive_autorange().median
+        for matrix in (W, packed)
+    )
+    return sparse < dense
+
+
+def write_2of4(
+    trained: Trained,
+    folder: Path,
+    dtype: str = "bf16",
+    only: Callable[[int, int], bool] | None = None,
+    examples: Sequence[Example] = EXAMPLES,
+) -> dict[str, str]:
+    """Write a folder that `load_2of4` packs: weights in half precision, all at once, with no zero lost or gained.
+
+    Args:
+        dtype: "bf16", which on Hopper has more 2:4 kernels, or "fp16".
+        only: whether a matrix is to be packed, given its outputs and inputs (`is_faster`); None: all that fit a kernel.
+        examples: as in `write_onnx`.
+
+    Returns: the matrices that stay dense, with the reason.
+
+    Raises:
+        UserError: the model is not 2:4, or half precision changes its outputs by more than `HALF_TOLERANCE`.
+    """
+    if trained.pattern is None:
+        raise UserError(f"{trained.folder}: config.json names no sparsity pattern; there is nothing to pack")
+    weights = dict(trained.model.named_parameters())
+    own = {name: weights[name] for name in trained.pattern[1]}
+    assert_pattern(own, PATTERN, str(trained.folder))  # 1:4 is 2:4 as well
+    reasons = {}
+    for name, W in own.items():
+        half = W.detach().to(DTYPES[dtype])
+        if reason := why_not(W.shape, DTYPES[dtype], "cusparselt"):
+            reasons[name] = reason
+        elif only is not None and not only(*W.shape):
+            reasons[name] = "its dense product is faster"
+        elif why_not(W.shape, DTYPES[dtype], "cutlass") is None and not survives_packing(half):
+            raise AssertionError(f"{trained.folder}: {name} changes when it is packed: please report this")
+    half_model = copy.deepcopy(trained.model).to(DTYPES[dtype])
+    inputs = trained.encode(examples)
+    error = relative_error(outputs(half_model, inputs), outputs(trained.model, inputs))
+    assert_agreement(error, HALF_TOLERANCE, folder, f"{dtype} model")
+    half_model.config.nxm_2of4 = {"dtype": dtype, "matrices": [name for name in own if name not in reasons]}
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    half_model.save_pretrained(temporary)
+    trained.tokenizer.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    return reasons
+
+
+def load_2of4(folder: Path, device: str | torch.device = "cuda", backend: str = "cusparselt") -> PreTrainedModel:
+    """Load a folder written by `write_2of4` on a GPU, with its matrices packed.
+
+    The outputs of the packed model are compared with those of the dense one in the same precision.
+
+    Raises:
+        UserError: the folder is not such a one, the device has no 2:4 kernels, or the outputs differ.
+    """
+    device = torch.device(device)
+    if reason := why_no_gpu(device):
+        raise UserError(f"{folder}: {reason}")
+    trained = load_trained(folder)
+    plan = getattr(trained.model.config, "nxm_2of4", None)
+    if plan is None:
+        raise UserError(f"{folder}: not written by nxm.export (config.json has no nxm_2of4)")
+    exact = outputs(trained.model, trained.encode(EXAMPLES))
+    model = trained.model.to(device, DTYPES[plan["dtype"]])
+    dense = outputs(model, trained.encode(EXAMPLES))
+    pack(model, plan["matrices"], backend)
+    assert_sparse_is_as_exact(outputs(model, trained.encode(EXAMPLES)), dense, exact, str(folder))
+    return model
+
+
+def assert_sparse_is_as_exact(
+    sparse: Mapping[str, np.ndarray], dense: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray], where: str
+) -> None:
+    """Raise UserError when a packed model is further from fp32 than twice its dense self in the same precision.
+
+    Both round alike and differ in the order of sums alone, so their errors must be of one size.
+    """
+    found, expected = relative_error(sparse, exact), relative_error(dense, exact)
+    if not found <= 2.0 * expected:
+        raise UserError(f"{where}: the 2:4 output is wrong: relative error {found:.1e}, dense kernels {expected:.1e}")

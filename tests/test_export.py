@@ -1,0 +1,310 @@
+"""Exports: the same answers as the source, the pattern kept, and nothing written that is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from nxm.constraints import NM
+from nxm.errors import UserError
+from nxm.export import onnx as onnx_export
+from nxm.export import semi_structured
+from nxm.export.__main__ import read_examples
+from nxm.export.trained import EXAMPLES, load_trained, outputs, relative_error
+from nxm.pattern import write_pattern
+from nxm.targets import find_targets
+
+TWO_OF_FOUR = NM(2, 4)
+NO_GPU = semi_structured.why_no_gpu(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "max_position_embeddings": 80,
+}
+DISTILBERT = {"vocab_size": 64, "dim": 64, "n_layers": 2, "n_heads": 2, "hidden_dim": 128}
+MODELS = {
+    "bert": lambda: BertForSequenceClassification(BertConfig(**SIZES)),
+    "bert-qa": lambda: BertForQuestionAnswering(BertConfig(**SIZES)),
+    "distilbert": lambda: DistilBertForSequenceClassification(
+        DistilBertConfig(**DISTILBERT, max_position_embeddings=80)
+    ),
+    "electra": lambda: ElectraForSequenceClassification(ElectraConfig(**SIZES, embedding_size=64)),
+    "mpnet": lambda: MPNetForSequenceClassification(MPNetConfig(**SIZES)),
+    "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(**SIZES, pad_token_id=0)),
+}
+
+
+def save(folder: Path, model: PreTrainedModel, pattern: NM | None = TWO_OF_FOUR, spread: float = 8.0) -> Path:
+    """A sparse model and its tokenizer; `spread` times the usual weights, so that answers depend on the input."""
+    folder.mkdir(parents=True)
+    with torch.no_grad():
+        targets = find_targets(model)
+        for W in targets.values():
+            W.mul_(spread)
+            if pattern:
+                W.copy_(pattern.project(W))
+    if pattern:
+        write_pattern(model.config, pattern, targets)
+    letters = [chr(ord("a") + i) for i in range(26)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *letters, *(f"##{letter}" for letter in letters)]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def sparse(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    return save(tmp_path / "model", MODELS["bert"]())
+
+
+# --- ONNX --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_onnx_answers_as_the_model_does_at_any_batch_and_length(name, tmp_path):
+    torch.manual_seed(0)
+    source = load_trained(save(tmp_path / "model", MODELS[name]()))
+    path = tmp_path / "out" / "model.onnx"
+    assert onnx_export.write_onnx(source, path) <= onnx_export.ONNX_TOLERANCE
+    assert [entry.name for entry in path.parent.iterdir()] == ["model.onnx"]  # nothing temporary is left
+    names = [output.name for output in onnx_export.open_session(path).get_outputs()]
+    assert names == (["start_logits", "end_logits"] if name == "bert-qa" else ["logits"])
+    for examples in (EXAMPLES[:1], EXAMPLES[2:5], ["a", "one sentence alone"]):
+        inputs = source.encode(examples)
+        expected = outputs(source.model, inputs)
+        found = onnx_export.run_onnx(path, inputs)
+        for output in names:
+            np.testing.assert_allclose(found[output], expected[output], atol=1e-4, rtol=1e-4)
+
+
+def test_int8_weights_keep_the_pattern_and_take_a_fraction_of_the_room(sparse, tmp_path):
+    source = load_trained(sparse)
+    full, small = tmp_path / "full.onnx", tmp_path / "small.onnx"
+    onnx_export.write_onnx(source, full)
+    error = onnx_export.write_int8(source, small)
+    assert 0 < error <= onnx_export.INT8_TOLERANCE
+    assert small.stat().st_size < 0.5 * full.stat().st_size
+    integers = [
+        numpy_helper.to_array(tensor)
+        for tensor in onnx.load(small).graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 2
+    ]
+    # ONNX has a matrix as (in, out); the targets are those with 2:4 columns, all else is dense.
+    shapes = sorted(
+        W.shape for W in integers if W.shape[0] % 4 == 0 and NM(2, 4).contains(torch.from_numpy(W.T.copy()))
+    )
+    assert shapes == sorted(tuple(reversed(W.shape)) for W in find_targets(source.model).values())
+
+
+def test_what_differs_is_not_written(sparse, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "ONNX_TOLERANCE", 0.0)
+    path = tmp_path / "model.onnx"
+    path.write_text("the one before")
+    with pytest.raises(UserError, match=r"model.onnx: not written: outputs of the ONNX model differ .* 0e\+00 allowed"):
+        onnx_export.write_onnx(load_trained(sparse), path)
+    assert path.read_text() == "the one before"
+    assert {entry.name for entry in tmp_path.iterdir()} == {"model", "model.onnx"}
+
+
+# --- the source --------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_left_its_pattern_is_refused_by_name(tmp_path):
+    model = MODELS["bert"]()
+    folder = save(tmp_path / "model", model)
+    first, W = next(iter(find_targets(model).items()))
+    W.data[0, :4] = 1.0
+    model.save_pretrained(folder)
+    with pytest.raises(UserError, match=f"1 of 12 matrices are not 2:4, first {first}"):
+        load_trained(folder)
+
+
+def test_minus_zero_is_plus_zero_after_loading(tmp_path):
+    model = MODELS["bert"]()
+    folder = save(tmp_path / "model", model)
+    name, W = next(iter(find_targets(model).items()))
+    W.data[W.data == 0.0] = -0.0
+    assert torch.signbit(W.data[W.data == 0.0]).all()
+    model.save_pretrained(folder)
+    loaded = dict(load_trained(folder).model.named_parameters())[name]
+    assert not torch.signbit(loaded[loaded == 0.0]).any()
+    assert torch.equal(loaded, W)
+
+
+def test_a_dense_model_can_be_written_as_onnx_but_not_packed(tmp_path):
+    source = load_trained(save(tmp_path / "model", MODELS["bert"](), pattern=None))
+    assert onnx_export.write_onnx(source, tmp_path / "model.onnx") <= onnx_export.ONNX_TOLERANCE
+    with pytest.raises(UserError, match="names no sparsity pattern"):
+        semi_structured.write_2of4(source, tmp_path / "packed")
+
+
+def test_folders_that_are_no_models_are_named(sparse, tmp_path):
+    with pytest.raises(UserError, match=r"absent: no model folder here"):
+        load_trained(tmp_path / "absent")
+    config = (sparse / "config.json").read_text()
+    (sparse / "config.json").write_text(config.replace("BertForSequenceClassification", "Path"))
+    with pytest.raises(UserError, match="the model class 'Path', which transformers does not have"):
+        load_trained(sparse)
+    (sparse / "config.json").write_text(config)
+    (sparse / "model.safetensors").write_bytes((sparse / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(UserError, match="not a saved model and its tokenizer"):
+        load_trained(sparse)
+
+
+def test_relative_error_is_of_the_worst_output_and_nan_is_infinitely_wrong():
+    reference = {"a": np.array([3.0, 4.0]), "b": np.array([1.0])}
+    assert relative_error({"a": np.array([3.0, 4.5]), "b": np.array([1.01])}, reference) == pytest.approx(0.1)
+    assert relative_error({"a": np.array([3.0, np.nan]), "b": np.array([1.0])}, reference) == float("inf")
+
+
+# --- PyTorch's 2:4 kernels ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", semi_structured.DTYPES)
+def test_a_packed_folder_is_a_plain_folder_in_half_precision_that_says_what_to_pack(dtype, sparse, tmp_path):
+    source = load_trained(sparse)
+    dense = semi_structured.write_2of4(source, tmp_path / "packed", dtype)
+    assert dense == {}
+    assert {entry.name for entry in tmp_path.iterdir()} == {"model", "packed"}
+    copy = BertForSequenceClassification.from_pretrained(tmp_path / "packed", dtype="auto")
+    assert copy.config.nxm_2of4 == {"dtype": dtype, "matrices": list(find_targets(source.model))}
+    for name, W in find_targets(source.model).items():
+        half = dict(copy.named_parameters())[name]
+        assert half.dtype == semi_structured.DTYPES[dtype]
+        assert torch.equal(half, W.to(half.dtype))
+        assert NM(2, 4).contains(half)
+
+
+@pytest.mark.parametrize("dtype", semi_structured.DTYPES)
+def test_reference_packing_brings_2of4_back_and_nothing_else(dtype):
+    torch.manual_seed(0)
+    W = torch.randn(64, 128).to(semi_structured.DTYPES[dtype])
+    assert semi_structured.survives_packing(NM(2, 4).project(W))
+    assert not semi_structured.survives_packing(W)  # the packer drops half of it in silence
+
+
+def test_only_what_is_worth_it_is_packed(sparse, tmp_path):
+    wide = semi_structured.write_2of4(load_trained(sparse), tmp_path / "packed", only=lambda out, inside: out == 128)
+    assert len(wide) == 10
+    assert set(wide.values()) == {"its dense product is faster"}
+    packed = BertForSequenceClassification.from_pretrained(tmp_path / "packed").config.nxm_2of4["matrices"]
+    assert packed == [f"bert.encoder.layer.{i}.intermediate.dense.weight" for i in range(2)]
+
+
+def test_matrices_that_no_kernel_takes_stay_dense_with_the_reason(tmp_path):
+    model = BertForSequenceClassification(BertConfig(**SIZES | {"hidden_size": 40, "intermediate_size": 80}))
+    dense = semi_structured.write_2of4(load_trained(save(tmp_path / "model", model)), tmp_path / "packed")
+    assert len(dense) == 12
+    assert dense["bert.encoder.layer.0.output.dense.weight"] == "cusparselt takes multiples of 16 x 16, not 40 x 80"
+
+
+def test_another_pattern_is_refused_unless_it_is_2of4_as_well(tmp_path):
+    narrow = load_trained(save(tmp_path / "narrow", MODELS["bert"](), NM(1, 4)))
+    assert semi_structured.write_2of4(narrow, tmp_path / "packed") == {}
+    wide = load_trained(save(tmp_path / "wide", MODELS["bert"](), NM(4, 8)))
+    with pytest.raises(UserError, match="matrices are not 2:4"):
+        semi_structured.write_2of4(wide, tmp_path / "packed")
+
+
+def test_without_a_gpu_packing_says_why_not(sparse, tmp_path):
+    semi_structured.write_2of4(load_trained(sparse), tmp_path / "packed")
+    with pytest.raises(UserError, match="no 2:4 kernel in PyTorch for cpu"):
+        semi_structured.load_2of4(tmp_path / "packed", "cpu")
+    with pytest.raises(UserError, match="no 2:4 kernel in PyTorch for cpu"):
+        semi_structured.pack_matrix(torch.zeros(64, 64, dtype=torch.bfloat16), "cutlass")
+
+
+def test_a_packed_model_must_be_as_exact_as_its_dense_self():
+    exact, dense = {"logits": np.array([1.0, 2.0])}, {"logits": np.array([1.01, 2.0])}
+    semi_structured.assert_sparse_is_as_exact({"logits": np.array([1.0, 2.015])}, dense, exact, "model")
+    with pytest.raises(UserError, match="model: the 2:4 output is wrong"):
+        semi_structured.assert_sparse_is_as_exact({"logits": np.array([1.0, 2.1])}, dense, exact, "model")
+
+
+@pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))
+@pytest.mark.parametrize("backend", semi_structured.BACKENDS)
+def test_a_gpu_answers_as_the_model_does(backend, sparse, tmp_path):
+    source = load_trained(sparse)
+    semi_structured.write_2of4(source, tmp_path / "packed")
+    packed = semi_structured.load_2of4(tmp_path / "packed", backend=backend)
+    inputs = source.encode(EXAMPLES)
+    assert relative_error(outputs(packed, inputs), outputs(source.model, inputs)) < semi_structured.HALF_TOLERANCE
+
+
+# --- the command -------------------------------------------------------------------------------------------------
+
+
+def export(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nxm.export", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_writes_and_says_what(sparse, tmp_path):
+    texts = tmp_path / "texts.tsv"
+    texts.write_text("a plane\tan air plane\n\nit is cold\tit rains\n")
+    done = export(sparse, tmp_path / "model.onnx", "--to", "onnx", "--texts", texts)
+    assert done.returncode == 0, done.stderr
+    assert "of the source" in done.stdout
+    assert "agree with the model's on 2 examples" in done.stdout
+    done = export(sparse, tmp_path / "packed", "--to", "torch-2of4")
+    assert done.returncode == 0, done.stderr
+    assert "12 of 12 matrices are packed" in done.stdout
+
+
+def test_the_command_says_what_is_wrong(sparse, tmp_path):
+    assert "error: --auto goes with" in export(sparse, tmp_path / "x", "--to", "onnx", "--auto").stderr
+    auto = ("--auto", "--batch", 1, "--length", 8)
+    if not torch.cuda.is_available():
+        done = export(sparse, tmp_path / "x", "--to", "torch-2of4", *auto)
+        assert done.returncode == 1
+        assert "no 2:4 kernel in PyTorch for cpu" in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_texts_are_lines_or_pairs_and_never_both(tmp_path):
+    path = tmp_path / "texts"
+    path.write_text("one\n\ntwo\n")
+    assert read_examples(path) == ["one", "two"]
+    path.write_text("one\tother\n")
+    assert read_examples(path) == [("one", "other")]
+    path.write_text("one\tother\ntwo\n")
+    with pytest.raises(UserError, match="some lines have a tab"):
+        read_examples(path)
+    path.write_text(" \n")
+    with pytest.raises(UserError, match="has no line with text"):
+        read_examples(path)
+    with pytest.raises(UserError, match="cannot be read as text"):
+        read_examples(tmp_path / "absent")
+
+
+def test_examples_are_read_by_any_tokenizer_as_pairs(sparse):
+    inputs = load_trained(sparse).encode(EXAMPLES)
+    assert inputs["input_ids"].shape[0] == len(EXAMPLES)
+    assert inputs["input_ids"].shape[1] <= 64
