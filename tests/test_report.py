@@ -343,6 +343,17 @@ def test_table_3_counts_the_cells_that_each_method_had(one: Evidence) -> None:
     assert (cells["NxM"], cells["ASP"], cells["Dense"]) == ("3", "3", "0")
 
 
+def test_energy_is_a_column_only_where_a_device_told_it(one: Evidence) -> None:
+    make = report.load("tables", "table_cost").make
+    assert "GPU energy (kJ)" not in make(one).shown
+    assert "Energy is counted by GPUs alone." in make(one).notes
+    results = [run.model_copy(update={"energy_joules": 4_200.0}) if run.method == "nxm" else run for run in one.results]
+    table = make(replace(one, results=results)).shown
+    told = dict(zip(table["Method"], table["GPU energy (kJ)"], strict=True))
+    assert told["NxM"] == "4.2"
+    assert told["Dense"] == "–"
+
+
 def test_a_collapsed_seed_is_never_left_out_of_a_mean() -> None:
     runs = [
         make_result(task="cola", method="asp", seed=seed, score=score) for seed, score in enumerate((5.0, 0.0, 3.0))

@@ -61,9 +61,10 @@ def test_scores_are_rounded_and_hyperparameters_are_not() -> None:
     assert result.hyperparameters["learning_rate"] == 1.23456789e-5
 
 
-def test_only_times_and_memory_may_differ_between_equal_runs() -> None:
+def test_only_times_memory_and_energy_may_differ_between_equal_runs() -> None:
     result = make_result()
-    slower = result.model_copy(update={"wall_seconds": 9e3, "train_seconds": 8e3, "peak_memory_mib": 1.0})
+    other = {"wall_seconds": 9e3, "train_seconds": 8e3, "peak_memory_mib": 1.0, "energy_joules": 5.0}
+    slower = result.model_copy(update=other)
     assert slower != result
     assert same_apart_from_times(result, slower)
     assert "wall_seconds" not in without_times(result)

@@ -16,7 +16,7 @@ from nxm.methods import METHODS, get_method
 from nxm.results import read_study, result_path, write_result
 from nxm.settings import load_study, read_yaml
 from nxm.study import MAIN, merge, profiles, study_values, write_study
-from nxm.timing import PLAN, STARTED, estimate_seconds, say_duration, say_progress
+from nxm.timing import JOBS, PLAN, STARTED, estimate_seconds, say_duration, say_progress
 
 ROOT = Path(__file__).parent.parent
 STAGES = {
@@ -99,10 +99,14 @@ def test_an_unknown_method_is_named_with_the_known_ones():
         get_method("nxn")
 
 
-def test_estimates_follow_epochs_and_need_a_timed_run():
+def test_estimates_follow_epochs_and_jobs_and_need_a_timed_run():
     study = load_study(ROOT / "params.yaml")
-    assert estimate_seconds(study, ["figure@figure1", "table@table1"], []) == 0.0
-    assert estimate_seconds(study, ["asp@stsb-0"], []) is None
+    assert estimate_seconds(study, ["figure@figure1", "table@table1"], [], 1) == 0.0
+    assert estimate_seconds(study, ["asp@stsb-0"], [], 1) is None
+    timed = read_study(ROOT / "results", MAIN)
+    one, two = (estimate_seconds(study, ["asp@stsb-0", "nxm@stsb-0"], timed, jobs) for jobs in (1, 2))
+    assert one == pytest.approx(2 * two)
+    assert one == pytest.approx(2 * estimate_seconds(study, ["asp@stsb-0"], timed, 1))
     assert say_duration(95) == "95 s"
     assert say_duration(600) == "10 min"
     assert say_duration(9000) == "2.5 h"
@@ -116,6 +120,7 @@ def test_progress_counts_what_this_launch_has_done(monkeypatch, tmp_path):
     trainings = ["baseline@stsb-0", "asp@stsb-0", "nxm@stsb-0", "distil_nxm@stsb-0-distil_nxm_kd"]
     monkeypatch.setenv(PLAN, "\n".join(["prepare@stsb", *trainings, "benchmark"]))
     monkeypatch.setenv(STARTED, str(time.time() - 100))
+    monkeypatch.setenv(JOBS, "2")
     monkeypatch.setenv("DVC_STAGE", "nxm@stsb-0")
     first = say_progress(study, results)
     assert first.startswith("training 1 of 4: nxm@stsb-0; about ")

@@ -12,7 +12,7 @@ trap 'rm -rf "$work"' EXIT
 {
     echo "# Made by \`make lock\` from pyproject.toml: every package of the environment, pinned."
     "$work/venv/bin/python" -m pip freeze --all --exclude nxm |
-        grep -viE '^(nvidia-|cuda-|triton)' | sed -E 's/^(torch==[^+]+)\+.*/\1/'
+        grep -viE '^(nvidia-[^m]|cuda-|triton)' | sed -E 's/^(torch==[^+]+)\+.*/\1/'
 } > "$work/lock"
 mv "$work/lock" requirements.lock
 echo "requirements.lock: $(grep -c == requirements.lock) packages"

@@ -36,7 +36,7 @@ from nxm.provenance import cores
 from nxm.results import read_study
 from nxm.settings import Study, load_study
 from nxm.study import MAIN, chosen_values, refresh_studies, write_study
-from nxm.timing import PLAN, STARTED, estimate_seconds, say_duration
+from nxm.timing import JOBS, PLAN, STARTED, estimate_seconds, say_duration
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
         print(f"study {study.study}: {target.parent / 'params.yaml'} is written; run it by: dvc repro {target}")
         return
     pending = pending_stages(target)
-    announce(study, pending)
+    announce(study, pending, jobs)
     if args.plan or not pending:
         if not pending:
             point_at_results(study)
@@ -101,7 +101,7 @@ def reproduce(target: Path, names: set[str], jobs: int) -> bool:
     """
     stages = read_stages(target)
     run = with_what_is_missing(stages, names)
-    os.environ |= {PLAN: "\n".join(sorted(run)), STARTED: str(time.time())}
+    os.environ |= {PLAN: "\n".join(sorted(run)), STARTED: str(time.time()), JOBS: str(jobs)}
     if jobs > 1 and torch.cuda.device_count() > 1:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
     sorter = TopologicalSorter({name: stages[name].needs & run for name in run})
@@ -210,7 +210,7 @@ def _dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
 
 
-def announce(study: Study, pending: list[str]) -> None:
+def announce(study: Study, pending: list[str], jobs: int) -> None:
     """Say what is to do, about how long it takes, and where results will lie."""
     if not pending:
         print(f"study {study.study}: nothing to do, everything is up to date")
@@ -219,7 +219,7 @@ def announce(study: Study, pending: list[str]) -> None:
     print(
         f"study {study.study}: {len(pending)} stages to run: " + ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
     )
-    seconds = estimate_seconds(study, pending, read_study("results", study.study))
+    seconds = estimate_seconds(study, pending, read_study("results", study.study), jobs)
     if seconds is None:
         print("no run of this study has been timed yet; an estimate follows after the first training")
     else:

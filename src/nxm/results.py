@@ -7,7 +7,7 @@ that failed leaves a `Failure` in its result's place.
 
 Numbers are rounded when an object is made, not when it is written, so that an object equals the one read back from
 its file: scores, in percent points, to 4 decimals; shares to 6 decimals; losses, residuals and weights to 6
-significant digits (about fp32); seconds to 2 decimals, MiB to 1. Hyper-parameters stand as they were given.
+significant digits (about fp32); seconds to 2 decimals, MiB and joules to 1. Hyper-parameters stand as they were given.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 
 from nxm.errors import UserError
 
-TIMES = ("wall_seconds", "train_seconds", "peak_memory_mib")  # what two equal runs may differ in
+TIMES = ("wall_seconds", "train_seconds", "peak_memory_mib", "energy_joules")  # what two equal runs may differ in
 
 
 def _decimals(digits: int) -> AfterValidator:
@@ -40,6 +40,7 @@ Number = Annotated[float, AfterValidator(lambda value: float(f"{value:.6g}"))]
 NonNegative = Annotated[Number, Field(ge=0.0)]
 Seconds = Annotated[float, Field(ge=0.0), _decimals(2)]
 Mebibytes = Annotated[float, Field(ge=0.0), _decimals(1)]
+Joules = Annotated[float, Field(ge=0.0), _decimals(1)]
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # a folder's name, such as "rho0.1"
@@ -183,6 +184,7 @@ class Result(Record):
     wall_seconds: Seconds
     train_seconds: Seconds
     peak_memory_mib: Mebibytes
+    energy_joules: Joules | None = None  # of the GPUs; None: the device does not tell
     provenance: Provenance
 
     @model_validator(mode="after")
@@ -312,12 +314,12 @@ def read_benchmark(path: str | Path) -> dict[str, Any] | None:
 
 
 def without_times(result: Result) -> dict[str, Any]:
-    """The result as plain values, less those that two equal runs may differ in (times and memory)."""
+    """The result as plain values, less those that two equal runs may differ in (times, memory and energy)."""
     return result.model_dump(mode="json", exclude=set(TIMES))
 
 
 def same_apart_from_times(a: Result, b: Result) -> bool:
-    """Whether two runs gave the same result, times and memory aside."""
+    """Whether two runs gave the same result, times, memory and energy aside."""
     return without_times(a) == without_times(b)
 
 
@@ -362,6 +364,7 @@ FRAME_COLUMNS = (
     "wall_seconds",
     "train_seconds",
     "peak_memory_mib",
+    "energy_joules",
 )
 
 
@@ -393,7 +396,7 @@ def to_frame(results: Iterable[Result]) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(rows, columns=list(FRAME_COLUMNS))
     frame["cell"] = frame["cell"].astype(object).where(frame["cell"].notna(), None)  # pandas would make None a NaN
-    return frame.astype({"metric": float, "rho": float, "mean_similarity": float})
+    return frame.astype({"metric": float, "rho": float, "mean_similarity": float, "energy_joules": float})
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from nxm import provenance
 from nxm.callbacks import AdmmCallback, SparsityCallback
 from nxm.distil import Teacher, every_other_layer
+from nxm.energy import EnergyMeter
 from nxm.errors import Diverged, UserError
 from nxm.glue import get_task, paper_metric
 from nxm.job import SLOT
@@ -65,7 +66,7 @@ def run(study: Study, cell: Cell, keep_model: bool = True) -> Path:
         UserError: something needed is missing, or a whole run diverged.
         torch.OutOfMemoryError: a whole run, or a cell beside other jobs, which may be what filled the GPU's memory.
     """
-    started = time.perf_counter()
+    started, energy = time.perf_counter(), EnergyMeter()
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # else processes on a CPU would not join
     provenance.use_cores()
     task, method = get_task(cell.task), get_method(cell.method)
@@ -153,6 +154,7 @@ def run(study: Study, cell: Cell, keep_model: bool = True) -> Path:
                 "wall_seconds": time.perf_counter() - started,
                 "train_seconds": trained.seconds,
                 "peak_memory_mib": provenance.peak_memory_mib(),
+                "energy_joules": energy.joules(),
                 "provenance": {
                     "machine": provenance.machine(),
                     "versions": provenance.versions(),

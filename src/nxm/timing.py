@@ -11,8 +11,8 @@ from nxm.glue import TASKS
 from nxm.results import Result, result_path
 from nxm.settings import Study
 
-PLAN = "NXM_PLAN"  # environment variables by which nxm.launch tells its stages what runs, and since when
-STARTED = "NXM_STARTED"
+# Environment variables by which nxm.launch tells its stages what runs, since when, and how many side by side.
+PLAN, STARTED, JOBS = "NXM_PLAN", "NXM_STARTED", "NXM_JOBS"
 
 # dvc.yaml's stage -> the block of params.yaml with its epochs.
 _BLOCKS = {
@@ -29,16 +29,16 @@ _BLOCKS = {
 _COSTS = {"distil": 0.5 + 1 / 3, "distil_nxm": 0.5, "distil_nxm_kd": 0.5 + 1 / 3}
 
 
-def estimate_seconds(study: Study, stages: Sequence[str], timed: Sequence[Result]) -> float | None:
+def estimate_seconds(study: Study, stages: Sequence[str], timed: Sequence[Result], jobs: int) -> float | None:
     """Seconds that the trainings among `stages` (DVC's names) will take; None when no run was timed yet.
 
-    Other stages take seconds and are not counted.
+    Other stages take seconds and are not counted. With several `jobs` the runs timed are taken to have run so too.
     """
     work = sum(_stage_units(study, stage) for stage in stages)
     if not work:
         return 0.0
     units = sum(_result_units(result) for result in timed)
-    return sum(result.wall_seconds for result in timed) / units * work if units else None
+    return sum(result.wall_seconds for result in timed) / units * work / jobs if units else None
 
 
 def say_progress(study: Study, timed: Sequence[Result]) -> str | None:
@@ -59,7 +59,7 @@ def say_progress(study: Study, timed: Sequence[Result]) -> str | None:
     if finished:
         left: float | None = (time.time() - started) / finished * (work - finished)
     else:
-        left = estimate_seconds(study, planned, timed)
+        left = estimate_seconds(study, planned, timed, int(os.environ[JOBS]))
     return line + (f"; about {say_duration(left)} left in all" if left else "")
 
 

@@ -267,7 +267,8 @@ def machine_phrase(results: Iterable[Result]) -> str:
     """One sentence: the machines of these runs."""
     machines = {(m.cpu, m.cores, m.device, m.memory_gib) for m in (result.provenance.machine for result in results)}
     texts = [
-        f"{cpu}, {cores} cores, {memory:g} GiB, device {device}" for cpu, cores, device, memory in sorted(machines)
+        f"{cpu}, {cores} core{'s' * (cores > 1)}, {memory:g} GiB, device {device}"
+        for cpu, cores, device, memory in sorted(machines)
     ]
     return f"Machine: {'; '.join(texts)}." if texts else ""
 

@@ -1,4 +1,4 @@
-"""What the runs cost: time and memory by method."""
+"""What the runs cost: time, memory and energy by method."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ def make(evidence: Evidence) -> Table:
             own = [run for run in runs if (run.task, run.method) == (task, method)]
             if own:
                 epochs = pd.Series([float(run.hyperparameters["epochs"]) for run in own]).mean()
-                wall, train = (pd.Series([getattr(run, key) for run in own]).mean() for key in TIMES[:2])
-                numbers.append([task, method, len(own), epochs, wall, train, max(run.peak_memory_mib for run in own)])
+                means = pd.DataFrame([{key: getattr(run, key) for key in TIMES} for run in own], dtype=float).mean()
+                means["peak_memory_mib"] = max(run.peak_memory_mib for run in own)
+                numbers.append([task, method, len(own), epochs, *means])
     table = pd.DataFrame(numbers, columns=FIELDS)
+    told = table["energy_joules"].notna()
     shown = pd.DataFrame(
         {
             "Task": [facts.TASKS.get(task, task) for task in table["task"]],
@@ -38,5 +40,13 @@ def make(evidence: Evidence) -> Table:
             "Peak memory (GiB)": [f"{mib / 1024:.1f}" for mib in table["peak_memory_mib"]],
         }
     )
-    notes = [facts.study_phrase(evidence), facts.cost_phrase(evidence.results), facts.machine_phrase(evidence.results)]
+    if told.any():
+        energy = [f"{joules / 1e3:.1f}" for joules in table["energy_joules"]]
+        shown["GPU energy (kJ)"] = pd.Series(energy).where(told, "–")
+    notes = [
+        facts.study_phrase(evidence),
+        facts.cost_phrase(evidence.results),
+        facts.machine_phrase(evidence.results),
+        "" if told.all() else "Energy is counted by GPUs alone.",
+    ]
     return Table("Cost of the runs", shown, table, tuple(note for note in notes if note))
