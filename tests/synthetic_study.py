@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from nxm.results import Result, result_path, write_result
+from nxm.results import Result, result_path, write_result, write_text
 
 METRICS = {"stsb": "spearman", "mrpc": "f1", "cola": "matthews"}
 DENSE = {"stsb": 84.0, "mrpc": 88.0, "cola": 45.0, "mnli": 80.0, "sst2": 91.0, "qnli": 88.0, "rte": 64.0}
@@ -187,7 +187,44 @@ def make_study(
         write_result(result_path(root, result.study, result.task, result.method, result.seed, result.cell), result)
     path = root / "results" / study / "benchmark.json"
     path.write_text(json.dumps(make_benchmark(study)))
+    for measured in make_matrices(study):
+        write_text(root / "results" / study / "matrices" / f"{measured['device']}.json", json.dumps(measured))
     return results
+
+
+def make_matrices(study: str = "embedded") -> list[dict[str, Any]]:
+    """Products on a CPU, which has no 2:4 kernels, and on a GPU; there the smallest is noisy and ran a dense kernel."""
+    files = []
+    for device, dtypes, sparse in (("cpu", ("fp32", "bf16"), ()), ("cuda", ("bf16",), ("cusparselt", "cutlass"))):
+        rows: list[dict[str, Any]] = []
+        for dtype in dtypes:
+            for shape in ((768, 768), (3072, 768)):
+                for batch in (1, 32):
+                    where = {"shape": list(shape), "batch": batch, "length": 128, "dtype": dtype}
+                    least = batch == 1 and shape == (768, 768)
+                    speedups = {"dense": 1.0, "masked": 0.99, **dict.fromkeys(sparse, 1.3 + 0.01 * batch)}
+                    if sparse:
+                        speedups["cutlass"] = 1.05
+                    rows += [
+                        where
+                        | {"way": way, "median_ms": 2.0 / speedup, "p10_ms": 1.9 / speedup, "p90_ms": 2.2 / speedup}
+                        | {"rounds": 9, "spread": 0.15, "noisy": least, "speedup_over_dense": speedup}
+                        | {
+                            "relative_error": 1e-3,
+                            "kernels": ["some_gemm"],
+                            "sparse_kernels": way in sparse and not least,
+                        }
+                        | {"bytes": 10**6, "operations": 10**8, "limit_ms": 1.0, "bound": "speed", "share": 0.5}
+                        for way, speedup in speedups.items()
+                    ]
+                    if not sparse:
+                        rows += [
+                            where | {"way": way, "absent": f"no 2:4 kernel for {device}"} for way in ("cusparselt",)
+                        ]
+        machine = {"cpu": "AMD EPYC", "cores": 2, "device": device, "memory_gib": 23.5}
+        provenance = {"machine": machine, "versions": {"torch": "2.13.0"}}
+        files.append({"study": study, "device": device, "provenance": provenance, "ceilings": [], "rows": rows})
+    return files
 
 
 def make_benchmark(study: str = "embedded") -> dict[str, Any]:

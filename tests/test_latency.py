@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import BertConfig, BertForSequenceClassification
 
 from nxm import latency
 from nxm.constraints import NM, Unstructured
 from nxm.errors import UserError
 from nxm.results import read_benchmark
+from nxm.rounds import Call, time_call
 from nxm.settings import AdmmTraining, Benchmark, Pattern, Study, Targets, Trainer, Training
 from nxm.sources import write_manifest
 from nxm.targets import find_targets
@@ -86,19 +85,10 @@ def small_projection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "measure_projection", lambda study, timer: original(study, timer, shape=(16, 32)))
 
 
-def unit_timer(call: latency.Call, device: torch.device) -> float:
+def unit_timer(call: Call, device: torch.device) -> float:
     """Does the work, says that it took a millisecond."""
     call()
     return 1e-3
-
-
-def returned_timer(call: latency.Call, device: torch.device) -> float:
-    """For calls that return the seconds that they would have taken."""
-    return float(call())
-
-
-def bar(total: int) -> tqdm:
-    return tqdm(total=total, disable=False)
 
 
 def folders_of(root: Path) -> dict[str, Path]:
@@ -170,76 +160,8 @@ def test_a_length_beyond_the_model_is_named(root: Path, study: Study) -> None:
         latency.measure_latency(folders_of(root), study.model_copy(update={"benchmark": settings}), CPU, unit_timer)
 
 
-# --- rounds and ratios -------------------------------------------------------------------------------------------
-
-
-def test_every_round_times_every_call_once_and_nobody_is_always_first() -> None:
-    order: list[str] = []
-    calls = {name: (lambda name=name: order.append(name) or 1.0) for name in "abc"}
-    seconds = latency.time_in_rounds(
-        calls, warmup=2, repeats=6, budget=1e9, device=CPU, timer=returned_timer, bar=bar(24)
-    )
-    rounds = [order[i : i + 3] for i in range(0, len(order), 3)]
-    assert len(rounds) == 8
-    assert all(sorted(each) == list("abc") for each in rounds)
-    assert [each[0] for each in rounds[2:]] == list("abcabc")
-    assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys("abc", 6)
-
-
-def test_warmup_rounds_are_not_counted() -> None:
-    durations = iter([100.0, 100.0, 1.0, 2.0, 3.0])
-    seconds = latency.time_in_rounds(
-        {"a": lambda: next(durations)}, warmup=2, repeats=3, budget=1e9, device=CPU, timer=returned_timer, bar=bar(5)
-    )
-    assert seconds["a"].tolist() == [1.0, 2.0, 3.0]
-
-
-@pytest.mark.parametrize(
-    ("budget", "rounds"),
-    [(0.0, latency.MIN_ROUNDS), (7.5, 8), (1e9, 20)],
-    ids=["never below the minimum", "until it is spent", "never above the settings"],
-)
-def test_the_budget_limits_the_rounds_and_the_progress_bar_knows(budget: float, rounds: int) -> None:
-    progress = bar(40)
-    seconds = latency.time_in_rounds(
-        {"a": lambda: 0.5, "b": lambda: 0.5},
-        warmup=0,
-        repeats=20,
-        budget=budget,
-        device=CPU,
-        timer=returned_timer,
-        bar=progress,
-    )
-    assert len(seconds["a"]) == len(seconds["b"]) == rounds
-    assert progress.n == progress.total == 2 * rounds
-
-
-def test_a_budget_that_is_spent_leaves_one_warmup_round() -> None:
-    times: list[float] = []
-    latency.time_in_rounds(
-        {"a": lambda: times.append(1.0) or 1.0},
-        warmup=4,
-        repeats=20,
-        budget=0.5,
-        device=CPU,
-        timer=returned_timer,
-        bar=bar(24),
-    )
-    assert len(times) == 1 + latency.MIN_ROUNDS
-
-
-def test_a_machine_that_slows_down_leaves_ratios_alone() -> None:
-    drift = np.array([1.0, 1.1, 5.0, 40.0])
-    assert latency.paired_ratio(2.0 * drift, drift) == 2.0
-
-
-def test_summary_is_in_milliseconds() -> None:
-    summary = latency.summarise(np.linspace(0.0, 0.1, 11))
-    assert summary == {"median_ms": 50.0, "p10_ms": 10.0, "p90_ms": 90.0, "rounds": 11}
-
-
 def test_speedup_is_dense_time_over_own_time(root: Path, study: Study) -> None:
-    def layers_timer(call: latency.Call, device: torch.device) -> float:
+    def layers_timer(call: Call, device: torch.device) -> float:
         return 0.01 * call.args[0].config.num_hidden_layers  # type: ignore[attr-defined]
 
     rows = latency.measure_latency(folders_of(root), study, CPU, layers_timer)
@@ -258,7 +180,7 @@ def training_step(root: Path, study: Study, timer: latency.Timer) -> list[latenc
 
 
 def test_a_projection_is_spread_over_its_interval(root: Path, study: Study) -> None:
-    def scripted(call: latency.Call, device: torch.device) -> float:
+    def scripted(call: Call, device: torch.device) -> float:
         name = getattr(call, "func", call).__name__
         return {"step": 0.10, "call_back": 0.01, "project": 0.06}[name]
 
@@ -317,7 +239,7 @@ def test_all_ways_that_are_compared_give_the_same_mask(pattern: NM | Unstructure
 
 
 def test_projection_speedup_is_over_torch_ao_at_the_same_pattern(study: Study) -> None:
-    def by_position(call: latency.Call, device: torch.device) -> float:
+    def by_position(call: Call, device: torch.device) -> float:
         return 1.0 if getattr(call, "__name__", "") == "compute" else 0.25  # torch.ao's is the only plain function
 
     rows = latency.measure_projection(study, by_position, shape=(8, 16))
@@ -383,7 +305,7 @@ def test_only_an_output_like_the_dense_kernels_is_timed(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_2of4_rows_are_numbers_or_reasons(root: Path, study: Study) -> None:
-    rows = latency.measure_latency(folders_of(root), study, CUDA, latency.time_call)
+    rows = latency.measure_latency(folders_of(root), study, CUDA, time_call)
     sparse = [row for row in rows if row["kernel"] == "2:4"]
     assert {row["dtype"] for row in sparse} == {"fp32", "fp16", "bf16"}
     for row in sparse:

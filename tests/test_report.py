@@ -25,7 +25,7 @@ from nxm.report import Evidence, facts, paper, readme, scores, style
 from nxm.report.table import write_table
 from nxm.results import Failure, read_study, result_path, write_result
 from nxm.settings import load_study
-from synthetic_study import make_benchmark, make_result, make_study
+from synthetic_study import make_benchmark, make_matrices, make_result, make_study
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES, TABLES = report.known("figures"), report.known("tables")
@@ -178,6 +178,31 @@ def test_absent_kernels_are_said_with_the_reason_and_have_no_number() -> None:
     assert "need a CUDA device" in texts(figure)
     labels = [text for axes in figure.subfigs[0].axes for text in axes.get_legend_handles_labels()[1]]
     assert not any("2:4" in label for label in labels)
+
+
+def test_products_show_the_fastest_2of4_kernel_and_mark_what_is_noisy_or_was_not_sparse() -> None:
+    evidence = Evidence("embedded", [], None, matrices=make_matrices())
+    figure = report.load("figures", "matrices").draw(evidence)
+    cells = [[text.get_text() for text in axes.texts] for axes in figure.axes if axes.texts]
+    titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes if axes.texts]
+    assert titles == ["CPU, fp32: masked", "CPU, bf16: masked", "CUDA, bf16: 2:4 kernels"]
+    assert cells[0] == ["~0.99", "0.99", "0.99", "0.99"]
+    assert cells[2] == ["~†1.31", "1.62", "1.31", "1.62"]
+    said = texts(figure)
+    assert "Absent: no 2:4 kernel for cpu." in said
+    assert "†: the profiler saw no sparse kernel." in said
+    rows = report.load("tables", "table_matrices").make(evidence).shown
+    own = rows[(rows["Device"] == "CUDA") & (rows["Way"] == "cusparselt")].iloc[0]
+    assert own["Sparse kernels ran"] == "3 of 4"
+    assert own["most"] == "1.62"
+
+
+def test_a_device_that_was_not_there_is_said_with_the_reason() -> None:
+    absent = {"study": "embedded", "device": "cuda", "absent": "no CUDA device where this was run", "rows": []}
+    evidence = Evidence("embedded", [], None, matrices=[absent])
+    assert "CUDA: no CUDA device where this was run." in texts(report.load("figures", "matrices").draw(evidence))
+    notes = " ".join(report.load("tables", "table_matrices").make(evidence).notes)
+    assert "Absent: CUDA: no CUDA device where this was run." in notes
 
 
 def test_figure_3_names_each_point_by_its_rho(one: Evidence) -> None:
@@ -495,8 +520,9 @@ def test_an_unknown_name_lists_the_known_ones(kind: report.Kind, known: list[str
 
 
 def test_the_names_are_those_of_the_paper_and_ours() -> None:
-    assert FIGURES == ["dynamics", "figure1", "figure2", "figure3", "figure4", "latency", "summary"]
-    assert TABLES == ["table1", "table2", "table3", "table_comparison", "table_cost", "table_selection", "table_tuning"]
+    assert FIGURES == ["dynamics", "figure1", "figure2", "figure3", "figure4", "latency", "matrices", "summary"]
+    extra = ["table_comparison", "table_cost", "table_matrices", "table_selection", "table_tuning"]
+    assert ["table1", "table2", "table3", *extra] == TABLES
 
 
 def stage(script: str, *arguments: str) -> Callable[[Path], subprocess.CompletedProcess[str]]:

@@ -1,18 +1,16 @@
 """What sparsity costs in training and gains at inference, measured: latency, training step, projection.
 
-All timings of one comparison are taken in rounds, each round timing every candidate once, in an order that rotates:
-a machine that slows down or is disturbed then hits all alike. Ratios are the median over rounds of the ratio *within*
-the round, so drift cancels. What the device cannot do is written as absent with the reason, never as a number.
+All timings of one comparison are taken in rounds (`nxm.rounds`). What the device cannot do is written as absent with
+the reason, never as a number.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,13 +35,9 @@ from nxm.methods import get_method
 from nxm.prepare import load_prepared
 from nxm.provenance import machine, versions
 from nxm.results import write_text
+from nxm.rounds import Call, Row, Timer, paired_ratio, spread, summarise, time_call, time_in_rounds
 from nxm.settings import AdmmTraining, Study, Training
 from nxm.targets import find_targets
-
-Key = TypeVar("Key", bound=Hashable)
-Call = Callable[[], object]
-Timer = Callable[[Call, torch.device], float]  # runs the call once, returns its seconds
-Row = dict[str, Any]
 
 MODELS = ("dense", "nxm", "distil", "distil_nxm")
 SPARSE_MODELS = ("nxm", "distil_nxm")
@@ -51,10 +45,9 @@ STEP_METHODS = ("dense", "asp", "nxm", "nxm_paper", "admm_unstructured")
 PROJECTION_SHAPE = (3072, 768)  # FFN1 of BERT-base
 PROJECTION_PATTERNS = (NM(2, 4), NM(1, 4), NM(2, 8), Unstructured(0.5))
 
-# One comparison stops when it has taken this long, though never before MIN_ROUNDS: long sequences in large batches on
-# two cores would otherwise take most of the study's time, and their spread is the smallest.
+# One comparison stops when it has taken this long, though never before rounds.MIN_ROUNDS: long sequences in large
+# batches on two cores would otherwise take most of the study's time, and their spread is the smallest.
 BUDGET_SECONDS = {"latency": 3.0, "training_step": 14.0, "projection": 5.0}
-MIN_ROUNDS = 5
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -104,85 +97,6 @@ def run_benchmark(study: Study, root: Path, timer: Timer | None = None) -> Path:
     path = root / "results" / study.study / "benchmark.json"
     write_text(path, json.dumps(benchmark, indent=1, allow_nan=False) + "\n")
     return path
-
-
-# --- timing ------------------------------------------------------------------------------------------------------
-
-
-def time_call(call: Call, device: torch.device) -> float:
-    """Run once, return seconds: by device events on CUDA, by the clock on the CPU."""
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(device)
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
-    start_time = time.perf_counter()
-    call()
-    return time.perf_counter() - start_time
-
-
-def time_in_rounds(
-    calls: Mapping[Key, Call],
-    *,
-    warmup: int,
-    repeats: int,
-    budget: float,
-    device: torch.device,
-    timer: Timer,
-    bar: tqdm,
-) -> dict[Key, np.ndarray]:
-    """Time every call once in each round.
-
-    Args:
-        calls: name -> what to time.
-        warmup: rounds that are run and not counted, at most.
-        repeats: rounds, at most.
-        budget: seconds, warm-up included, after which only one warm-up round and MIN_ROUNDS are still done.
-        bar: advances by one each call; its total loses the rounds that the budget saves.
-
-    Returns: name -> seconds of each round, shape `(rounds,)`, the same number of rounds for all.
-    """
-    names = list(calls)
-    seconds: dict[Key, list[float]] = {name: [] for name in names}
-    spent = 0.0
-    for round_number in range(-warmup, repeats):
-        needed = round_number == -warmup or 0 <= round_number < MIN_ROUNDS
-        if spent >= budget and not needed:
-            bar.total -= len(names)
-            bar.refresh()
-            continue
-        first = round_number % len(names)
-        for name in names[first:] + names[:first]:
-            elapsed = timer(calls[name], device)
-            spent += elapsed
-            if round_number >= 0:
-                seconds[name].append(elapsed)
-            bar.update()
-    return {name: np.array(values) for name, values in seconds.items()}
-
-
-def summarise(seconds: np.ndarray) -> Row:
-    """Median, 10th and 90th percentile in milliseconds, and how many rounds they are of."""
-    p10, median, p90 = np.percentile(1e3 * seconds, [10, 50, 90])
-    return {
-        "median_ms": round(float(median), 4),
-        "p10_ms": round(float(p10), 4),
-        "p90_ms": round(float(p90), 4),
-        "rounds": len(seconds),
-    }
-
-
-def _spread(seconds: np.ndarray) -> float:
-    p10, median, p90 = np.percentile(seconds, [10, 50, 90])
-    return round(float((p90 - p10) / median), 4)
-
-
-def paired_ratio(numerator: np.ndarray, denominator: np.ndarray) -> float:
-    """Median over rounds of the ratio within the round."""
-    return round(float(np.median(numerator / denominator)), 4)
 
 
 # --- latency -----------------------------------------------------------------------------------------------------
@@ -241,7 +155,7 @@ def measure_latency(folders: Mapping[str, Path], study: Study, device: torch.dev
                     rows.append(
                         {"model": model, "kernel": kernel, "dtype": dtype, "batch": batch, "length": length}
                         | summarise(own)
-                        | {"spread": _spread(own)}
+                        | {"spread": spread(own)}
                         | {"speedup_over_dense": paired_ratio(seconds["dense", "dense"], own)}
                     )
     return rows

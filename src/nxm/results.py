@@ -313,6 +313,18 @@ def read_benchmark(path: str | Path) -> dict[str, Any] | None:
     return benchmark
 
 
+def read_matrices(folder: str | Path) -> list[dict[str, Any]]:
+    """What `nxm.matrices` wrote, by device's name; none where nothing was measured. Raises UserError as above."""
+    files = []
+    for path in sorted(Path(folder).glob("*.json")):
+        measured = _read_json(path)
+        for key, kind in (("study", str), ("device", str), ("rows", list)):
+            if not isinstance(measured.get(key), kind):
+                raise UserError(f"{path}: '{key}' must be there and be a {kind.__name__}")
+        files.append(measured)
+    return files
+
+
 def without_times(result: Result) -> dict[str, Any]:
     """The result as plain values, less those that two equal runs may differ in (times, memory and energy)."""
     return result.model_dump(mode="json", exclude=set(TIMES))

@@ -198,6 +198,29 @@ class Benchmark(Settings):
     repeats: PositiveInt
 
 
+Pair = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+
+
+class Matrices(Settings):
+    """Which single products are measured, and on which devices; see `nxm.matrices`."""
+
+    devices: list[Literal["cpu", "cuda"]]  # []: none
+    shapes: list[Pair]  # outputs, inputs
+    points: list[Pair]  # batch, length in tokens
+    warmup: PositiveInt
+    repeats: PositiveInt
+
+    @model_validator(mode="after")
+    def _fit_8_bit_products(self) -> Matrices:
+        for batch, length in self.points:
+            if batch * length % 16:
+                raise ValueError(f"points: {batch} x {length} tokens are no multiple of 16, which 8-bit kernels need")
+        for shape in self.shapes:
+            if shape[0] % 16 or shape[1] % 16:
+                raise ValueError(f"shapes: {shape[0]} x {shape[1]} are no multiples of 16, which 8-bit kernels need")
+        return self
+
+
 class Study(Settings):
     """A whole params.yaml."""
 
@@ -227,6 +250,7 @@ class Study(Settings):
     grid: Grid
     cells: dict[str, GridCell]  # made of `grid` by nxm.study; {} without one
     benchmark: Benchmark
+    matrices: Matrices
     figures: list[str]
     tables: list[str]
 

@@ -71,7 +71,7 @@ def why_no_gpu(device: torch.device) -> str | None:
 
 
 def pack_matrix(W: Tensor, backend: str, where: str = "matrix") -> SparseSemiStructuredTensor:
-    """Pack a 2:4 matrix of fp16 or bf16 on a GPU for its kernels.
+    """Pack a 2:4 matrix of fp16, bf16 or int8 on a GPU for its kernels.
 
     Raises:
         UserError: the device has no such kernels, the shape does not fit, or W is not 2:4 (the packer would drop what
@@ -80,7 +80,8 @@ def pack_matrix(W: Tensor, backend: str, where: str = "matrix") -> SparseSemiStr
     if reason := why_no_gpu(W.device) or why_not(W.shape, W.dtype, backend):
         raise UserError(f"{where}: {reason}")
     assert_pattern({where: W}, PATTERN, where)
-    return BACKENDS[backend].from_dense((W.detach() + 0.0).contiguous())  # a -0.0 would count as a value
+    values = W.detach() + 0.0 if W.is_floating_point() else W.detach()  # a -0.0 would count as a value
+    return BACKENDS[backend].from_dense(values.contiguous())
 
 
 def pack(model: PreTrainedModel, names: Iterable[str], backend: str = "cusparselt") -> None:

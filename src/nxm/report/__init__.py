@@ -23,6 +23,7 @@ from nxm.results import (
     bootstrap_path,
     read_benchmark,
     read_failures,
+    read_matrices,
     read_predictions,
     read_study,
 )
@@ -36,7 +37,8 @@ class Evidence:
     """All that tables and figures know: a study's name, its runs, its benchmark (None: not measured).
 
     `bootstrap` holds, by task and method, the scores of each draw of `nxm.bootstrap`; `failures` the grid's cells that
-    could not be trained; `selection` says what the hyper-parameters were chosen by (`nxm.settings.Study.selection`).
+    could not be trained; `selection` says what the hyper-parameters were chosen by (`nxm.settings.Study.selection`);
+    `matrices` are the files of `nxm.matrices`, one a device.
     """
 
     study: str
@@ -45,6 +47,7 @@ class Evidence:
     bootstrap: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     selection: str = "params"
+    matrices: list[dict[str, Any]] = field(default_factory=list)
 
 
 def read_evidence(root: str | Path, study: str) -> Evidence:
@@ -69,6 +72,7 @@ def read_evidence(root: str | Path, study: str) -> Evidence:
         {task: read_predictions(path) for task, path in paths.items() if path.exists()},
         failures,
         settings.selection if settings is not None else "params",
+        read_matrices(root / "results" / study / "matrices"),
     )
 
 

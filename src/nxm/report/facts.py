@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,12 +265,14 @@ def study_phrase(evidence: Evidence, tasks: list[str] | None = None) -> str:
 
 def machine_phrase(results: Iterable[Result]) -> str:
     """One sentence: the machines of these runs."""
-    machines = {(m.cpu, m.cores, m.device, m.memory_gib) for m in (result.provenance.machine for result in results)}
-    texts = [
-        f"{cpu}, {cores} core{'s' * (cores > 1)}, {memory:g} GiB, device {device}"
-        for cpu, cores, device, memory in sorted(machines)
-    ]
-    return f"Machine: {'; '.join(texts)}." if texts else ""
+    machines = sorted({machine_text(result.provenance.machine.model_dump()) for result in results})
+    return f"Machine: {'; '.join(machines)}." if machines else ""
+
+
+def machine_text(machine: Mapping[str, Any]) -> str:
+    """A machine of a results file: `AMD EPYC, 2 cores, 23.5 GiB, device cpu`."""
+    cores = f"{machine['cores']} core{'s' * (machine['cores'] > 1)}"
+    return f"{machine['cpu']}, {cores}, {machine['memory_gib']:g} GiB, device {machine['device']}"
 
 
 def missing_phrase(evidence: Evidence, methods: Iterable[str]) -> str:

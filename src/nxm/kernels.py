@@ -1,0 +1,40 @@
+"""Which kernels ran: the proof that a product said to be sparse was computed by sparse kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+
+def kernels_of(call: Callable[[], object], device: torch.device) -> list[str]:
+    """Run once under PyTorch's profiler; the names of what the device ran, each once, in alphabetical order.
+
+    On CUDA these are the kernels; on a CPU, which has no such names, PyTorch's operators that did the work themselves.
+    """
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as seen:
+        call()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    wanted = DeviceType.CUDA if on_gpu else DeviceType.CPU
+    return sorted(
+        {
+            event.key
+            for event in seen.key_averages()
+            if event.device_type == wanted
+            and (event.self_device_time_total if on_gpu else event.self_cpu_time_total) > 0
+            and not event.key.startswith("[")  # the profiler's own marks
+        }
+    )
+
+
+def are_sparse(kernels: Iterable[str]) -> bool:
+    """Whether one of these kernels multiplies a sparse matrix, by its name.
+
+    cuSPARSELt's are called `sm80_xmma_sparse_gemm_...` and the like, CUTLASS's `...SparseGemm...`.
+    """
+    return any("sparse" in kernel.lower() and "gemm" in kernel.lower() for kernel in kernels)

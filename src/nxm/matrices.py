@@ -1,0 +1,303 @@
+"""Products of single matrices, dense and 2:4: their time, which kernels ran, how near the machine's limits they are.
+
+One unit is a shape at a batch and length in one dtype; its ways are timed in rounds (`nxm.rounds`). A way whose
+output is wrong gives a row without a time.
+
+The roofline: a product of `tokens` inputs with a matrix (out, in) takes 2 x tokens x out x in operations and must read
+and write its matrices once. From the bandwidth and the speed that this machine reached in the same run follows a time
+that no product can be much under; `share` is that time over the one measured. (The bandwidth is the main memory's:
+small matrices that stay in a cache may exceed it.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from nxm.constraints import NM
+from nxm.errors import UserError
+from nxm.export.semi_structured import BACKENDS, pack_matrix, why_no_gpu, why_not
+from nxm.kernels import are_sparse, kernels_of
+from nxm.provenance import cores, machine, versions
+from nxm.results import write_text
+from nxm.rounds import Call, Row, Timer, paired_ratio, spread, summarise, time_call, time_in_rounds
+from nxm.rowlog import RowLog
+from nxm.settings import Matrices, Study
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+DEVICE_DTYPES = {"cpu": ("fp32", "bf16", "int8"), "cuda": ("bf16", "fp16", "int8")}
+NOISY = 0.10  # a spread (10th to 90th percentile over the median) above this marks a row
+TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 2e-3, "int8": 0.0}  # relative error; integers are exact
+BUDGET_SECONDS = 2.0  # a unit stops after this long, though not before five rounds
+CEILING_SIZE = {"cpu": 2048, "cuda": 8192}  # the square product by which the fastest speed is measured
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the machine reached in this run: bytes a second of copying, operations a second of large products.
+
+    `operations` by way: "dense", and the backends of 2:4 kernels, whose operations are counted as if dense.
+    """
+
+    bandwidth: float
+    operations: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product that can be timed: the call, and what its output (tokens, out) must be to rounding."""
+
+    call: Callable[[], Tensor]
+    W: Tensor
+    transposed: bool = False  # the call returns (out, tokens)
+
+
+def run_matrices(study: Study, device_name: str, root: Path, timer: Timer | None = None) -> Path:
+    """Measure all products of `study.matrices` on one device and write results/<study>/matrices/<device>.json.
+
+    A killed run goes on after its last whole unit. Where the machine has no such device the file says so.
+
+    Args:
+        device_name: "cpu" or "cuda".
+        root: the repository.
+        timer: replaces `nxm.rounds.time_call`, for tests.
+
+    Returns: the path of the file.
+    """
+    timer = timer or time_call
+    settings = study.matrices
+    path = root / "results" / study.study / "matrices" / f"{device_name}.json"
+    written: dict[str, Any] = {"study": study.study, "device": device_name}
+    if device_name == "cuda" and not torch.cuda.is_available():
+        write_text(path, _dump(written | {"absent": "no CUDA device where this was run", "rows": []}))
+        return path
+    device = torch.device(device_name)
+    torch.set_num_threads(cores())
+    log = RowLog(root / "checkpoints" / study.study / f"matrices-{device_name}", settings.model_dump(mode="json"))
+    units = [
+        (dtype, tuple(shape), tuple(point))
+        for dtype in DEVICE_DTYPES[device_name]
+        for shape in settings.shapes
+        for point in settings.points
+    ]
+    rows: list[Row] = []
+    ceilings: list[Row] = []
+    with tqdm(total=len(units), desc=f"matrices {device_name}", unit=" products") as bar:
+        for dtype in DEVICE_DTYPES[device_name]:
+            found = _logged(log, f"ceilings {dtype}", partial(_ceiling_rows, dtype, device, settings, timer))
+            ceilings += found
+            limits = _ceilings(found)
+            for unit_dtype, shape, point in units:
+                if unit_dtype == dtype:
+                    name = f"{dtype} {shape} {point}"
+                    rows += _logged(
+                        log, name, partial(measure_unit, shape, point, dtype, device, settings, limits, timer)
+                    )
+                    bar.update()
+    provenance = {"machine": machine(), "versions": versions()}
+    write_text(path, _dump(written | {"provenance": provenance, "ceilings": ceilings, "rows": rows}))
+    log.clear()
+    return path
+
+
+def _dump(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def _logged(log: RowLog, unit: str, measure: Callable[[], list[Row]]) -> list[Row]:
+    rows = log.get(unit)
+    if rows is None:
+        rows = measure()
+        log.add(unit, rows)
+    return rows
+
+
+# --- one unit ----------------------------------------------------------------------------------------------------
+
+
+def measure_unit(
+    shape: tuple[int, int],
+    point: tuple[int, int],
+    dtype: str,
+    device: torch.device,
+    settings: Matrices,
+    ceilings: Ceilings,
+    timer: Timer,
+) -> list[Row]:
+    """Time one shape at one batch and length in every way; rows as described in `nxm.matrices`.
+
+    The ways: `dense`, random values; `masked`, 2:4 in a dense kernel (a sanity row: about 1); on CUDA `cusparselt`,
+    with the algorithm that its search finds, and `cutlass`.
+    """
+    tokens = point[0] * point[1]
+    where: Row = {"shape": list(shape), "batch": point[0], "length": point[1], "dtype": dtype}
+    x, W = _operands(shape, tokens, dtype, device)
+    sparse = NM(2, 4).project(W) if dtype != "int8" else W * NM(2, 4).mask(W)
+    products = {"dense": _dense(x, W), "masked": _dense(x, sparse)}
+    rows: list[Row] = []
+    for backend in BACKENDS:
+        if reason := _why_absent(backend, shape, dtype, device):
+            rows.append(where | {"way": backend, "absent": reason})
+            continue
+        try:
+            products[backend] = _packed(x, sparse, backend)
+            products[backend].call()
+        except (RuntimeError, NotImplementedError, UserError) as error:  # what the library offers it may still refuse
+            products.pop(backend, None)
+            rows.append(where | {"way": backend, "absent": f"PyTorch refused: {str(error).splitlines()[0]}"})
+    errors = {way: _error(product, x) for way, product in products.items()}
+    for way in [way for way, error in errors.items() if not error <= TOLERANCE[dtype]]:
+        rows.append(where | {"way": way, "absent": f"its output is wrong: relative error {errors[way]:.1e}"})
+        del products[way]
+    if "dense" not in products:
+        return rows
+    with tqdm(total=0, disable=True) as silent:
+        seconds = time_in_rounds(
+            {way: product.call for way, product in products.items()},
+            warmup=settings.warmup,
+            repeats=settings.repeats,
+            budget=BUDGET_SECONDS,
+            device=device,
+            timer=timer,
+            bar=silent,
+        )
+    for way, own in seconds.items():
+        kernels = kernels_of(products[way].call, device)
+        rows.append(
+            where
+            | {"way": way}
+            | summarise(own)
+            | {"spread": spread(own), "noisy": spread(own) > NOISY}
+            | {"speedup_over_dense": paired_ratio(seconds["dense"], own), "relative_error": float(f"{errors[way]:.3g}")}
+            | {"kernels": kernels, "sparse_kernels": are_sparse(kernels)}
+            | roofline(shape, tokens, dtype, way, float(np.median(own)), ceilings)
+        )
+    return rows
+
+
+def roofline(
+    shape: tuple[int, int], tokens: int, dtype: str, way: str, seconds: float, ceilings: Ceilings
+) -> dict[str, Any]:
+    """Bytes, operations, the time that they imply at the ceilings, what bounds it, and the share achieved.
+
+    A 2:4 matrix in its kernels' layout is half the values and two bits for each of them; in a dense kernel it is dense.
+    Operations of a 2:4 product are counted as the dense product's.
+    """
+    out_features, in_features = shape
+    size = DTYPES[dtype].itemsize
+    values = out_features * in_features
+    matrix = values / 2 * (size + 2 / 8) if way in BACKENDS else values * size
+    result = 4 if dtype == "int8" else size
+    moved = matrix + tokens * in_features * size + tokens * out_features * result
+    operations = 2.0 * tokens * values
+    by_memory = moved / ceilings.bandwidth
+    by_speed = operations / ceilings.operations["dense" if way == "masked" else way]
+    limit = max(by_memory, by_speed)
+    return {
+        "bytes": round(moved),
+        "operations": round(operations),
+        "limit_ms": float(f"{1e3 * limit:.4g}"),
+        "bound": "memory" if by_memory >= by_speed else "speed",
+        "share": round(limit / seconds, 4) if seconds else 0.0,
+    }
+
+
+def _operands(shape: tuple[int, int], tokens: int, dtype: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random inputs `(tokens, in)` and a random matrix `(out, in)`, none of them zero; small integers for int8."""
+    draw = torch.Generator().manual_seed(0)
+    sizes = (tokens, shape[1]), shape
+    if dtype == "int8":
+        x, W = (torch.randint(1, 8, size, generator=draw, dtype=torch.int8) for size in sizes)
+    else:
+        x, W = (torch.randn(size, generator=draw).to(DTYPES[dtype]) for size in sizes)
+    return x.to(device), W.to(device)
+
+
+def _dense(x: Tensor, W: Tensor) -> Product:
+    if x.dtype == torch.int8:
+        return Product(partial(torch._int_mm, x, W.t()), W)
+    return Product(partial(F.linear, x, W), W)
+
+
+def _packed(x: Tensor, W: Tensor, backend: str) -> Product:
+    packed: Any = pack_matrix(W, backend)
+    if x.dtype == torch.int8:
+        multiply = partial(torch._cslt_sparse_mm, packed.packed, x.t(), out_dtype=torch.int32)
+        algorithm = torch._cslt_sparse_mm_search(packed.packed, x.t(), out_dtype=torch.int32)
+        return Product(partial(multiply, alg_id=algorithm), W, transposed=True)
+    if backend == "cusparselt":
+        algorithm = torch._cslt_sparse_mm_search(packed.packed, x.t())
+        packed = BACKENDS[backend].from_dense(W.contiguous(), alg_id=algorithm)
+    # The product arrives transposed in memory; its reader wants it in order, so that is part of its cost.
+    return Product(lambda: F.linear(x, packed).contiguous(), W)
+
+
+def _why_absent(backend: str, shape: tuple[int, int], dtype: str, device: torch.device) -> str | None:
+    if reason := why_no_gpu(device):
+        return reason
+    if dtype == "int8" and backend == "cutlass":
+        return "PyTorch offers products of 8-bit integers with 2:4 matrices through cuSPARSELt"
+    return why_not(shape, DTYPES[dtype], backend)
+
+
+def _error(product: Product, x: Tensor) -> float:
+    """Relative error of the first and last rows of the output beside the same product in fp64."""
+    rows = torch.cat([x[:8], x[-8:]]).double().cpu()
+    output = product.call()
+    output = output.t() if product.transposed else output
+    found = torch.cat([output[:8], output[-8:]]).double().cpu()
+    exact = rows @ product.W.double().cpu().t()
+    return float((found - exact).norm() / exact.norm())
+
+
+# --- ceilings ----------------------------------------------------------------------------------------------------
+
+
+def _ceiling_rows(dtype: str, device: torch.device, settings: Matrices, timer: Timer) -> list[Row]:
+    """The fastest copy and the fastest large product of each way, as rows."""
+    size = CEILING_SIZE[device.type]
+    x, W = _operands((size, size), size, dtype, device)
+    calls: dict[str, Call] = {"dense": _dense(x, W).call}
+    sparse = NM(2, 4).project(W) if dtype != "int8" else W * NM(2, 4).mask(W)
+    for backend in BACKENDS:
+        if _why_absent(backend, (size, size), dtype, device) is None:
+            calls[backend] = _packed(x, sparse, backend).call
+    source = torch.empty(COPY_BYTES[device.type], dtype=torch.uint8, device=device).fill_(1)
+    target = torch.empty_like(source)
+    calls["copy"] = partial(target.copy_, source)
+    with tqdm(total=0, disable=True) as silent:
+        seconds = time_in_rounds(
+            calls,
+            warmup=settings.warmup,
+            repeats=settings.repeats,
+            budget=BUDGET_SECONDS,
+            device=device,
+            timer=timer,
+            bar=silent,
+        )
+    rows: list[Row] = []
+    for way, own in seconds.items():
+        best = float(own.min())
+        if way == "copy":
+            rows.append({"dtype": dtype, "way": way, "bytes_per_second": float(f"{2 * source.numel() / best:.4g}")})
+        else:
+            rows.append({"dtype": dtype, "way": way, "operations_per_second": float(f"{2.0 * size**3 / best:.4g}")})
+    return rows
+
+
+def _ceilings(rows: list[Row]) -> Ceilings:
+    return Ceilings(
+        next(row["bytes_per_second"] for row in rows if row["way"] == "copy"),
+        {row["way"]: row["operations_per_second"] for row in rows if row["way"] != "copy"},
+    )
