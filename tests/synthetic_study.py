@@ -56,6 +56,7 @@ def make_result(
             "rho": rho,
             "interval": "epoch",
             "schedule": "constant",
+            "dual_step": "full",
             "freeze_at": 1.0 if paper else 0.7,
         }
     if method in ("distil", "distil_nxm_kd"):
@@ -187,9 +188,47 @@ def make_study(
         write_result(result_path(root, result.study, result.task, result.method, result.seed, result.cell), result)
     path = root / "results" / study / "benchmark.json"
     path.write_text(json.dumps(make_benchmark(study)))
-    for measured in make_matrices(study):
-        write_text(root / "results" / study / "matrices" / f"{measured['device']}.json", json.dumps(measured))
+    for stage, files in (("matrices", make_matrices(study)), ("deployment", make_deployment(study))):
+        for measured in files:
+            write_text(root / "results" / study / stage / f"{measured['device']}.json", json.dumps(measured))
     return results
+
+
+def make_deployment(study: str = "embedded") -> list[dict[str, Any]]:
+    """Models on a CPU, and on a GPU with 2:4 kernels, of which one batch ran dense ones; compiling failed."""
+    machine = {"cpu": "AMD EPYC", "cores": 2, "device": "cpu", "memory_gib": 23.5}
+    files: list[dict[str, Any]] = []
+    factor = {"dense": 1.0, "nxm": 1.0, "distil": 0.5, "distil_nxm": 0.5}
+    forms = {
+        "cpu": {("eager", "fp32", "dense"): 1.0, ("eager", "bf16", "dense"): 1.5, ("onnx", "int8", "dense"): 2.5},
+        "cuda": {("eager", "fp32", "dense"): 10.0, ("eager", "bf16", "dense"): 20.0, ("eager", "bf16", "2:4"): 25.0},
+    }
+    for device, ways in forms.items():
+        rows: list[dict[str, Any]] = [{"model": "asp", "absent": "no model of this method was found"}]
+        scores = []
+        for (way, dtype, kernel), speed in ways.items():
+            form = {"way": way, "dtype": dtype, "kernel": kernel}
+            for model, share in factor.items():
+                if kernel == "2:4" and "nxm" not in model:
+                    continue
+                for batch in (1, 32):
+                    median = share * (2.0 + 8.0 * batch) / speed
+                    rows.append(
+                        {"model": model, **form, "batch": batch, "length": 128}
+                        | {"median_ms": median, "p10_ms": 0.9 * median, "p90_ms": 1.1 * median, "rounds": 9}
+                        | {"spread": 0.2, "noisy": batch == 1, "speedup_over_dense_fp32": speed / share}
+                        | {"sentences_per_second": 1e3 * batch / median, "tokens_per_second": 128e3 * batch / median}
+                        | {"size_mib": 86.6 * share / (4 if dtype == "int8" else 1)}
+                        | ({"kernels": ["gemm"], "sparse_kernels": batch > 1} if kernel == "2:4" else {})
+                    )
+                scores.append({"model": model, **form, "metric": "spearman", "score": 85.0 - 5 * (share < 1)})
+        if device == "cpu":
+            rows.append(
+                {"model": "dense", "way": "compiled", "dtype": "fp32", "kernel": "dense", "absent": "no compiler"}
+            )
+        provenance = {"machine": machine | {"device": device}, "versions": {"torch": "2.13.0"}}
+        files.append({"study": study, "device": device, "provenance": provenance, "rows": rows, "scores": scores})
+    return files
 
 
 def make_matrices(study: str = "embedded") -> list[dict[str, Any]]:

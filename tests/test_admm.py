@@ -98,6 +98,24 @@ def test_solves_a_quadratic_with_a_known_solution(recipe):
     torch.testing.assert_close(admm.Z["a"], NM(2, 4).project(A), atol=2e-3, rtol=0)
 
 
+def test_a_matched_dual_step_swaps_nothing_that_no_gradient_asks_for():
+    """Without a task W need only shrink where it is pruned; a full dual step outruns it and swaps the mask."""
+    rho, share = 0.25, kappa_of_rho(0.25, 1)
+    records = {}
+    for dual_step in (1.0, share):
+        admm = ADMM(weights(), NM(2, 4))
+        records[dual_step] = []
+        for _ in range(6):
+            admm.proximal_step_(kappa_of_rho(rho, 1))
+            records[dual_step].append(admm.iterate_(dual_step))
+    assert all(record.similarity == 1.0 for record in records[share])
+    residuals = [record.primal_residual for record in records[share]]
+    assert residuals == sorted(residuals, reverse=True)
+    assert residuals[-1] < 0.1 * residuals[0]
+    assert min(record.similarity for record in records[1.0]) < 0.9
+    assert records[1.0][2].primal_residual > records[1.0][0].primal_residual
+
+
 def test_residuals_and_similarity_are_what_they_say():
     W = weights()
     admm = ADMM(W, NM(2, 4))

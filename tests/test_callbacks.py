@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -259,3 +260,23 @@ def test_history_counts_iterations_outside_the_mask(tiny_data, tmp_path):
     assert sum(times * row["count"] for times, row in swaps.items()) == 5 * weights // 2  # half are outside each time
     assert swaps[5]["mean_abs_after"] < 0.8 * swaps[5]["mean_abs_before"]  # always outside: pulled to zero
     assert swaps[0]["mean_abs_after"] > 0.8 * swaps[0]["mean_abs_before"]  # never outside: left alone
+
+
+@pytest.mark.parametrize(("dual_step", "share"), [("full", 1.0), ("matched", 1 - math.exp(-0.35))])
+def test_the_dual_takes_up_the_share_that_the_settings_say(dual_step, share, tiny_data, tmp_path):
+    class Before(TrainerCallback):
+        """Keeps U, W and Z around each iteration: before the callback's own turn, and after."""
+
+        def __init__(self, callback):
+            self.callback = callback
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.W = {name: W.detach().clone() for name, W in self.callback.admm.W.items()}
+            self.U = {name: U.clone() for name, U in self.callback.admm.U.items()}
+
+    callback = AdmmCallback(NM(2, 4), Admm(recipe="proximal", rho=0.35, dual_step=dual_step))
+    before = Before(callback)
+    trainer_for(new_model(), tiny_data, tmp_path, [before, callback], num_train_epochs=1).train()
+    for name, U in callback.admm.U.items():
+        expected = before.U[name] + share * (before.W[name] - callback.admm.Z[name])
+        torch.testing.assert_close(U, expected)

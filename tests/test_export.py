@@ -11,21 +11,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from transformers import (
-    BertConfig,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertTokenizerFast,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    ElectraConfig,
-    ElectraForSequenceClassification,
-    MPNetConfig,
-    MPNetForSequenceClassification,
-    PreTrainedModel,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
+from transformers import BertConfig, BertForSequenceClassification
 
 from nxm.constraints import NM
 from nxm.errors import UserError
@@ -33,55 +19,16 @@ from nxm.export import onnx as onnx_export
 from nxm.export import semi_structured
 from nxm.export.__main__ import read_examples
 from nxm.export.trained import EXAMPLES, load_trained, outputs, relative_error
-from nxm.pattern import write_pattern
 from nxm.targets import find_targets
+from tiny_models import MODELS, SIZES, save_model
 
-TWO_OF_FOUR = NM(2, 4)
 NO_GPU = semi_structured.why_no_gpu(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 128,
-    "max_position_embeddings": 80,
-}
-DISTILBERT = {"vocab_size": 64, "dim": 64, "n_layers": 2, "n_heads": 2, "hidden_dim": 128}
-MODELS = {
-    "bert": lambda: BertForSequenceClassification(BertConfig(**SIZES)),
-    "bert-qa": lambda: BertForQuestionAnswering(BertConfig(**SIZES)),
-    "distilbert": lambda: DistilBertForSequenceClassification(
-        DistilBertConfig(**DISTILBERT, max_position_embeddings=80)
-    ),
-    "electra": lambda: ElectraForSequenceClassification(ElectraConfig(**SIZES, embedding_size=64)),
-    "mpnet": lambda: MPNetForSequenceClassification(MPNetConfig(**SIZES)),
-    "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(**SIZES, pad_token_id=0)),
-}
-
-
-def save(folder: Path, model: PreTrainedModel, pattern: NM | None = TWO_OF_FOUR, spread: float = 8.0) -> Path:
-    """A sparse model and its tokenizer; `spread` times the usual weights, so that answers depend on the input."""
-    folder.mkdir(parents=True)
-    with torch.no_grad():
-        targets = find_targets(model)
-        for W in targets.values():
-            W.mul_(spread)
-            if pattern:
-                W.copy_(pattern.project(W))
-    if pattern:
-        write_pattern(model.config, pattern, targets)
-    letters = [chr(ord("a") + i) for i in range(26)]
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *letters, *(f"##{letter}" for letter in letters)]
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
 def sparse(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    return save(tmp_path / "model", MODELS["bert"]())
+    return save_model(tmp_path / "model", MODELS["bert"]())
 
 
 # --- ONNX --------------------------------------------------------------------------------------------------------
@@ -90,7 +37,7 @@ def sparse(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", MODELS)
 def test_onnx_answers_as_the_model_does_at_any_batch_and_length(name, tmp_path):
     torch.manual_seed(0)
-    source = load_trained(save(tmp_path / "model", MODELS[name]()))
+    source = load_trained(save_model(tmp_path / "model", MODELS[name]()))
     path = tmp_path / "out" / "model.onnx"
     assert onnx_export.write_onnx(source, path) <= onnx_export.ONNX_TOLERANCE
     assert [entry.name for entry in path.parent.iterdir()] == ["model.onnx"]  # nothing temporary is left
@@ -138,7 +85,7 @@ def test_what_differs_is_not_written(sparse, tmp_path, monkeypatch):
 
 def test_a_model_that_left_its_pattern_is_refused_by_name(tmp_path):
     model = MODELS["bert"]()
-    folder = save(tmp_path / "model", model)
+    folder = save_model(tmp_path / "model", model)
     first, W = next(iter(find_targets(model).items()))
     W.data[0, :4] = 1.0
     model.save_pretrained(folder)
@@ -148,7 +95,7 @@ def test_a_model_that_left_its_pattern_is_refused_by_name(tmp_path):
 
 def test_minus_zero_is_plus_zero_after_loading(tmp_path):
     model = MODELS["bert"]()
-    folder = save(tmp_path / "model", model)
+    folder = save_model(tmp_path / "model", model)
     name, W = next(iter(find_targets(model).items()))
     W.data[W.data == 0.0] = -0.0
     assert torch.signbit(W.data[W.data == 0.0]).all()
@@ -159,7 +106,7 @@ def test_minus_zero_is_plus_zero_after_loading(tmp_path):
 
 
 def test_a_dense_model_can_be_written_as_onnx_but_not_packed(tmp_path):
-    source = load_trained(save(tmp_path / "model", MODELS["bert"](), pattern=None))
+    source = load_trained(save_model(tmp_path / "model", MODELS["bert"](), pattern=None))
     assert onnx_export.write_onnx(source, tmp_path / "model.onnx") <= onnx_export.ONNX_TOLERANCE
     with pytest.raises(UserError, match="names no sparsity pattern"):
         semi_structured.write_2of4(source, tmp_path / "packed")
@@ -220,15 +167,15 @@ def test_only_what_is_worth_it_is_packed(sparse, tmp_path):
 
 def test_matrices_that_no_kernel_takes_stay_dense_with_the_reason(tmp_path):
     model = BertForSequenceClassification(BertConfig(**SIZES | {"hidden_size": 40, "intermediate_size": 80}))
-    dense = semi_structured.write_2of4(load_trained(save(tmp_path / "model", model)), tmp_path / "packed")
+    dense = semi_structured.write_2of4(load_trained(save_model(tmp_path / "model", model)), tmp_path / "packed")
     assert len(dense) == 12
     assert dense["bert.encoder.layer.0.output.dense.weight"] == "cusparselt takes multiples of 16 x 16, not 40 x 80"
 
 
 def test_another_pattern_is_refused_unless_it_is_2of4_as_well(tmp_path):
-    narrow = load_trained(save(tmp_path / "narrow", MODELS["bert"](), NM(1, 4)))
+    narrow = load_trained(save_model(tmp_path / "narrow", MODELS["bert"](), NM(1, 4)))
     assert semi_structured.write_2of4(narrow, tmp_path / "packed") == {}
-    wide = load_trained(save(tmp_path / "wide", MODELS["bert"](), NM(4, 8)))
+    wide = load_trained(save_model(tmp_path / "wide", MODELS["bert"](), NM(4, 8)))
     with pytest.raises(UserError, match="matrices are not 2:4"):
         semi_structured.write_2of4(wide, tmp_path / "packed")
 

@@ -13,7 +13,7 @@ from nxm import matrices
 from nxm.constraints import NM
 from nxm.kernels import are_sparse, kernels_of
 from nxm.matrices import Ceilings, Product, measure_unit, roofline, run_matrices
-from nxm.results import read_matrices
+from nxm.results import read_measurements
 from nxm.rounds import Call
 from nxm.settings import Matrices, Study
 
@@ -38,7 +38,7 @@ def unit_timer(call: Call, device: torch.device) -> float:
 def test_every_unit_has_a_row_for_each_way_and_a_cpu_has_no_2of4_kernels(study: Study, tmp_path: Path) -> None:
     path = run_matrices(study, "cpu", tmp_path, unit_timer)
     assert path == tmp_path / "results/tiny/matrices/cpu.json"
-    (file,) = read_matrices(path.parent)
+    (file,) = read_measurements(path.parent)
     assert file["device"] == "cpu"
     assert {"machine", "versions"} == file["provenance"].keys()
     units = {(tuple(row["shape"]), row["batch"], row["length"], row["dtype"]) for row in file["rows"]}

@@ -25,7 +25,7 @@ from nxm.report import Evidence, facts, paper, readme, scores, style
 from nxm.report.table import write_table
 from nxm.results import Failure, read_study, result_path, write_result
 from nxm.settings import load_study
-from synthetic_study import make_benchmark, make_matrices, make_result, make_study
+from synthetic_study import make_benchmark, make_deployment, make_matrices, make_result, make_study
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES, TABLES = report.known("figures"), report.known("tables")
@@ -197,12 +197,31 @@ def test_products_show_the_fastest_2of4_kernel_and_mark_what_is_noisy_or_was_not
     assert own["most"] == "1.62"
 
 
+def test_forms_have_their_times_sizes_scores_and_the_proof_of_their_kernels() -> None:
+    evidence = Evidence("embedded", [], None, deployment=make_deployment())
+    table = report.load("tables", "table_deployment").make(evidence)
+    rows = {(row["Device"], row["Model"], row["Form"]): row for _, row in table.shown.iterrows()}
+    assert rows["CUDA", "NxM", "PyTorch bf16, 2:4"]["Sparse kernels ran"] == "1 of 2"
+    assert rows["CPU", "NxM", "ONNX INT8"]["Weights (MiB)"] == "21.6"
+    assert rows["CPU", "NxM", "ONNX INT8"]["Score"] == "85.0"
+    assert rows["CPU", "Student, dense", "PyTorch fp32"]["ms, 1 × 128"] == "5.0 ~"
+    assert rows["CPU", "Student, dense", "PyTorch fp32"]["Speed-up"] == "2.00, 2.00"
+    assert "Absent: Dense, compiled fp32: no compiler." in table.notes
+    figure = report.load("figures", "deployment").draw(evidence)
+    said = texts(figure)
+    assert "In 2 rows of 2:4 kernels the profiler saw no sparse kernel." in said
+    assert "Absent: Dense (compiled fp32): no compiler." in said
+    left = next(axes for axes in figure.axes if axes.get_title().startswith("CUDA: score"))
+    assert len(left.get_lines()) == 4 + 4 + 2
+
+
 def test_a_device_that_was_not_there_is_said_with_the_reason() -> None:
     absent = {"study": "embedded", "device": "cuda", "absent": "no CUDA device where this was run", "rows": []}
-    evidence = Evidence("embedded", [], None, matrices=[absent])
-    assert "CUDA: no CUDA device where this was run." in texts(report.load("figures", "matrices").draw(evidence))
-    notes = " ".join(report.load("tables", "table_matrices").make(evidence).notes)
-    assert "Absent: CUDA: no CUDA device where this was run." in notes
+    evidence = Evidence("embedded", [], None, matrices=[absent], deployment=[absent | {"scores": []}])
+    for name in ("matrices", "deployment"):
+        assert "CUDA: no CUDA device where this was run." in texts(report.load("figures", name).draw(evidence))
+        notes = " ".join(report.load("tables", f"table_{name}").make(evidence).notes)
+        assert "Absent: CUDA: no CUDA device where this was run." in notes
 
 
 def test_figure_3_names_each_point_by_its_rho(one: Evidence) -> None:
@@ -520,9 +539,10 @@ def test_an_unknown_name_lists_the_known_ones(kind: report.Kind, known: list[str
 
 
 def test_the_names_are_those_of_the_paper_and_ours() -> None:
-    assert FIGURES == ["dynamics", "figure1", "figure2", "figure3", "figure4", "latency", "matrices", "summary"]
-    extra = ["table_comparison", "table_cost", "table_matrices", "table_selection", "table_tuning"]
-    assert ["table1", "table2", "table3", *extra] == TABLES
+    figures = [f"figure{n}" for n in (1, 2, 3, 4)]
+    assert ["deployment", "dynamics", *figures, "latency", "matrices", "summary"] == FIGURES
+    extra = ["comparison", "cost", "deployment", "matrices", "selection", "tuning"]
+    assert ["table1", "table2", "table3", *(f"table_{name}" for name in extra)] == TABLES
 
 
 def stage(script: str, *arguments: str) -> Callable[[Path], subprocess.CompletedProcess[str]]:

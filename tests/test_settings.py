@@ -81,9 +81,13 @@ def test_an_impossible_value_is_named_with_what_would_be_right(values, place, va
     assert message in str(error.value)
 
 
-def test_the_papers_recipe_has_no_frozen_phase(values):
-    values["nxm"]["stsb"] |= {"recipe": "paper", "freeze_at": 0.5}
-    with pytest.raises(UserError, match="recipe 'paper' has a constant rho and no frozen phase"):
+@pytest.mark.parametrize("change", [{"freeze_at": 0.5}, {"schedule": "cosine"}, {"dual_step": "matched"}])
+def test_the_papers_recipe_is_the_papers(values, change):
+    paper = {"recipe": "paper", "schedule": "constant", "freeze_at": 1.0, "dual_step": "full"}
+    values["nxm"]["stsb"] |= paper
+    parse_study(values, "params.yaml")
+    values["nxm"]["stsb"] |= change
+    with pytest.raises(UserError, match="recipe 'paper' has a constant rho, full dual steps and no frozen phase"):
         parse_study(values, "params.yaml")
 
 

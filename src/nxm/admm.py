@@ -100,14 +100,20 @@ class ADMM:
     # --- Z and U: once an ADMM iteration ---------------------------------------------------------------------------
 
     @torch.no_grad()
-    def iterate_(self) -> Iteration:
-        """Eq. (4) and the dual update: Z <- Proj_S(W + U), U <- U + W - Z."""
+    def iterate_(self, dual_step: float = 1.0) -> Iteration:
+        """Eq. (4) and the dual update: Z <- Proj_S(W + U), U <- U + dual_step (W - Z).
+
+        The paper's dual step is 1.0, right where (3) is solved: W is then at Z - U, and U takes up what is left. Where
+        W covers but a share of the distance, a full step runs ahead of it: U of what is pruned grows by all of W each
+        time, until W + U outweighs what is kept and the mask swaps. A step of that same share keeps the two together
+        (on solving (3) inexactly see Boyd et al. 2011, section 3.4.4).
+        """
         stayed = kept = primal = dual = norm = 0.0
         for name, W in self.W.items():
             Z_before, mask_before, U = self.Z[name], self.masks[name], self.U[name]
             mask = self.constraint.mask(W + U)
             Z = apply_mask(W + U, mask)
-            U.add_(W).sub_(Z)
+            U.add_(W, alpha=dual_step).sub_(Z, alpha=dual_step)
             self.Z[name], self.masks[name] = Z, mask
             self._target[name] = Z - U
 

@@ -112,7 +112,7 @@ def reproduce(target: Path, names: set[str], jobs: int) -> bool:
         failed |= {name for name in ready if stages[name].needs & failed}
         wave = [name for name in sorted(ready) if name not in failed]
         alone = [
-            name for name in wave if name.startswith(("benchmark", "matrices"))
+            name for name in wave if name.startswith(("benchmark", "matrices", "deployment"))
         ]  # what is timed has the machine to itself
         for group, width in ((alone, 1), ([name for name in wave if name not in alone], jobs)):
             failed |= {name.rpartition(":")[2] for name in _side_by_side([f"{target}:{name}" for name in group], width)}

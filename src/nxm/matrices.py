@@ -30,13 +30,12 @@ from nxm.export.semi_structured import BACKENDS, pack_matrix, why_no_gpu, why_no
 from nxm.kernels import are_sparse, kernels_of
 from nxm.provenance import cores, machine, versions
 from nxm.results import write_text
-from nxm.rounds import Call, Row, Timer, paired_ratio, spread, summarise, time_call, time_in_rounds
+from nxm.rounds import Call, Row, Timer, paired_ratio, time_call, time_in_rounds, with_spread
 from nxm.rowlog import RowLog
 from nxm.settings import Matrices, Study
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 DEVICE_DTYPES = {"cpu": ("fp32", "bf16", "int8"), "cuda": ("bf16", "fp16", "int8")}
-NOISY = 0.10  # a spread (10th to 90th percentile over the median) above this marks a row
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 2e-3, "int8": 0.0}  # relative error; integers are exact
 BUDGET_SECONDS = 2.0  # a unit stops after this long, though not before five rounds
 CEILING_SIZE = {"cpu": 2048, "cuda": 8192}  # the square product by which the fastest speed is measured
@@ -143,7 +142,7 @@ def measure_unit(
     tokens = point[0] * point[1]
     where: Row = {"shape": list(shape), "batch": point[0], "length": point[1], "dtype": dtype}
     x, W = _operands(shape, tokens, dtype, device)
-    sparse = NM(2, 4).project(W) if dtype != "int8" else W * NM(2, 4).mask(W)
+    sparse = W * NM(2, 4).mask(W)
     products = {"dense": _dense(x, W), "masked": _dense(x, sparse)}
     rows: list[Row] = []
     for backend in BACKENDS:
@@ -162,23 +161,20 @@ def measure_unit(
         del products[way]
     if "dense" not in products:
         return rows
-    with tqdm(total=0, disable=True) as silent:
-        seconds = time_in_rounds(
-            {way: product.call for way, product in products.items()},
-            warmup=settings.warmup,
-            repeats=settings.repeats,
-            budget=BUDGET_SECONDS,
-            device=device,
-            timer=timer,
-            bar=silent,
-        )
+    seconds = time_in_rounds(
+        {way: product.call for way, product in products.items()},
+        warmup=settings.warmup,
+        repeats=settings.repeats,
+        budget=BUDGET_SECONDS,
+        device=device,
+        timer=timer,
+    )
     for way, own in seconds.items():
         kernels = kernels_of(products[way].call, device)
         rows.append(
             where
             | {"way": way}
-            | summarise(own)
-            | {"spread": spread(own), "noisy": spread(own) > NOISY}
+            | with_spread(own)
             | {"speedup_over_dense": paired_ratio(seconds["dense"], own), "relative_error": float(f"{errors[way]:.3g}")}
             | {"kernels": kernels, "sparse_kernels": are_sparse(kernels)}
             | roofline(shape, tokens, dtype, way, float(np.median(own)), ceilings)
@@ -238,7 +234,7 @@ def _packed(x: Tensor, W: Tensor, backend: str) -> Product:
         return Product(partial(multiply, alg_id=algorithm), W, transposed=True)
     if backend == "cusparselt":
         algorithm = torch._cslt_sparse_mm_search(packed.packed, x.t())
-        packed = BACKENDS[backend].from_dense(W.contiguous(), alg_id=algorithm)
+        packed = pack_matrix(W, backend, algorithm=algorithm)
     # The product arrives transposed in memory; its reader wants it in order, so that is part of its cost.
     return Product(lambda: F.linear(x, packed).contiguous(), W)
 
@@ -269,23 +265,21 @@ def _ceiling_rows(dtype: str, device: torch.device, settings: Matrices, timer: T
     size = CEILING_SIZE[device.type]
     x, W = _operands((size, size), size, dtype, device)
     calls: dict[str, Call] = {"dense": _dense(x, W).call}
-    sparse = NM(2, 4).project(W) if dtype != "int8" else W * NM(2, 4).mask(W)
+    sparse = W * NM(2, 4).mask(W)
     for backend in BACKENDS:
         if _why_absent(backend, (size, size), dtype, device) is None:
             calls[backend] = _packed(x, sparse, backend).call
     source = torch.empty(COPY_BYTES[device.type], dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(source)
     calls["copy"] = partial(target.copy_, source)
-    with tqdm(total=0, disable=True) as silent:
-        seconds = time_in_rounds(
-            calls,
-            warmup=settings.warmup,
-            repeats=settings.repeats,
-            budget=BUDGET_SECONDS,
-            device=device,
-            timer=timer,
-            bar=silent,
-        )
+    seconds = time_in_rounds(
+        calls,
+        warmup=settings.warmup,
+        repeats=settings.repeats,
+        budget=BUDGET_SECONDS,
+        device=device,
+        timer=timer,
+    )
     rows: list[Row] = []
     for way, own in seconds.items():
         best = float(own.min())

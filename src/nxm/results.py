@@ -313,8 +313,12 @@ def read_benchmark(path: str | Path) -> dict[str, Any] | None:
     return benchmark
 
 
-def read_matrices(folder: str | Path) -> list[dict[str, Any]]:
-    """What `nxm.matrices` wrote, by device's name; none where nothing was measured. Raises UserError as above."""
+def read_measurements(folder: str | Path) -> list[dict[str, Any]]:
+    """What `nxm.matrices` or `nxm.deployment` wrote, one file a device; none where nothing was measured.
+
+    Raises:
+        UserError: a file is no JSON object, or lacks a part.
+    """
     files = []
     for path in sorted(Path(folder).glob("*.json")):
         measured = _read_json(path)

@@ -21,6 +21,7 @@ Timer = Callable[[Call, torch.device], float]  # runs the call once, returns its
 Row = dict[str, Any]
 
 MIN_ROUNDS = 5  # however long they take
+NOISY = 0.10  # a spread above this marks a row
 
 
 def time_call(call: Call, device: torch.device) -> float:
@@ -46,7 +47,7 @@ def time_in_rounds(
     budget: float,
     device: torch.device,
     timer: Timer,
-    bar: tqdm,
+    bar: tqdm | None = None,
 ) -> dict[Key, np.ndarray]:
     """Time every call once in each round.
 
@@ -55,10 +56,11 @@ def time_in_rounds(
         warmup: rounds that are run and not counted, at most.
         repeats: rounds, at most.
         budget: seconds, warm-up included, after which only one warm-up round and MIN_ROUNDS are still done.
-        bar: advances by one each call; its total loses the rounds that the budget saves.
+        bar: advances by one each call; its total loses the rounds that the budget saves. None: no bar.
 
     Returns: name -> seconds of each round, shape `(rounds,)`, the same number of rounds for all.
     """
+    bar = bar if bar is not None else tqdm(total=0, disable=True)
     names = list(calls)
     seconds: dict[Key, list[float]] = {name: [] for name in names}
     spent = 0.0
@@ -98,3 +100,8 @@ def spread(seconds: np.ndarray) -> float:
 def paired_ratio(numerator: np.ndarray, denominator: np.ndarray) -> float:
     """Median over rounds of the ratio within the round."""
     return round(float(np.median(numerator / denominator)), 4)
+
+
+def with_spread(seconds: np.ndarray) -> Row:
+    """`summarise`, the spread, and whether it marks the row as noisy."""
+    return summarise(seconds) | {"spread": spread(seconds), "noisy": spread(seconds) > NOISY}

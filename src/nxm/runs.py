@@ -206,7 +206,7 @@ def _training(study: Study, cell: Cell) -> Training:
     changes = dict(cell.changes)
     values = block[cell.task].model_dump() | changes
     if changes.get("recipe") == "paper":
-        values |= {"schedule": "constant", "freeze_at": 1.0}  # what the paper does
+        values |= {"schedule": "constant", "dual_step": "full", "freeze_at": 1.0}  # what the paper does
     return type(block[cell.task]).model_validate(values)
 
 

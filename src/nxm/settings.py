@@ -114,11 +114,16 @@ class Admm(Settings):
     interval: Literal["epoch"] | PositiveInt = "epoch"  # optimizer steps between two projections
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # of rho over the ADMM iterations; U is rescaled
     freeze_at: Share = 1.0  # share of the run after which the mask stays; 1.0: never
+    dual_step: Literal["full", "matched"] = "full"  # of W - Z, what U takes up in an iteration: all, or W's own share
 
     @model_validator(mode="after")
     def _paper_is_the_paper(self) -> Admm:
-        if self.recipe == "paper" and (self.freeze_at != 1.0 or self.schedule != "constant"):
-            raise ValueError("recipe 'paper' has a constant rho and no frozen phase: leave schedule and freeze_at out")
+        own = (self.schedule, self.freeze_at, self.dual_step)
+        if self.recipe == "paper" and own != ("constant", 1.0, "full"):
+            raise ValueError(
+                "recipe 'paper' has a constant rho, full dual steps and no frozen phase: leave schedule, dual_step and "
+                "freeze_at out"
+            )
         return self
 
 
@@ -221,6 +226,19 @@ class Matrices(Settings):
         return self
 
 
+class Deployment(Settings):
+    """Which trained models' forms are measured, and on which devices; see `nxm.deployment`."""
+
+    devices: list[Literal["cpu", "cuda"]]  # []: none
+    seeds: Annotated[list[int], Field(min_length=1, max_length=1)]  # of the models measured
+    forms: list[Literal["fp32", "bf16", "fp16", "compiled", "onnx", "int8"]]
+    batch_sizes: list[PositiveInt]
+    lengths: list[PositiveInt]  # tokens
+    scores: bool  # also the score on dev in each form
+    warmup: PositiveInt
+    repeats: PositiveInt
+
+
 class Study(Settings):
     """A whole params.yaml."""
 
@@ -251,6 +269,7 @@ class Study(Settings):
     cells: dict[str, GridCell]  # made of `grid` by nxm.study; {} without one
     benchmark: Benchmark
     matrices: Matrices
+    deployment: Deployment
     figures: list[str]
     tables: list[str]
 

@@ -18,9 +18,9 @@ from nxm.errors import UserError
 from nxm.settings import Admm
 from nxm.targets import unwrap
 
-# The default recipe, the embedded study's: the pull covers 22 % of the distance to Z - U between two projections (in
-# trials there, more held the mask too fast), and the second half of the steps recovers on a fixed mask.
-PROXIMAL = Admm(recipe="proximal", rho=0.25, freeze_at=0.5)
+# The default recipe, the embedded study's: W covers 22 % of the distance to Z - U between two projections, U takes up
+# the same share, and the second half of the steps recovers on a fixed mask.
+PROXIMAL = Admm(recipe="proximal", rho=0.25, dual_step="matched", freeze_at=0.5)
 
 
 class AdmmCallback(SparsityCallback):
@@ -28,7 +28,7 @@ class AdmmCallback(SparsityCallback):
 
     Args:
         constraint: default `NM(2, 4)`.
-        settings: recipe, rho, interval, schedule, freeze_at (`nxm.settings.Admm`); default `PROXIMAL`.
+        settings: recipe, rho, interval, schedule, dual_step, freeze_at (`nxm.settings.Admm`); default `PROXIMAL`.
         history: counts what weights did outside the mask, for Figure 4; costs five bytes a weight.
         include, exclude: regular expressions on weight names, see `nxm.targets.find_targets`.
 
@@ -148,7 +148,7 @@ class AdmmCallback(SparsityCallback):
     # The algorithm's course.
 
     def _iterate(self, step: int) -> None:
-        record = self.admm.iterate_()
+        record = self.admm.iterate_(self.dual_step)
         if self.history is not None:
             self.history.record(self.admm)
         self.iterations.append(
@@ -181,6 +181,11 @@ class AdmmCallback(SparsityCallback):
 
     def _set_rho(self, iteration: int) -> None:
         self.rho = self._scheduled_rho(iteration)
+
+    @property
+    def dual_step(self) -> float:
+        """The share of W - Z that U takes up: 1, or, `matched`, the share of the distance that W covers meanwhile."""
+        return kappa_of_rho(self.rho, 1) if self.settings.dual_step == "matched" else 1.0
 
     @property
     def kappa(self) -> float:

@@ -70,8 +70,11 @@ def why_no_gpu(device: torch.device) -> str | None:
     return None
 
 
-def pack_matrix(W: Tensor, backend: str, where: str = "matrix") -> SparseSemiStructuredTensor:
+def pack_matrix(W: Tensor, backend: str, where: str = "matrix", algorithm: int = 0) -> SparseSemiStructuredTensor:
     """Pack a 2:4 matrix of fp16, bf16 or int8 on a GPU for its kernels.
+
+    Args:
+        algorithm: cuSPARSELt's number for a way to multiply, as its search gives it; 0 is its own choice.
 
     Raises:
         UserError: the device has no such kernels, the shape does not fit, or W is not 2:4 (the packer would drop what
@@ -81,7 +84,7 @@ def pack_matrix(W: Tensor, backend: str, where: str = "matrix") -> SparseSemiStr
         raise UserError(f"{where}: {reason}")
     assert_pattern({where: W}, PATTERN, where)
     values = W.detach() + 0.0 if W.is_floating_point() else W.detach()  # a -0.0 would count as a value
-    return BACKENDS[backend].from_dense(values.contiguous())
+    return BACKENDS[backend].from_dense(values.contiguous(), alg_id=algorithm)
 
 
 def pack(model: PreTrainedModel, names: Iterable[str], backend: str = "cusparselt") -> None:

@@ -23,7 +23,7 @@ from nxm.results import (
     bootstrap_path,
     read_benchmark,
     read_failures,
-    read_matrices,
+    read_measurements,
     read_predictions,
     read_study,
 )
@@ -38,7 +38,8 @@ class Evidence:
 
     `bootstrap` holds, by task and method, the scores of each draw of `nxm.bootstrap`; `failures` the grid's cells that
     could not be trained; `selection` says what the hyper-parameters were chosen by (`nxm.settings.Study.selection`);
-    `matrices` are the files of `nxm.matrices`, one a device.
+    `matrices` and `deployment` are the files of the
+    stages of these names, one a device.
     """
 
     study: str
@@ -48,6 +49,7 @@ class Evidence:
     failures: list[Failure] = field(default_factory=list)
     selection: str = "params"
     matrices: list[dict[str, Any]] = field(default_factory=list)
+    deployment: list[dict[str, Any]] = field(default_factory=list)
 
 
 def read_evidence(root: str | Path, study: str) -> Evidence:
@@ -72,7 +74,8 @@ def read_evidence(root: str | Path, study: str) -> Evidence:
         {task: read_predictions(path) for task, path in paths.items() if path.exists()},
         failures,
         settings.selection if settings is not None else "params",
-        read_matrices(root / "results" / study / "matrices"),
+        read_measurements(root / "results" / study / "matrices"),
+        read_measurements(root / "results" / study / "deployment"),
     )
 
 

@@ -19,6 +19,7 @@ SHOWN = {
     "rho": "ρ",
     "interval": "Interval",
     "schedule": "Schedule",
+    "dual_step": "Dual step",
     "freeze_at": "Frozen from",
 }
 
@@ -50,6 +51,7 @@ def make(evidence: Evidence) -> Table:
         notes.append(
             "ρ of the recipe proximal is the pull toward Z − U over one ADMM iteration, that of the recipe paper the "
             "weight of the penalty in the loss: they do not compare. Interval: optimizer steps between projections. "
+            "Dual step: of W − Z, what U takes up in an iteration: all (full, the paper's) or the share that W covers. "
             "Frozen from: share of the run after which the mask stays (1: never)."
         )
     header = pd.DataFrame(shown)

@@ -1,0 +1,210 @@
+"""Models in the forms that they are deployed in: what is compared, what is absent and why. No test reads a clock."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+
+from nxm import deployment
+from nxm.deployment import Form, is_feed_forward, random_inputs, run_deployment
+from nxm.errors import UserError
+from nxm.export.trained import load_trained, outputs
+from nxm.glue import compute_metrics, get_task
+from nxm.results import read_measurements
+from nxm.rounds import Call
+from nxm.settings import Deployment, Study
+from nxm.sources import write_manifest
+from nxm.targets import find_targets
+from tiny_models import MODELS, TWO_OF_FOUR, save_model
+
+CPU = torch.device("cpu")
+DEV = 21
+SETTINGS = Deployment(
+    devices=["cpu"],
+    seeds=[3],
+    forms=["fp32", "bf16", "fp16"],
+    batch_sizes=[1, 2],
+    lengths=[8, 16],
+    scores=True,
+    warmup=1,
+    repeats=3,
+)
+
+
+@pytest.fixture
+def study() -> Study:
+    """Only what the stage reads."""
+    return Study.model_construct(study="tiny", tasks=["rte"], deployment=SETTINGS)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A repository with three trained models (two of them sparse, one a student) and prepared data."""
+    for seed, name in enumerate(("dense", "nxm", "distil_nxm")):
+        torch.manual_seed(seed)
+        kind = "distilbert" if "distil" in name else "bert"
+        folder = tmp_path / "models" / "tiny" / "rte" / name / "seed3"
+        save_model(folder, MODELS[kind](), TWO_OF_FOUR if "nxm" in name else None)
+    prepared = tmp_path / "data" / "tiny" / "prepared" / "rte"
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(3, 30, DEV).tolist()
+    rows = {
+        "input_ids": [draw.integers(5, 50, length).tolist() for length in lengths],
+        "token_type_ids": [[0] * length for length in lengths],
+        "attention_mask": [[1] * length for length in lengths],
+        "labels": draw.integers(0, 2, DEV).tolist(),
+        "length": lengths,
+    }
+    DatasetDict(validation=Dataset.from_dict(rows)).save_to_disk(prepared)
+    files = {path.relative_to(prepared).as_posix(): "test" for path in prepared.rglob("*") if path.is_file()}
+    write_manifest(prepared, files, {})
+    return tmp_path
+
+
+def unit_timer(call: Call, device: torch.device) -> float:
+    call()
+    return 1e-3
+
+
+def key(row: dict) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("model", "way", "dtype", "kernel"))
+
+
+def test_every_form_has_a_row_at_every_point_and_a_score(root: Path, study: Study) -> None:
+    forms = ["fp32", "bf16", "fp16", "onnx", "int8"]
+    study = study.model_copy(update={"deployment": SETTINGS.model_copy(update={"forms": forms})})
+    path = run_deployment(study, "cpu", root, unit_timer)
+    assert path == root / "results/tiny/deployment/cpu.json"
+    (file,) = read_measurements(path.parent)
+    timed = [row for row in file["rows"] if "median_ms" in row]
+    models = ("dense", "nxm", "distil_nxm")
+    forms = (("eager", "fp32"), ("eager", "bf16"), ("onnx", "fp32"), ("onnx", "int8"))
+    expected = {
+        (model, *form, "dense", batch, n) for model in models for form in forms for batch in (1, 2) for n in (8, 16)
+    }
+    assert {(*key(row), row["batch"], row["length"]) for row in timed} == expected
+    assert len(timed) == len(expected)
+    for row in timed:
+        assert row["speedup_over_dense_fp32"] == 1.0
+        assert row["sentences_per_second"] == 1000 * row["batch"]
+        assert row["tokens_per_second"] == 1000 * row["batch"] * row["length"]
+        assert not row["noisy"]
+    assert {key(row) for row in file["scores"]} == {key(row) for row in timed}
+    assert [row for row in file["rows"] if "absent" in row] == [
+        {"model": model, "absent": "no model of this method was found"} for model in ("asp", "distil")
+    ]
+    found = {key(row): row["score"] for row in file["scores"]}
+    assert all(found[model, "onnx", "fp32", "dense"] == found[model, "eager", "fp32", "dense"] for model in models)
+    sizes = {key(row): row["size_mib"] for row in timed}
+    assert sizes["nxm", "eager", "bf16", "dense"] == pytest.approx(sizes["nxm", "eager", "fp32", "dense"] / 2, abs=0.02)
+    assert sizes["nxm", "onnx", "int8", "dense"] < sizes["nxm", "onnx", "fp32", "dense"]
+    assert not (root / "checkpoints/tiny/deployment-cpu").exists()
+
+
+def test_scores_are_those_of_the_models_on_every_row_in_its_own_order(root: Path, study: Study) -> None:
+    file = json.loads(run_deployment(study, "cpu", root, unit_timer).read_text())
+    found = {key(row): row["score"] for row in file["scores"]}
+    trained = load_trained(root / "models/tiny/rte/nxm/seed3")
+    rows = DatasetDict.load_from_disk(root / "data/tiny/prepared/rte")["validation"]
+    logits = np.concatenate(
+        [outputs(trained.model, {"input_ids": torch.tensor([row["input_ids"]])})["logits"] for row in rows]
+    )
+    expected = compute_metrics(get_task("rte"), logits, np.asarray(rows["labels"]))["accuracy"]
+    assert found["nxm", "eager", "fp32", "dense"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_killed_run_measures_no_unit_twice(root: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    class KilledError(Exception):
+        pass
+
+    measured: list[tuple[Form, tuple[int, int]]] = []
+    honest = deployment._measure
+
+    def until_killed(running: object, reference: object, form: Form, point: tuple[int, int], *rest: object) -> list:
+        if len(measured) == 5:
+            raise KilledError
+        measured.append((form, point))
+        return honest(running, reference, form, point, *rest)
+
+    monkeypatch.setattr(deployment, "_measure", until_killed)
+    with pytest.raises(KilledError):
+        run_deployment(study, "cpu", root, unit_timer)
+    assert not (root / "results").exists()
+    monkeypatch.setattr(deployment, "_measure", lambda *given: measured.append(given[2:4]) or honest(*given))
+    run_deployment(study, "cpu", root, unit_timer)
+    assert len(measured) == len(set(measured)) == 2 * 4
+
+
+def test_a_form_whose_outputs_differ_is_absent_with_the_reason(
+    root: Path, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployment, "HALF_TOLERANCE", 0.0)
+    file = json.loads(run_deployment(study, "cpu", root, unit_timer).read_text())
+    absent = [row for row in file["rows"] if row.get("dtype") == "bf16"]
+    assert len(absent) == 3
+    assert all("outputs of the eager bf16 model differ" in row["absent"] for row in absent)
+    assert not any(row["dtype"] == "bf16" for row in file["scores"])
+
+
+def test_speedups_are_over_the_dense_model_in_the_same_rounds(root: Path, study: Study) -> None:
+    models = {name: load_trained(root / f"models/tiny/rte/{name}/seed3") for name in ("dense", "nxm")}
+    reference = deployment._Running(models["dense"], deployment.REFERENCE, CPU)
+    running, absent = deployment._prepare({"nxm": models["nxm"]}, deployment.REFERENCE, CPU)
+    assert absent == []
+    seconds = {id(reference): 4.0, id(running["nxm"]): 2.0}
+    for own in (reference, running["nxm"]):
+        own.call = lambda inputs, own=own: lambda: seconds[id(own)]  # type: ignore[method-assign]
+    rows = deployment._measure(
+        running, reference, deployment.REFERENCE, (1, 8), CPU, study, lambda call, device: float(call())
+    )
+    assert [row["speedup_over_dense_fp32"] for row in rows] == [2.0]
+
+
+def test_without_2of4_kernels_those_forms_say_why(root: Path) -> None:
+    models = {"nxm": load_trained(root / "models/tiny/rte/nxm/seed3")}
+    running, absent = deployment._prepare(models, Form("eager", "bf16", "2:4"), CPU)
+    assert running == {}
+    assert absent == [
+        {"model": "nxm", "way": "eager", "dtype": "bf16", "kernel": "2:4", "absent": "no 2:4 kernel in PyTorch for cpu"}
+    ]
+
+
+def test_a_compiled_model_is_measured_or_absent(root: Path) -> None:
+    models = {"nxm": load_trained(root / "models/tiny/rte/nxm/seed3")}
+    running, absent = deployment._prepare(models, Form("compiled", "fp32"), CPU)
+    assert len(running) + len(absent) == 1
+    if absent:
+        assert "could not compile" in absent[0]["absent"]
+
+
+def test_without_a_gpu_the_file_says_so(root: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file = json.loads(run_deployment(study, "cuda", root, unit_timer).read_text())
+    assert file["absent"] == "no CUDA device where this was run"
+    assert file["rows"] == file["scores"] == []
+
+
+def test_what_is_needed_is_named(root: Path, study: Study) -> None:
+    long = study.model_copy(update={"deployment": SETTINGS.model_copy(update={"lengths": [8, 65]})})
+    with pytest.raises(UserError, match=r"deployment\.lengths has 65.*64 tokens"):
+        run_deployment(long, "cpu", root, unit_timer)
+    (root / "models/tiny/rte/dense/seed3/config.json").unlink()
+    with pytest.raises(UserError, match=r"dense.*run the stage baseline"):
+        run_deployment(study, "cpu", root, unit_timer)
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "electra", "mpnet", "roberta"])
+def test_a_third_of_the_targets_are_feed_forward(name: str) -> None:
+    targets = find_targets(MODELS[name]())
+    assert sum(is_feed_forward(target) for target in targets) == len(targets) // 3
+
+
+def test_inputs_are_those_that_the_model_takes(root: Path) -> None:
+    student = load_trained(root / "models/tiny/rte/distil_nxm/seed3")
+    assert set(random_inputs(student, 2, 8)) == {"input_ids", "attention_mask"}
+    assert random_inputs(student, 2, 8)["input_ids"].shape == (2, 8)
