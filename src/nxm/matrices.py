@@ -198,7 +198,7 @@ def roofline(
     moved = matrix + tokens * in_features * size + tokens * out_features * result
     operations = 2.0 * tokens * values
     by_memory = moved / ceilings.bandwidth
-    by_speed = operations / ceilings.operations["dense" if way == "masked" else way]
+    by_speed = operations / ceilings.operations.get(way, ceilings.operations["dense"])
     limit = max(by_memory, by_speed)
     return {
         "bytes": round(moved),
@@ -268,7 +268,12 @@ def _ceiling_rows(dtype: str, device: torch.device, settings: Matrices, timer: T
     sparse = W * NM(2, 4).mask(W)
     for backend in BACKENDS:
         if _why_absent(backend, (size, size), dtype, device) is None:
-            calls[backend] = _packed(x, sparse, backend).call
+            try:
+                call = _packed(x, sparse, backend).call
+                call()
+            except (RuntimeError, NotImplementedError):  # then this size tells nothing; the dense ceiling stands in
+                continue
+            calls[backend] = call
     source = torch.empty(COPY_BYTES[device.type], dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(source)
     calls["copy"] = partial(target.copy_, source)
