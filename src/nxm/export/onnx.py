@@ -75,6 +75,8 @@ def open_session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
     """ONNX Runtime on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Threads that spin while they wait take the cores from whatever else runs, other sessions and PyTorch among it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
