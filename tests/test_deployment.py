@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,23 @@ def test_a_killed_run_measures_no_unit_twice(root: Path, study: Study, monkeypat
     monkeypatch.setattr(deployment, "_measure", lambda *given: measured.append(given[2:4]) or honest(*given))
     run_deployment(study, "cpu", root, unit_timer)
     assert len(measured) == len(set(measured)) == 2 * 4
+
+
+def test_rows_of_a_model_that_was_trained_anew_are_measured_again(
+    root: Path, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployment, "write_text", lambda path, text: pytest.fail("no space left"))
+    with pytest.raises(pytest.fail.Exception):
+        run_deployment(study, "cpu", root, unit_timer)  # all units are kept, the result is not written
+    monkeypatch.undo()
+    torch.manual_seed(9)
+    shutil.rmtree(root / "models/tiny/rte/nxm/seed3")
+    save_model(root / "models/tiny/rte/nxm/seed3", MODELS["bert"](), TWO_OF_FOUR)
+    counted: list[object] = []
+    honest = deployment._measure
+    monkeypatch.setattr(deployment, "_measure", lambda *given: counted.append(given[2:4]) or honest(*given))
+    run_deployment(study, "cpu", root, unit_timer)
+    assert len(counted) == 2 * 4
 
 
 def test_a_form_whose_outputs_differ_is_absent_with_the_reason(

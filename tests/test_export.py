@@ -227,6 +227,8 @@ def test_the_command_writes_and_says_what(sparse, tmp_path):
 
 def test_the_command_says_what_is_wrong(sparse, tmp_path):
     assert "error: --auto goes with" in export(sparse, tmp_path / "x", "--to", "onnx", "--auto").stderr
+    assert "error: --batch and --length say" in export(sparse, tmp_path / "x", "--to", "onnx", "--batch", 1).stderr
+    assert "error: --dtype is for" in export(sparse, tmp_path / "x", "--to", "onnx", "--dtype", "bf16").stderr
     auto = ("--auto", "--batch", 1, "--length", 8)
     if not torch.cuda.is_available():
         done = export(sparse, tmp_path / "x", "--to", "torch-2of4", *auto)

@@ -37,6 +37,7 @@ from nxm.results import write_text
 from nxm.rounds import Row, Timer, paired_ratio, time_call, time_in_rounds, with_spread
 from nxm.rowlog import RowLog
 from nxm.settings import Study
+from nxm.sources import sha256_file
 
 MODELS = ("dense", "asp", "nxm", "distil", "distil_nxm")
 BUDGET_SECONDS = 4.0  # a unit stops after this long, though not before five rounds
@@ -128,7 +129,10 @@ def run_deployment(study: Study, device_name: str, root: Path, timer: Timer | No
     points = [(batch, length) for batch in settings.batch_sizes for length in settings.lengths]
     log = RowLog(
         root / "checkpoints" / study.study / f"deployment-{device_name}",
-        {"deployment": settings.model_dump(mode="json"), "models": sorted(models), "study": study.study},
+        {
+            "deployment": settings.model_dump(mode="json"),
+            "models": {name: sha256_file(trained.folder / "model.safetensors") for name, trained in models.items()},
+        },
     )
     reference = _Running(models["dense"], REFERENCE, device)
     with tqdm(total=len(forms) * (len(points) + 1), desc=f"deployment {device_name}", unit=" units") as bar:

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the file to write; for torch-2of4 the folder")
     parser.add_argument("--to", required=True, choices=FORMATS)
     parser.add_argument("--texts", type=Path, help="compare on these: one example a line, a tab between two sentences")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="bf16", help="for torch-2of4")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="for torch-2of4; default: bf16")
     parser.add_argument("--auto", action="store_true", help="torch-2of4: pack only what is faster packed, on this GPU")
     parser.add_argument("--batch", type=int, help="with --auto: sentences at a time")
     parser.add_argument("--length", type=int, help="with --auto: tokens in each")
@@ -37,6 +37,11 @@ def main() -> None:
     tokens = (args.batch or 0) * (args.length or 0)
     if args.auto and (args.to != "torch-2of4" or tokens <= 0):
         raise UserError("--auto goes with --to torch-2of4 and needs --batch and --length, each above 0")
+    if not args.auto and (args.batch is not None or args.length is not None):
+        raise UserError("--batch and --length say what --auto measures at; without it they would do nothing")
+    if args.dtype and args.to != "torch-2of4":
+        raise UserError(f"--dtype is for --to torch-2of4; {args.to} has its own")
+    dtype = args.dtype or "bf16"
     examples = EXAMPLES if args.texts is None else read_examples(args.texts)
     trained = load_trained(args.folder)
     if args.to != "torch-2of4":
@@ -50,8 +55,8 @@ def main() -> None:
         print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, {100 * share:.0f} % of the source")
         print(f"outputs agree with the model's on {len(examples)} examples to {error:.1e} (relative)")
         return
-    only = lru_cache(partial(is_faster, tokens=tokens, dtype=args.dtype)) if args.auto else None
-    dense = write_2of4(trained, args.out, args.dtype, only, examples)
+    only = lru_cache(partial(is_faster, tokens=tokens, dtype=dtype)) if args.auto else None
+    dense = write_2of4(trained, args.out, dtype, only, examples)
     for name, reason in dense.items():
         print(f"{name} stays dense: {reason}")
     matrices = len(trained.pattern[1]) if trained.pattern else 0

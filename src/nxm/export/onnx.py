@@ -64,15 +64,15 @@ def write_int8(trained: Trained, path: Path, examples: Sequence[Example] = EXAMP
     return _write(trained, path, examples, make, INT8_TOLERANCE, "INT8 model")
 
 
-def run_onnx(path: Path, inputs: Mapping[str, Tensor], threads: int = 0) -> dict[str, np.ndarray]:
-    """The outputs of an ONNX file by name. `threads`: 0 lets ONNX Runtime take all cores."""
-    session = open_session(path, threads)
+def run_onnx(path: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """The outputs of an ONNX file by name."""
+    session = open_session(path)
     found = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
     return dict(zip((output.name for output in session.get_outputs()), found, strict=True))
 
 
 def open_session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
-    """ONNX Runtime on the CPU."""
+    """ONNX Runtime on the CPU. `threads`: 0 lets it take all cores."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Threads that spin while they wait take the cores from whatever else runs, other sessions and PyTorch among it.

@@ -8,7 +8,6 @@ are to be packed; `load_2of4` packs them on the GPU that will run them.
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -39,6 +38,7 @@ from nxm.export.trained import (
     outputs,
     relative_error,
 )
+from nxm.training import save_model
 
 HALF_TOLERANCE = 0.05  # relative error of the outputs in bf16 or fp16 beside fp32
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -136,7 +136,7 @@ def write_2of4(
     only: Callable[[int, int], bool] | None = None,
     examples: Sequence[Example] = EXAMPLES,
 ) -> dict[str, str]:
-    """Write a folder that `load_2of4` packs: weights in half precision, all at once, with no zero lost or gained.
+    """Write a folder that `load_2of4` packs: weights in half precision, all at once.
 
     Args:
         dtype: "bf16", which on Hopper has more 2:4 kernels, or "fp16".
@@ -167,12 +167,7 @@ def write_2of4(
     error = relative_error(outputs(half_model, inputs), outputs(trained.model, inputs))
     assert_agreement(error, HALF_TOLERANCE, folder, f"{dtype} model")
     half_model.config.nxm_2of4 = {"dtype": dtype, "matrices": [name for name in own if name not in reasons]}
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    half_model.save_pretrained(temporary)
-    trained.tokenizer.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    save_model(half_model, trained.tokenizer, folder)
     return reasons
 
 
