@@ -81,6 +81,34 @@ def test_an_impossible_value_is_named_with_what_would_be_right(values, place, va
     assert message in str(error.value)
 
 
+ABLATION = {"seeds": [0], "variants": {"longer": {"method": "asp_plus", "values": {"epochs": 20}}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"plus_methods": []}, "ablation variant 'longer' is of asp_plus, which 'plus_methods' does not name"),
+        ({"ablation": ABLATION | {"seeds": [0, 7]}}, "ablation.seeds has 7, which 'seeds' has not"),
+        (
+            {"ablation": {"variants": {"x": {"method": "asp_plus", "values": {"rho": 1}}}}},
+            "asp_plus has no rho; it has batch",
+        ),
+        ({"ablation": {"variants": {"x": {"method": "asp_plus", "values": {"epochs": 0}}}}}, "greater than 0"),
+        (
+            {"ablation": {"variants": {"lr5": {"method": "asp_plus", "values": {}}}}},
+            "'lr5' is named as a cell of the grid",
+        ),
+        ({"asp_plus": {}}, "'asp_plus' has no block for the task(s) stsb"),
+    ],
+)
+def test_an_ablation_is_of_methods_that_run_and_of_values_that_they_have(values, change, message):
+    values |= {"plus_methods": ["asp_plus"], "ablation": ABLATION}
+    parse_study(values, "params.yaml")
+    with pytest.raises(UserError) as error:
+        parse_study(values | change, "params.yaml")
+    assert message in str(error.value)
+
+
 @pytest.mark.parametrize("change", [{"freeze_at": 0.5}, {"schedule": "cosine"}, {"dual_step": "matched"}])
 def test_the_papers_recipe_is_the_papers(values, change):
     paper = {"recipe": "paper", "schedule": "constant", "freeze_at": 1.0, "dual_step": "full"}

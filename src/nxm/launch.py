@@ -35,7 +35,7 @@ from nxm.job import SLOT
 from nxm.provenance import cores
 from nxm.results import read_study
 from nxm.settings import Study, load_study
-from nxm.study import MAIN, chosen_values, refresh_studies, write_study
+from nxm.study import MAIN, chosen_values, planned_training, refresh_studies, write_study
 from nxm.timing import JOBS, PLAN, STARTED, estimate_seconds, say_duration
 
 
@@ -70,21 +70,37 @@ def main() -> None:
             point_at_results(study)
         return
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    failed = False
-    cells = {name for name in pending if name.startswith("grid@")}
-    if study.selection != "params":
-        failed = bool(cells) and reproduce(target, cells, jobs)
+    failed, tried = False, set[str]()
+    while True:  # what a search decides runs after it, and so does a search among what another one decides
+        waiting = waiting_stages(study, read_stages(target), root)
+        todo = set(pending) - waiting - tried
+        failed |= bool(todo) and reproduce(target, todo, jobs)
+        if not (todo and waiting):
+            break
+        tried |= todo
         write_study(root, args.study)
         study = load_study(folder / "params.yaml")
-        say_chosen(study, root)  # or stop, before runs with values that nobody chose
         pending = pending_stages(target)
-    failed |= reproduce(target, set(pending), jobs)
+    if study.selection != "params":
+        say_chosen(study, root)  # an error where a search has chosen nothing
     if failed:
         raise UserError(
             f"study {study.study}: a stage failed (its message stands above). What is done is kept: the same command "
             "goes on from there, an interrupted training from its last checkpoint."
         )
     point_at_results(study)
+
+
+def waiting_stages(study: Study, stages: Mapping[str, Stage], root: Path) -> set[str]:
+    """The stages that wait, themselves or upstream, for values that a search has not chosen yet."""
+    _, lacking = chosen_values(study, root)
+    waiting = set()
+    for name in TopologicalSorter({name: stage.needs for name, stage in stages.items()}).static_order():
+        planned = planned_training(study, name)
+        undecided = planned is not None and not planned.searched and (planned.block, planned.task) in lacking
+        if undecided or stages[name].needs & waiting:
+            waiting.add(name)
+    return waiting
 
 
 def default_jobs() -> int:

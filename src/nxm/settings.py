@@ -7,6 +7,8 @@ error that names it and the nearest known one, so a mistyped hyper-parameter can
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -112,7 +114,8 @@ class Admm(Settings):
     recipe: Literal["paper", "proximal"]
     rho: Positive  # paper: weight of the penalty in the loss; proximal: pull toward Z - U over one ADMM iteration
     interval: Literal["epoch"] | PositiveInt = "epoch"  # optimizer steps between two projections
-    schedule: Literal["constant", "linear", "cosine"] = "constant"  # of rho over the ADMM iterations; U is rescaled
+    # Of rho over the ADMM iterations, U being rescaled; similarity: it grows by how much the mask still moves (ALPS)
+    schedule: Literal["constant", "linear", "cosine", "similarity"] = "constant"
     freeze_at: Share = 1.0  # share of the run after which the mask stays; 1.0: never
     dual_step: Literal["full", "matched"] = "full"  # of W - Z, what U takes up in an iteration: all, or W's own share
 
@@ -152,6 +155,69 @@ class DistilAdmmTraining(AdmmTraining):
     distillation: Distillation = Distillation()
 
 
+class Gmp(Settings):
+    """Gradual magnitude pruning (`nxm.gmp`)."""
+
+    interval: Literal["epoch"] | PositiveInt  # optimizer steps between two prunings
+    prune_until: Annotated[float, Field(gt=0.0, le=1.0)]  # share of the run after which the mask stays
+
+
+class Extras(Settings):
+    """What NxM+ and its rivals may have besides the algorithm, alike for all of them."""
+
+    distillation: Distillation | None  # with the dense model as teacher; null: without
+    permute: bool  # first reorder inner channels so that N:M keeps more (`nxm.permute`)
+    pattern: Pattern | None  # null: the study's
+
+
+class Start(Settings):
+    """Which weights a run starts from."""
+
+    start: Literal["pretrained", "dense"]  # dense: the fine-tuned dense model's
+
+
+class AdmmExtras(AdmmTraining, Extras):
+    """A run of ADMM with what it may have beyond the paper."""
+
+    importance: Literal["none", "adam", "activations"]  # by what the projection weighs weights (`nxm.importance`)
+    relaxation: Annotated[float, Field(ge=1.0, lt=2.0)]  # over-relaxation of ADMM; 1.0: none
+
+
+class NxmPlusTraining(AdmmExtras, Start):
+    """A run of nxm_plus."""
+
+
+class AspPlusTraining(Training, Extras, Start):
+    """A run of asp_plus."""
+
+
+class GmpPlusTraining(Training, Extras, Start, Gmp):
+    """A run of gmp_plus."""
+
+
+class SrStePlusTraining(Training, Extras, Start):
+    """A run of sr_ste_plus."""
+
+    decay: Annotated[float, Field(ge=0.0)]  # the pull of what is masked toward zero (`nxm.sr_ste`)
+
+
+PlusMethod = Literal["nxm_plus", "asp_plus", "gmp_plus", "sr_ste_plus"]
+
+
+class Variant(Settings):
+    """One row of the ablation: a method with some of its values changed."""
+
+    method: PlusMethod
+    values: dict[str, JsonValue]
+
+
+class Ablation(Settings):
+    """What is left out of, or put into, NxM+ and its rivals, one thing at a time; each variant runs with each seed."""
+
+    seeds: list[int] = []
+    variants: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], Variant] = {}
+
+
 class Sweep(Settings):
     """Figure 3: other strengths for nxm than the one above; each value is a cell of its own."""
 
@@ -167,9 +233,10 @@ class Searched(Settings):
     learning_rate: list[Positive] = []
     batch_size: list[PositiveInt] = []
     rho: list[Positive] = []
+    decay: list[Positive] = []
 
 
-SearchedMethod = Literal["dense", "asp", "admm_unstructured", "nxm"]
+SearchedMethod = Literal["dense", "asp", "admm_unstructured", "nxm", "nxm_plus", "asp_plus", "gmp_plus", "sr_ste_plus"]
 
 
 class Grid(Settings):
@@ -184,13 +251,17 @@ class Grid(Settings):
 
 
 class GridCell(Settings):
-    """One run of the search, as `nxm.selection` makes it of `grid`: `values` are all its hyper-parameters."""
+    """One run of the search or the ablation, as `nxm.selection` spells it out: `values` are all its hyper-parameters.
+
+    `dense_seed` says which dense model a plus method starts from and learns from.
+    """
 
     task: str
     method: SearchedMethod
     seed: int
     cell: str
     values: dict[str, JsonValue]
+    dense_seed: int | None = None
 
 
 class Benchmark(Settings):
@@ -262,20 +333,44 @@ class Study(Settings):
     distil: dict[str, DistilTraining]
     distil_nxm: dict[str, DistilAdmmTraining]
     distil_nxm_methods: list[Literal["distil_nxm", "distil_nxm_kd"]]  # without and with the teacher
+    plus_methods: list[PlusMethod]  # which of the following run
+    nxm_plus: dict[str, NxmPlusTraining]
+    asp_plus: dict[str, AspPlusTraining]
+    gmp_plus: dict[str, GmpPlusTraining]
+    sr_ste_plus: dict[str, SrStePlusTraining]
+    distil_plus_methods: list[Literal["distil_nxm_plus"]]  # NxM+ on the distilled student: [] or this one
+    distil_nxm_plus: dict[str, AdmmExtras]
+    ablation: Ablation
     sweep: Sweep
     # A run's values: those stated above, or, of the grid, the best on dev (the paper's way) or on rows held out
     selection: Literal["params", "dev", "heldout"]
     grid: Grid
     cells: dict[str, GridCell]  # made of `grid` by nxm.study; {} without one
+    plus_cells: dict[str, GridCell]  # the same of those that start from the dense model, and of `ablation`
     benchmark: Benchmark
     matrices: Matrices
     deployment: Deployment
     figures: list[str]
     tables: list[str]
 
+    @property
+    def searched_cells(self) -> dict[str, GridCell]:
+        """The cells of the search alone, without the ablation's."""
+        own = {key: cell for key, cell in self.plus_cells.items() if cell.cell not in self.ablation.variants}
+        return self.cells | own
+
     @model_validator(mode="after")
     def _every_task_has_its_block(self) -> Study:
-        for method in ("dense", "asp", "admm_unstructured", "nxm", "distil", "distil_nxm"):
+        for method in (
+            "dense",
+            "asp",
+            "admm_unstructured",
+            "nxm",
+            "distil",
+            "distil_nxm",
+            *self.plus_methods,
+            *self.distil_plus_methods,
+        ):
             missing = [task for task in self.tasks if task not in getattr(self, method)]
             if missing:
                 raise ValueError(f"'{method}' has no block for the task(s) {', '.join(missing)} that 'tasks' names")
@@ -286,14 +381,43 @@ class Study(Settings):
         return self
 
     @model_validator(mode="after")
+    def _ablation_is_of_methods_that_run(self) -> Study:
+        for name, variant in self.ablation.variants.items():
+            if re.match(r"(lr|bs|rho|decay)\d", name):
+                raise ValueError(f"ablation variant '{name}' is named as a cell of the grid; take another name")
+            if variant.method not in self.plus_methods:
+                raise ValueError(
+                    f"ablation variant '{name}' is of {variant.method}, which 'plus_methods' does not name"
+                )
+            for task in self.tasks:
+                block = getattr(self, variant.method)[task]
+                if strange := set(variant.values) - set(type(block).model_fields):
+                    raise ValueError(
+                        f"ablation variant '{name}': {variant.method} has no {listed(strange)}; it has "
+                        f"{listed(type(block).model_fields)}"
+                    )
+                type(block).model_validate(block.model_dump() | variant.values)
+        if strange_seeds := set(self.ablation.seeds) - set(self.seeds):
+            raise ValueError(
+                f"ablation.seeds has {listed(strange_seeds)}, which 'seeds' has not: a variant is compared with its "
+                "method's whole run of the same seed"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _selection_has_what_it_needs(self) -> Study:
         if self.selection != "params" and not self.grid.seeds:
             raise ValueError(f"selection '{self.selection}' chooses among the cells of 'grid', which has no seeds")
         if self.selection == "heldout" and not self.prepare.heldout_examples:
             raise ValueError("selection 'heldout' needs prepare.heldout_examples above 0")
-        if self.grid.seeds and not self.cells:
+        if self.grid.seeds and not (self.cells or self.plus_cells):
             raise ValueError("'grid' gives no cell: in a profile (not here), name values for the group of the tasks")
         return self
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names in order, as messages give them: `a, b`."""
+    return ", ".join(sorted(map(str, names)))
 
 
 def load_study(path: str | Path) -> Study:

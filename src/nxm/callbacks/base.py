@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from safetensors import SafetensorError, safe_open
@@ -84,6 +85,62 @@ class SparsityCallback(TrainerCallback):
                 f"{len(broken)} matrices left {self.constraint}, first {broken[0]}: please report this"
             )
         write_pattern(unwrap(model).config, self.constraint, self.targets)
+
+
+class HardPrunedEvaluation(SparsityCallback):
+    """A method whose weights lie outside the constraint set while it trains.
+
+    In eval mode the network is the hard-pruned one (the paper's evaluation, section 4.2): its weights are projected
+    when it first runs so, and restored before training goes on.
+    """
+
+    _unpruned: dict[str, Tensor] | None = None  # the weights, while an evaluation runs on the pruned ones
+
+    # What a method defines.
+
+    @property
+    def inside(self) -> bool:
+        """Whether the weights lie in the constraint set by now, so that nothing is to be pruned."""
+        raise NotImplementedError
+
+    # What the Trainer calls.
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        super().on_train_begin(args, state, control, model=model, **kwargs)
+        self._hook = unwrap(model).register_forward_pre_hook(self._prune_in_eval_mode)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._restore()
+
+    def on_predict(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
+    ) -> None:
+        self._restore()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        self._hook.remove()
+        self._restore()
+        super().on_train_end(args, state, control, model=model, **kwargs)
+
+    @torch.no_grad()
+    def _prune_in_eval_mode(self, module: nn.Module, inputs: Any) -> None:
+        if module.training:
+            self._restore()
+        elif self._unpruned is None and not self.inside:
+            self._unpruned = {name: W.detach().clone() for name, W in self.targets.items()}
+            for W in self.targets.values():
+                W.copy_(self.constraint.project(W))
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        if self._unpruned is not None:
+            for name, W in self.targets.items():
+                W.copy_(self._unpruned[name])
+            self._unpruned = None
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,14 @@ METHODS = {  # in the order they are shown
     "distil": "Student, dense",
     "distil_nxm": "Student, NxM",
     "distil_nxm_kd": "Student, NxM + KD",
+    "nxm_plus": "NxM+",
+    "asp_plus": "ASP+",
+    "gmp_plus": "GMP+",
+    "sr_ste_plus": "SR-STE+",
+    "distil_nxm_plus": "Student, NxM+",
 }
+# Those of every study; nxm_paper lives in the sweep alone (Figure 3), NxM+ and its rivals in studies of their own.
+EVERYWHERE = ("dense", "admm_unstructured", "asp", "nxm", "distil", "distil_nxm", "distil_nxm_kd")
 TASKS = {"mnli": "MNLI", "sst2": "SST-2", "qnli": "QNLI", "cola": "CoLA", "stsb": "STS-B", "mrpc": "MRPC", "rte": "RTE"}
 COLUMNS = {"mnli_m": "MNLI-m", "mnli_mm": "MNLI-mm", **{task: label for task, label in TASKS.items() if task != "mnli"}}
 METRICS = {"spearman": "Spearman", "f1": "F1", "matthews": "Matthews", "accuracy": "Accuracy"}
@@ -37,8 +45,9 @@ ABSENT = "–"
 
 
 def method_label(method: str) -> str:
-    """A method as it is shown; one that is new keeps its own name."""
-    return METHODS.get(method, method)
+    """A method as it is shown, with its variant's name if it is one (`runs_of`); one that is new keeps its own name."""
+    method, _, variant = method.partition("/")
+    return METHODS.get(method, method) + (f", {variant.replace('-', ' ')}" if variant else "")
 
 
 def in_order(names: Iterable[str], order: Iterable[str]) -> list[str]:
@@ -62,9 +71,15 @@ def whole_runs(results: Iterable[Result]) -> list[Result]:
     return [result for result in results if result.cell is None]
 
 
+def runs_of(results: Iterable[Result], method: str) -> list[Result]:
+    """A method's whole runs, or, of `nxm_plus/no-teacher`, the runs of that variant of the ablation."""
+    method, _, variant = method.partition("/")
+    return [result for result in results if result.method == method and result.cell == (variant or None)]
+
+
 def grid_cells(results: Iterable[Result]) -> list[Result]:
-    """The cells of the search over hyper-parameters (those of sweeps over rho alone are none)."""
-    return [result for result in results if result.cell is not None and result.cell.startswith(("lr", "bs"))]
+    """The cells of the search over hyper-parameters (those of sweeps over rho alone, and variants, are none)."""
+    return [result for result in results if result.cell is not None and re.match(r"(lr|bs|decay)\d", result.cell)]
 
 
 def own_task(results: Iterable[Result], preferred: str = "stsb") -> str | None:
@@ -108,7 +123,7 @@ def columns_of(results: Iterable[Result]) -> list[str]:
 
 def column_score(results: Iterable[Result], method: str, column: str) -> Score | None:
     """A method's score in a column over its whole runs."""
-    runs = [column_values(result) for result in whole_runs(results) if result.method == method]
+    runs = [column_values(result) for result in runs_of(results, method)]
     return score(run[column] for run in runs if column in run)
 
 
@@ -120,16 +135,15 @@ def average_score(results: Iterable[Result], method: str, columns: list[str]) ->
     if len(columns) == 1:
         return column_score(results, method, columns[0])
     by_seed: dict[int, dict[str, float]] = {}
-    for result in whole_runs(results):
-        if result.method == method:
-            by_seed.setdefault(result.seed, {}).update(column_values(result))
+    for result in runs_of(results, method):
+        by_seed.setdefault(result.seed, {}).update(column_values(result))
     means = [paper.geometric_mean(run[c] for c in columns) for run in by_seed.values() if set(columns) <= run.keys()]
     return None if None in means else score(means)
 
 
 def task_score(results: Iterable[Result], method: str, task: str) -> Score | None:
     """A method's score on a task (one metric; MNLI's is the mean of its two) over its whole runs."""
-    return score(r.metric.value for r in whole_runs(results) if (r.method, r.task) == (method, task))
+    return score(run.metric.value for run in runs_of(results, method) if run.task == task)
 
 
 def paper_task_score(method: str, task: str) -> float | None:
@@ -181,10 +195,14 @@ def score_interval(evidence: Evidence, method: str, tasks: list[str]) -> tuple[f
     return None if draws is None else interval(draws)
 
 
+def heldout_score(results: Iterable[Result], method: str, task: str) -> Score | None:
+    """A method's score on the training rows held out."""
+    return score(run.heldout.value for run in runs_of(results, method) if run.task == task and run.heldout is not None)
+
+
 def heldout_difference(evidence: Evidence, method: str, rival: str, task: str) -> float | None:
     """How many points a method is above another on the training rows held out, means over seeds."""
-    runs = [run for run in whole_runs(evidence.results) if run.task == task and run.heldout is not None]
-    ours, theirs = (score(run.heldout.value for run in runs if run.method == name) for name in (method, rival))
+    ours, theirs = (heldout_score(evidence.results, name, task) for name in (method, rival))
     return None if ours is None or theirs is None else ours.mean - theirs.mean
 
 

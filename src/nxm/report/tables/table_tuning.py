@@ -9,7 +9,7 @@ import pandas as pd
 from nxm.report import Evidence, facts
 from nxm.report.table import Table
 
-SEARCHED = {"learning_rate": "Learning rate", "batch_size": "Batch", "rho": "ρ"}
+SEARCHED = {"learning_rate": "Learning rate", "batch_size": "Batch", "rho": "ρ", "decay": "Decay"}
 FIELDS = ["task", "method", "cell", *SEARCHED, "epochs", "heldout", "dev", "seeds", "in_force", "failure"]
 
 
