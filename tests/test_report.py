@@ -25,7 +25,16 @@ from nxm.report import Evidence, facts, paper, readme, scores, style
 from nxm.report.table import write_table
 from nxm.results import Failure, read_study, result_path, write_result
 from nxm.settings import load_study
-from synthetic_study import make_benchmark, make_deployment, make_matrices, make_result, make_study
+from synthetic_study import (
+    PLUS,
+    VARIANTS,
+    make_ablation,
+    make_benchmark,
+    make_deployment,
+    make_matrices,
+    make_result,
+    make_study,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES, TABLES = report.known("figures"), report.known("tables")
@@ -45,6 +54,14 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     root = tmp_path_factory.mktemp("many")
     make_study(root, "several", ("stsb", "mnli", "cola"), (1, 2))
     return report.read_evidence(root, "several")
+
+
+@pytest.fixture(scope="module")
+def ablation(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    """NxM+, its rivals and three variants on two tasks with two seeds."""
+    root = tmp_path_factory.mktemp("ablation")
+    make_ablation(root, tasks=("stsb", "cola"))
+    return replace(report.read_evidence(root, "ablation"), variants=tuple(VARIANTS))
 
 
 EMPTY = Evidence("empty", [], None)
@@ -169,8 +186,9 @@ def test_letters_are_at_least_eight_points(name: str, one: Evidence) -> None:
 
 
 def test_every_method_has_a_look_of_its_own_in_colour_and_in_grey() -> None:
-    looks = [style.look(method) for method in facts.METHODS]
-    assert len({look.color for look in looks}) == len({look.marker for look in looks}) == len(looks)
+    assert len({style.look(method).marker for method in facts.METHODS}) == len(facts.METHODS)
+    for together in ([*facts.EVERYWHERE, "nxm_paper"], ["dense", *PLUS]):
+        assert len({style.look(method).color for method in together}) == len(together)
 
 
 def test_absent_kernels_are_said_with_the_reason_and_have_no_number() -> None:
@@ -313,6 +331,42 @@ def test_a_missing_run_is_a_note_and_not_a_number(one: Evidence) -> None:
 def test_table_2_prints_counted_parameters(one: Evidence) -> None:
     numbers = report.load("tables", "table2").make(one).numbers.set_index("method")
     assert numbers.loc["nxm", "parameters"] - numbers.loc["nxm", "nonzero_parameters"] == 6 * 1_769_472 // 2
+
+
+def test_the_ablation_compares_a_variant_with_its_method_and_a_rival_with_nxm_plus(ablation: Evidence) -> None:
+    table = report.load("tables", "table_ablation").make(ablation)
+    rows = {(row["Task"], row["Method"], row["Changed"]): row for _, row in table.shown.iterrows()}
+    assert len(rows) == 3 * (len(PLUS) + len(VARIANTS))
+    own = rows["STS-B", "NxM+", "no teacher"]
+    assert own["Against"] == "NxM+"
+    assert own["Points [95 %]"].startswith(f"{84.0 * (0.97 - 0.99):+.1f} [")
+    assert own["Excludes 0"] == "yes"
+    assert own["Held out"] == f"{84.0 * 0.97 + 1.5 + 1.0:.1f}"
+    assert rows["STS-B", "NxM+", ""]["Points [95 %]"] == facts.ABSENT
+    assert rows["STS-B", "NxM+", "permuted"]["Excludes 0"] == "no"
+    assert rows["STS-B", "ASP+", "pattern 1 4"]["Against"] == "ASP+"
+    assert rows["CoLA", "GMP+", ""]["Against"] == "NxM+"
+    numbers = table.numbers.set_index(["task", "name"])
+    stsb, cola, both = (numbers.loc[task, "nxm_plus/no-teacher"] for task in ("stsb", "cola", "geometric_mean"))
+    assert both["mean"] == pytest.approx(paper.geometric_mean([stsb["mean"], cola["mean"]]), rel=1e-3)
+    assert both["low"] < both["difference"] < both["high"]
+
+
+def test_the_ablation_figure_has_changes_left_and_rivals_and_other_patterns_right(ablation: Evidence) -> None:
+    left, right = report.load("figures", "ablation").draw(ablation).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["no teacher", "permuted"]
+    names = [label.get_text() for label in right.get_yticklabels()]
+    assert names == ["Dense", "NxM+", "ASP+", "GMP+", "SR-STE+", "ASP+, pattern 1 4"]
+    filled = [
+        line.get_markerfacecolor() for line in left.get_lines() if line.get_marker() == style.look("nxm_plus").marker
+    ]
+    assert filled == [style.look("nxm_plus").color, "white"]  # the interval of the second one holds zero
+
+
+def test_a_variant_is_no_whole_run_and_no_cell_of_a_search(ablation: Evidence) -> None:
+    assert facts.task_score(ablation.results, "nxm_plus", "stsb").values == tuple(84.0 * 0.99 + seed for seed in (1, 2))
+    assert facts.task_score(ablation.results, "nxm_plus/permuted", "stsb").mean == pytest.approx(84.0 * 0.991 + 1.5)
+    assert facts.grid_cells(ablation.results) == []
 
 
 def test_the_tuning_table_marks_the_best_and_what_is_in_force(one: Evidence) -> None:
@@ -540,8 +594,8 @@ def test_an_unknown_name_lists_the_known_ones(kind: report.Kind, known: list[str
 
 def test_the_names_are_those_of_the_paper_and_ours() -> None:
     figures = [f"figure{n}" for n in (1, 2, 3, 4)]
-    assert ["deployment", "dynamics", *figures, "latency", "matrices", "summary"] == FIGURES
-    extra = ["comparison", "cost", "deployment", "matrices", "selection", "tuning"]
+    assert ["ablation", "deployment", "dynamics", *figures, "latency", "matrices", "summary"] == FIGURES
+    extra = ["ablation", "comparison", "cost", "deployment", "matrices", "selection", "tuning"]
     assert ["table1", "table2", "table3", *(f"table_{name}" for name in extra)] == TABLES
 
 
