@@ -191,11 +191,15 @@ def test_every_method_has_a_look_of_its_own_in_colour_and_in_grey() -> None:
         assert len({style.look(method).color for method in together}) == len(together)
 
 
-def test_absent_kernels_are_said_with_the_reason_and_have_no_number() -> None:
-    figure = report.load("figures", "latency").draw(Evidence("embedded", [], make_benchmark()))
-    assert "need a CUDA device" in texts(figure)
-    labels = [text for axes in figure.subfigs[0].axes for text in axes.get_legend_handles_labels()[1]]
-    assert not any("2:4" in label for label in labels)
+def test_latency_has_a_panel_for_each_device_and_precision_and_says_what_is_absent() -> None:
+    figure = report.load("figures", "latency").draw(
+        Evidence("embedded", [], make_benchmark(), deployment=make_deployment())
+    )
+    titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.subfigs[0].axes]
+    assert titles == [f"(a) Inference on {what}" for what in ("CPU, fp32", "CPU, bf16", "CUDA, fp32", "CUDA, bf16")]
+    assert "NxM (2:4 kernels): no 2:4 kernel for cpu." in texts(figure)
+    labels = [axes.get_legend_handles_labels()[1] for axes in figure.subfigs[0].axes]
+    assert [any("2:4" in label for label in own) for own in labels] == [False, False, False, True]
 
 
 def test_products_show_the_fastest_2of4_kernel_and_mark_what_is_noisy_or_was_not_sparse() -> None:

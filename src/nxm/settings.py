@@ -265,11 +265,9 @@ class GridCell(Settings):
 
 
 class Benchmark(Settings):
-    """Where latency is measured, and how often."""
+    """How often training steps and projections are timed; see `nxm.overhead`."""
 
-    seeds: Annotated[list[int], Field(max_length=1)]  # of the models measured; []: nothing is measured
-    batch_sizes: list[PositiveInt]
-    lengths: list[PositiveInt]  # tokens
+    seeds: Annotated[list[int], Field(max_length=1)]  # of the dense model that is trained on; []: nothing is measured
     warmup: PositiveInt
     repeats: PositiveInt
 
