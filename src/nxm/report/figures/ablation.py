@@ -31,8 +31,8 @@ def draw(evidence: Evidence) -> Figure:
             facts.study_phrase(evidence),
             f"Bars: 95 % intervals, paired bootstrap over dev examples{' and seeds' if several else ''}.",
             "Small: each seed." if several else "",
-            "Filled: the interval excludes zero." if changes else "",
-            "Dashed: dense.",
+            "Left, filled: the interval excludes zero." if changes else "",
+            "Right, open: a variant; dashed: dense.",
             facts.selection_phrase(evidence),
         ],
     )
