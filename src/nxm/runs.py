@@ -136,6 +136,8 @@ def run(study: Study, cell: Cell, keep_model: bool = True, keep_predictions: boo
             raise
         failure = {"hyperparameters": hyperparameters, "failure": str(error).partition("\n")[0]}
         place = {"task": cell.task, "method": cell.method, "seed": cell.seed, "cell": cell.name}
+        if keep_predictions:
+            write_predictions(predictions_path(path), {})  # DVC expects the file
         write_result(path, Failure.model_validate({"study": study.study} | place | failure))
         print(f"{cell.method} on {cell.task}, {cell.name}, seed {cell.seed}: failed: {failure['failure']} -> {path}")
         shutil.rmtree(checkpoints, ignore_errors=True)
