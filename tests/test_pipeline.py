@@ -20,6 +20,7 @@ from copied import call, copy_repository, environment
 from nxm.launch import pending_stages
 from nxm.results import read_failures, read_result, read_study, same_apart_from_times
 from nxm.settings import load_study
+from nxm.sources import sha256_file
 
 TARGET = Path("studies/smoke/dvc.yaml")
 NXM = Path("results/smoke/mnli/nxm/seed0.json")
@@ -71,7 +72,7 @@ def finished(repository) -> tuple[Path, str]:
     assert not (repository / NXM).exists()
     assert not (repository / "models/smoke/mnli/nxm/seed0").exists()
     process = launch(repository)
-    output, _ = process.communicate(timeout=500)
+    output, _ = process.communicate(timeout=550)
     assert process.returncode == 0, output
     return repository, output
 
@@ -99,10 +100,16 @@ def test_a_killed_study_goes_on_from_its_checkpoint_to_the_end(finished):
         ("distil", None),
         ("distil_nxm", None),
         ("distil_nxm_kd", None),
+        ("nxm_plus", None),
+        ("nxm_plus", "lr0.001"),
+        ("nxm_plus", "permuted"),
+        ("sr_ste_plus", None),
+        ("distil_nxm_plus", None),
     }
+    density = {"dense": 1.0, "distil": 1.0, "sr_ste_plus": 0.25}  # the last is 1:4, by a pattern of its own
     for result in results:
         assert set(result.metrics) == {"accuracy_m", "accuracy_mm"}
-        assert result.sparsity.density == pytest.approx(1.0 if result.method in ("dense", "distil") else 0.5)
+        assert result.sparsity.density == pytest.approx(density.get(result.method, 0.5))
     assert "training 1 of" in output
     assert "paper_tables/smoke/:" in output.splitlines()[-3]
     assert not any((folder / "checkpoints").rglob("checkpoint-*"))
@@ -128,7 +135,8 @@ def test_the_killed_training_ended_as_one_that_was_not_killed(finished):
 
 def test_every_sparse_model_on_disk_obeys(finished):
     folder, _ = finished
-    for method in ("asp", "nxm", "distil_nxm", "distil_nxm_kd", "admm_unstructured"):
+    methods = ("asp", "nxm", "distil_nxm", "distil_nxm_kd", "admm_unstructured")
+    for method in (*methods, "nxm_plus", "sr_ste_plus", "distil_nxm_plus"):
         done = call(folder, sys.executable, "-m", "nxm.check", f"models/smoke/mnli/{method}/seed0")
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -137,7 +145,7 @@ def test_the_values_in_force_are_the_best_of_the_grid_on_rows_held_out(finished)
     folder, output = finished
     results = read_study(folder / "results", "smoke")
     study = load_study(folder / "studies/smoke/params.yaml")
-    for method in ("asp", "nxm"):
+    for method in ("asp", "nxm", "nxm_plus"):
         cells = [run for run in results if run.method == method and str(run.cell).startswith("lr")]
         best = max(cells, key=lambda run: run.heldout.value).heldout.value
         winners = [run.hyperparameters["learning_rate"] for run in cells if run.heldout.value == best]
@@ -275,10 +283,27 @@ def test_a_diverging_training_stops_with_the_step_and_leaves_no_result(finished)
 
 def test_a_diverging_cell_of_the_grid_has_left_its_reason_and_the_rest_went_on(finished):
     folder, _ = finished
-    (failure,) = read_failures(folder / "results", "smoke")
-    assert (failure.method, failure.cell, failure.hyperparameters["learning_rate"]) == ("nxm", "lr1e30", 1e30)
-    assert "diverged" in failure.failure
-    assert failure.failure in (folder / "paper_tables/smoke/table_tuning.md").read_text()
+    failures = read_failures(folder / "results", "smoke")
+    assert [failure.method for failure in failures] == ["nxm", "nxm_plus"]
+    for failure in failures:
+        assert (failure.cell, failure.hyperparameters["learning_rate"]) == ("lr1e30", 1e30)
+        assert "diverged" in failure.failure
+        assert failure.failure in (folder / "paper_tables/smoke/table_tuning.md").read_text()
+
+
+def test_nxm_plus_starts_from_the_dense_model_and_is_compared_with_its_variant(finished):
+    folder, output = finished
+    runs = {(run.method, run.cell): run for run in read_study(folder / "results", "smoke")}
+    dense = folder / "models/smoke/mnli/dense/seed0/model.safetensors"
+    for place in (("nxm_plus", None), ("nxm_plus", "lr0.001"), ("nxm_plus", "permuted"), ("sr_ste_plus", None)):
+        assert runs[place].provenance.weights_sha256 == sha256_file(dense)
+        assert runs[place].provenance.weights == "the fine-tuned dense model"
+    plus, permuted = runs["nxm_plus", None], runs["nxm_plus", "permuted"]
+    changed = {key for key, value in plus.hyperparameters.items() if permuted.hyperparameters[key] != value}
+    assert changed == {"permute", "importance"}
+    assert output.index("nxm_plus on mnli, seed 9") < output.index("nxm_plus on mnli: learning_rate")
+    assert output.index("nxm_plus on mnli: learning_rate") < output.index("nxm_plus on mnli, seed 0")
+    assert "permuted" in (folder / "paper_tables/smoke/table_ablation.md").read_text()
 
 
 def test_two_processes_train_to_the_same_weights_as_one(finished):

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -71,6 +71,7 @@ def main() -> None:
         return
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     failed, tried = False, set[str]()
+    said = chosen_values(study, root)[0]
     while True:  # what a search decides runs after it, and so does a search among what another one decides
         waiting = waiting_stages(study, read_stages(target), root)
         todo = set(pending) - waiting - tried
@@ -80,9 +81,9 @@ def main() -> None:
         tried |= todo
         write_study(root, args.study)
         study = load_study(folder / "params.yaml")
+        said = say_chosen(study, root, said)
         pending = pending_stages(target)
-    if study.selection != "params":
-        say_chosen(study, root)  # an error where a search has chosen nothing
+    assert_chosen(study, root)
     if failed:
         raise UserError(
             f"study {study.study}: a stage failed (its message stands above). What is done is kept: the same command "
@@ -245,24 +246,28 @@ def announce(study: Study, pending: list[str], jobs: int) -> None:
     print(f"results: results/{study.study}  figures: figures/{study.study}  tables: paper_tables/{study.study}")
 
 
-def say_chosen(study: Study, root: Path) -> None:
-    """Print the values that the grid has chosen.
+def say_chosen(study: Study, root: Path, said: Collection[tuple[str, str]]) -> Collection[tuple[str, str]]:
+    """Print the values that the grid has chosen, those aside that were `said` before; returns what is said now."""
+    chosen, _ = chosen_values(study, root)
+    new = {pair: values for pair, values in chosen.items() if pair not in said}
+    if new:
+        print(f"\nchosen by the grid ({study.selection}), now in {study.params}:")
+    for (method, task), values in new.items():
+        searched = getattr(study.grid, get_task(task).group)[method].model_dump()
+        words = ", ".join(f"{key} {values[key]:g}" for key, tried in searched.items() if tried)
+        print(f"  {method} on {task}: {words}", flush=True)
+    return chosen
 
-    Raises:
-        UserError: a method and task has nothing chosen: a cell is not done, or all of them failed.
-    """
-    chosen, lacking = chosen_values(study, root)
+
+def assert_chosen(study: Study, root: Path) -> None:
+    """Raise UserError when a method and task has nothing chosen: a cell is not done, or all of them failed."""
+    _, lacking = chosen_values(study, root)
     if lacking:
         pairs = ", ".join(f"{method} on {task}" for method, task in lacking)
         raise UserError(
             f"study {study.study}: the grid has chosen nothing for {pairs}: a cell is not done (its message stands "
             "above), or every cell diverged (then other values are needed in the grid). The same command goes on."
         )
-    print(f"\nchosen by the grid ({study.selection}), now in {study.params}:")
-    for (method, task), values in chosen.items():
-        searched = getattr(study.grid, get_task(task).group)[method].model_dump()
-        words = ", ".join(f"{key} {values[key]:g}" for key, tried in searched.items() if tried)
-        print(f"  {method} on {task}: {words}")
 
 
 def point_at_results(study: Study) -> None:
