@@ -30,7 +30,7 @@ def main() -> None:
     labels = {split: np.asarray(data[split]["labels"]) for split in task.evaluation}
     predictions: dict[str, dict[int, dict[str, np.ndarray]]] = {}
     for done in read_study("results", study):
-        variant = done.cell in settings.ablation.variants
+        variant = done.cell in settings.ablation
         if done.task == task.name and done.seed in settings.seeds and (done.cell is None or variant):
             name = f"{done.method}/{done.cell}" if variant else done.method
             path = predictions_path(result_path("", study, done.task, done.method, done.seed, done.cell))

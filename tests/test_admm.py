@@ -222,4 +222,6 @@ def test_the_strength_grows_faster_while_the_mask_moves():
     assert rho_by_similarity(0.2, []) == 0.2
     assert rho_by_similarity(0.2, [0.85]) == pytest.approx(0.2 * 1.3)
     assert rho_by_similarity(0.2, [0.85, 0.99, 0.9999]) == pytest.approx(0.2 * 1.3 * 1.2 * 1.1)
-    assert rho_by_similarity(0.2, [1.0]) == pytest.approx(0.2 * 1.1)
+    assert rho_by_similarity(0.2, [1.0, 1.0]) == 0.2  # a mask that stands still needs no more
+    assert rho_by_similarity(0.2, [0.999] * 100) == 3.0
+    assert rho_by_similarity(5.0, [0.9]) == 5.0  # never lowered

@@ -25,6 +25,7 @@ from nxm.diagnostics import MaskHistory
 PAPER = Admm(recipe="paper", rho=0.05)
 PROXIMAL = Admm(recipe="proximal", rho=0.35, freeze_at=0.5)
 RAMPED = Admm(recipe="proximal", rho=0.5, schedule="cosine", interval=3)
+GRADIENT = Admm(recipe="gradient", rho=0.05, freeze_at=0.5)
 DRIVEN = Admm(recipe="proximal", rho=0.2, schedule="similarity", interval=3, dual_step="matched")
 
 
@@ -72,13 +73,23 @@ def trainer_for(model, data, folder: Path, callbacks, **changes) -> Trainer:
         AdmmCallback(NM(3, 4), RAMPED),
         AdmmCallback(Unstructured(0.5), PROXIMAL),
         AdmmCallback(NM(2, 4), DRIVEN, relaxation=1.5),
-        GmpCallback(NM(2, 4)),
+        AdmmCallback(NM(2, 4), GRADIENT),
+        GmpCallback(NM(2, 4), Gmp(interval=2, prune_until=0.5)),
         GmpCallback(NM(1, 4), Gmp(interval=3, prune_until=1.0)),
         SrSteCallback(NM(2, 4)),
         SrSteCallback(NM(1, 4), decay=0.1),
     ],
     ids=[
-        *("asp 2:4", "asp 1:4", "paper 2:4", "proximal 2:4", "ramped 3:4", "unstructured", "driven 2:4"),
+        *(
+            "asp 2:4",
+            "asp 1:4",
+            "paper 2:4",
+            "proximal 2:4",
+            "ramped 3:4",
+            "unstructured",
+            "driven 2:4",
+            "gradient 2:4",
+        ),
         *("gmp 2:4", "gmp 1:4 to the end", "sr-ste 2:4", "sr-ste 1:4"),
     ],
 )
@@ -229,10 +240,60 @@ def test_gmp_prunes_in_steps_and_then_holds_the_mask(tiny_data, tmp_path):
     assert set(density.course[8:]) == {0.5}
 
 
-def test_gmp_with_no_step_to_prune_in_is_refused(tiny_data, tmp_path):
-    callback = GmpCallback(NM(2, 4), Gmp(interval="epoch", prune_until=0.01))
-    with pytest.raises(ValueError, match=r"prune_until = 0\.01 of 16 optimizer steps is no step"):
+def test_gmp_that_would_prune_at_once_is_refused(tiny_data, tmp_path):
+    callback = GmpCallback(NM(2, 4), Gmp(interval="epoch", prune_until=0.4))
+    with pytest.raises(
+        ValueError, match=r"has 6 optimizer steps \(prune_until = 0\.4 of 16\), fewer than two intervals of 4"
+    ):
         trainer_for(new_model(), tiny_data, tmp_path, [callback]).train()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AdmmCallback(NM(2, 4), PROXIMAL),
+        lambda: GmpCallback(NM(2, 4), Gmp(interval=2, prune_until=0.5)),
+        lambda: SrSteCallback(NM(2, 4)),
+    ],
+    ids=["admm", "gmp", "sr-ste"],
+)
+def test_the_best_evaluation_loaded_back_is_pruned_as_it_was_evaluated(make, tiny_data, tmp_path, monkeypatch):
+    """The best is the first one, before any mask was fixed: the metric grows, and less is better."""
+    model = new_model()
+    trainer = trainer_for(
+        model,
+        tiny_data,
+        tmp_path,
+        [make()],
+        **{"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2},
+        **{"load_best_model_at_end": True, "metric_for_best_model": "calls", "greater_is_better": False},
+    )
+    calls, honest = iter(range(100)), trainer.evaluate
+
+    def evaluate(*args, **kwargs):
+        metrics = honest(*args, **kwargs) | {"eval_calls": next(calls)}
+        if metrics["eval_calls"] == 0:
+            metrics["loss"] = losses.setdefault("best", metrics["eval_loss"])
+        return metrics
+
+    losses: dict[str, float] = {}
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    assert all(NM(2, 4).contains(W) for W in find_targets(model).values())
+    assert honest()["eval_loss"] == losses["best"]
+
+
+def test_a_callback_may_be_used_for_one_training_after_another(tiny_data, tmp_path):
+    callback = AdmmCallback(NM(2, 4), PROXIMAL)
+    courses, weights = [], []
+    for _ in range(2):
+        model = new_model()
+        trainer_for(model, tiny_data, tmp_path, [callback], seed=3).train()
+        courses.append(callback.iterations)
+        weights.append(model.state_dict())
+    assert courses[0] == courses[1]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_a_checkpoint_without_the_callbacks_state_is_refused_by_name(tiny_data, tmp_path):

@@ -27,15 +27,17 @@ def test_activation_norms_are_the_mean_squares_of_each_layers_input(tiny_bert):
     for i in range(2):
         tiny_bert.bert.encoder.layer[i].output.dense.register_forward_pre_hook(keep(i))
     tiny_bert.train()
-    for length in (5, 9):
-        tiny_bert(input_ids=torch.randint(1, 50, (3, length)))
+    real = {5: torch.tensor([[1] * 5, [1] * 5, [1, 1, 0, 0, 0]]), 9: torch.ones(3, 9, dtype=torch.long)}
+    for length, mask in real.items():
+        tiny_bert(input_ids=torch.randint(1, 50, (3, length)), attention_mask=mask)
     tiny_bert.eval()
     tiny_bert(input_ids=torch.randint(1, 50, (3, 7)))  # evaluation does not count
     names = [f"bert.encoder.layer.{i}.{part}.dense.weight" for i in range(2) for part in ("intermediate", "output")]
     targets = {name: tiny_bert.get_parameter(name) for name in names}
     measured = importance.measure(targets, None)
     for i in range(2):
-        expected = torch.cat(seen[i][:2]).square().mean(dim=0)
+        kept = torch.cat([mask.reshape(-1) for mask in real.values()]).bool()
+        expected = torch.cat(seen[i][:2])[kept].square().mean(dim=0)  # padding does not count
         torch.testing.assert_close(measured[f"bert.encoder.layer.{i}.output.dense.weight"], expected[None, :])
     assert importance.measure(targets, None) is None  # nothing since the last projection
     importance.end()
@@ -63,6 +65,22 @@ def test_an_optimizer_without_second_moments_is_refused(tiny_data, tmp_path):
         trainer.train()
 
 
+def test_evaluation_prunes_by_the_weighed_mask(tiny_data, tmp_path):
+    class Watch(TrainerCallback):
+        def __init__(self):
+            self.obeyed = []
+
+        def on_prediction_step(self, args, state, control, **kwargs):
+            pairs = [(W, callback.admm.masks[name]) for name, W in callback.targets.items()]
+            self.obeyed.append(all(not W[~mask].any() for W, mask in pairs))
+
+    callback, watch = AdmmCallback(NM(2, 4), settings(), importance=AdamSecondMoment()), Watch()
+    arguments = {"eval_strategy": "steps", "eval_steps": 4}
+    trainer_for(new_model(), tiny_data, tmp_path, [callback, watch], **arguments).train()
+    assert watch.obeyed
+    assert all(watch.obeyed)
+
+
 @pytest.mark.parametrize("importance", [AdamSecondMoment, ActivationNorms])
 def test_importance_changes_the_mask_and_survives_a_restart(importance, tiny_data, tmp_path):
     """Stopped between two projections, so that what was seen until then must be saved."""
@@ -82,5 +100,6 @@ def test_importance_changes_the_mask_and_survives_a_restart(importance, tiny_dat
     run(tmp_path / "stopped", Stop())
     resumed, _ = run(tmp_path / "stopped", resume=True)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    assert all(not weights.any() for weights in (resumed[name][~masks[name]] for name in masks))  # pruned by that mask
     _, plain = run(tmp_path / "plain", weighed=False)
     assert any(not torch.equal(masks[name], plain[name]) for name in masks)

@@ -23,7 +23,7 @@ from nxm import report
 from nxm.errors import UserError
 from nxm.report import Evidence, facts, paper, readme, scores, style
 from nxm.report.table import write_table
-from nxm.results import Failure, read_study, result_path, write_result
+from nxm.results import Failure, Result, read_study, result_path, write_result
 from nxm.settings import load_study
 from synthetic_study import (
     PLUS,
@@ -186,9 +186,10 @@ def test_letters_are_at_least_eight_points(name: str, one: Evidence) -> None:
 
 
 def test_every_method_has_a_look_of_its_own_in_colour_and_in_grey() -> None:
-    assert len({style.look(method).marker for method in facts.METHODS}) == len(facts.METHODS)
-    for together in ([*facts.EVERYWHERE, "nxm_paper"], ["dense", *PLUS]):
-        assert len({style.look(method).color for method in together}) == len(together)
+    looks = [style.look(method) for method in facts.METHODS]
+    assert len({look.marker for look in looks}) == len({look.color for look in looks}) == len(looks)
+    dashed = [look.dashes for look in looks if look is not style.look("distil")]  # drawn as dense is: a grey of it
+    assert len(set(dashed)) == len(dashed)
 
 
 def test_latency_has_a_panel_for_each_device_and_precision_and_says_what_is_absent() -> None:
@@ -339,7 +340,7 @@ def test_table_2_prints_counted_parameters(one: Evidence) -> None:
 
 def test_the_ablation_compares_a_variant_with_its_method_and_a_rival_with_nxm_plus(ablation: Evidence) -> None:
     table = report.load("tables", "table_ablation").make(ablation)
-    rows = {(row["Task"], row["Method"], row["Changed"]): row for _, row in table.shown.iterrows()}
+    rows = {(row["Task"], row["Method"], row["Variant"]): row for _, row in table.shown.iterrows()}
     assert len(rows) == 3 * (len(PLUS) + len(VARIANTS))
     own = rows["STS-B", "NxM+", "no teacher"]
     assert own["Against"] == "NxM+"
@@ -354,6 +355,60 @@ def test_the_ablation_compares_a_variant_with_its_method_and_a_rival_with_nxm_pl
     stsb, cola, both = (numbers.loc[task, "nxm_plus/no-teacher"] for task in ("stsb", "cola", "geometric_mean"))
     assert both["mean"] == pytest.approx(paper.geometric_mean([stsb["mean"], cola["mean"]]), rel=1e-3)
     assert both["low"] < both["difference"] < both["high"]
+
+
+def test_a_difference_is_of_the_seeds_that_both_have(ablation: Evidence) -> None:
+    results = [run for run in ablation.results if (run.method, run.cell, run.seed) != ("nxm_plus", "no-teacher", 2)]
+    points = facts.difference(replace(ablation, results=results), "nxm_plus/no-teacher", "nxm_plus", ["stsb"])
+    assert points.value == pytest.approx(84.0 * (0.97 - 0.99))  # with all seeds of NxM+ it would be half a point less
+    heldout = facts.heldout_difference(replace(ablation, results=results), "nxm_plus/no-teacher", "nxm_plus", "stsb")
+    assert heldout == pytest.approx(84.0 * (0.97 - 0.99))
+
+
+def test_the_ablation_says_what_failed_what_has_not_run_and_what_was_changed(ablation: Evidence) -> None:
+    def gone(run: Result) -> bool:
+        return (run.method, run.cell) == ("nxm_plus", "no-teacher")
+
+    failure = Failure(
+        study="ablation",
+        task="stsb",
+        method="nxm_plus",
+        seed=1,
+        cell="no-teacher",
+        hyperparameters={"epochs": 5, "learning_rate": 1.0, "batch_size": 32},
+        failure="the loss became nan at step 3",
+    )
+    results = [
+        run.model_copy(update={"hyperparameters": run.hyperparameters | {"permute": True}})
+        if run.cell == "permuted"
+        else run
+        for run in ablation.results
+        if not gone(run)
+    ]
+    evidence = replace(ablation, results=results, failures=[failure])
+    table = report.load("tables", "table_ablation").make(evidence)
+    notes = " ".join(table.notes)
+    assert "NxM+, no teacher, on STS-B, seed 1: failed: the loss became nan at step 3." in notes
+    assert "NxM+, no teacher, on STS-B, seed 2: no result yet." in notes
+    assert "NxM+, no teacher, on CoLA, seed 1 and 2: no result yet." in notes
+    changed = table.shown.set_index("Variant")["Changed"]
+    assert set(changed["permuted"]) == {"permute yes"}
+    assert set(changed[""]) == {""}
+    tuning = report.load("tables", "table_tuning").make(evidence)
+    assert tuning.shown.empty  # a variant that failed is no cell of a search
+
+
+def test_tables_say_which_values_are_not_the_grids_best(one: Evidence) -> None:
+    text = facts.selection_phrase(replace(one, selection="heldout"))
+    assert text.endswith("Not so ASP on STS-B and NxM on STS-B: their values are not (or not yet) the grid's best.")
+    best = [
+        run.model_copy(update={"hyperparameters": run.hyperparameters | {"learning_rate": 0.0003}})
+        if run.cell is None
+        else run
+        for run in one.results
+    ]
+    assert "Not so" not in facts.selection_phrase(replace(one, selection="heldout", results=best))
+    assert "Not so" not in facts.selection_phrase(one)  # nothing was searched for
 
 
 def test_the_ablation_figure_has_changes_left_and_rivals_and_other_patterns_right(ablation: Evidence) -> None:

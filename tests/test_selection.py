@@ -14,7 +14,7 @@ VALUES = {
     "nxm": {"stsb": {"epochs": 5, "rho": 0.25}, "mnli": {}},
     "seeds": [3, 4],
     "asp_plus": {"stsb": {"epochs": 6, "learning_rate": 1e-4}, "mnli": {"epochs": 1}},
-    "ablation": {"seeds": [3], "variants": {"longer": {"method": "asp_plus", "values": {"epochs": 9}}}},
+    "ablation": {"longer": {"method": "asp_plus", "values": {"epochs": 9}}},
     "grid": {
         "seeds": [8, 9],
         "small": {"asp": {"learning_rate": [5e-5, 3e-4]}, "nxm": {"learning_rate": [1e-4], "rho": [0.1, 0.2]}},
@@ -100,7 +100,7 @@ def test_cells_from_the_dense_model_say_which_one():
 
 
 def test_variants_are_their_methods_values_with_one_changed_from_the_dense_model_of_their_seed():
-    assert selection.expand_ablation(VALUES) == {
+    assert selection.expand_ablation(VALUES | {"seeds": [3]}) == {
         "stsb-asp_plus-longer-seed3": {
             "task": "stsb",
             "method": "asp_plus",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -11,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from nxm import UserError
-from nxm.launch import Stage, read_stages, waiting_stages
+from nxm.launch import Stage, read_stages, that_need, waiting_stages
 from nxm.methods import METHODS, get_method
 from nxm.results import read_study, result_path, write_result
 from nxm.settings import load_study, parse_study, read_yaml
@@ -155,6 +156,20 @@ def test_what_a_search_decides_waits_for_it_and_so_does_what_needs_that(tmp_path
     }
     assert waiting_stages(ablation(), stages, tmp_path) == {"plus@stsb-0-nxm_plus", variant, "table@table1"}
     assert waiting_stages(load_study(ROOT / "params.yaml"), {"nxm@stsb-0": after()}, tmp_path) == set()
+
+
+def test_what_needs_a_stage_is_found_through_others():
+    needs = {"a": (), "b": ("a",), "c": ("b",), "d": (), "e": ("d", "c")}
+    stages = {name: Stage(frozenset(own), (), (), ()) for name, own in needs.items()}
+    assert that_need(stages, {"b"}) == {"b", "c", "e"}
+    assert that_need(stages, set()) == set()
+
+
+def test_variants_in_the_main_params_are_refused(tmp_path):
+    values = read_yaml(ROOT / "params.yaml") | {"ablation": {"x": {"method": "nxm_plus", "values": {}}}}
+    (tmp_path / "params.yaml").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="'ablation' is for a profile"):
+        study_values(tmp_path, MAIN)
 
 
 @pytest.mark.parametrize(

@@ -151,14 +151,6 @@ class ADMM:
             U.mul_(factor)
             self._target[name] = self.Z[name] - U
 
-    # --- the hard-pruned network -----------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def project_weights_(self) -> None:
-        """W <- Proj_S(W), the hard prune: for good at the end, or for an evaluation on a copy."""
-        for W in self.W.values():
-            W.copy_(self.constraint.project(W))
-
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -207,21 +199,24 @@ def rho_at(rho: float, schedule: str, iteration: int, iterations: int) -> float:
     raise UserError(f"unknown schedule '{schedule}'; known: constant, linear, cosine")
 
 
-# How much rho grows after an iteration that kept less than this share of the mask's entries (ALPS, arXiv 2406.07831).
-_GROWTH = ((0.9, 1.3), (0.995, 1.2), (1.0, 1.1))
+# How much rho grows after an iteration that kept less than this share of the mask's entries (ALPS, arXiv 2406.07831; its
+# own shares count entries that left and that came, twice as many).
+_GROWTH = ((0.95, 1.3), (0.9975, 1.2), (1.0, 1.1))
+_LARGEST_RHO = 3.0  # 95 % of the distance in one iteration: beyond it W is only held, and learns nothing
 
 
 def rho_by_similarity(rho: float, similarities: Sequence[float]) -> float:
     """The strength after iterations with these mask similarities, driven by how much the mask still moves.
 
-    As ALPS does it (arXiv 2406.07831, section 3.2): while the mask moves much, rho grows fast to settle it; once it
-    stays, slowly, so that the weights follow. x 1.3 after an iteration that swapped over 10 % of the mask, x 1.2 over
-    0.5 %, else x 1.1.
+    After ALPS (arXiv 2406.07831, section 3.2): while the mask moves much, rho grows fast to settle it. x 1.3 after an
+    iteration that swapped over 5 % of the mask, x 1.2 over 0.25 %, x 1.1 for less. Where the mask stood still ALPS is
+    done; here the weights go on learning, so rho stays, as it does from 3 on (95 % of the distance in one iteration).
 
     Args:
         rho: the first iteration's.
         similarities: of the iterations done, in order, each a share (`Iteration.similarity`).
     """
     for similarity in similarities:
-        rho *= next((factor for below, factor in _GROWTH if similarity < below), _GROWTH[-1][1])
+        grown = rho * next((factor for below, factor in _GROWTH if similarity < below), 1.0)
+        rho = max(rho, min(grown, _LARGEST_RHO))
     return rho

@@ -70,12 +70,13 @@ def main() -> None:
             point_at_results(study)
         return
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    failed, tried = False, set[str]()
-    said = chosen_values(study, root)[0]
+    failed, tried = set[str](), set[str]()
+    said = say_chosen(study, root, ())
     while True:  # what a search decides runs after it, and so does a search among what another one decides
-        waiting = waiting_stages(study, read_stages(target), root)
-        todo = set(pending) - waiting - tried
-        failed |= bool(todo) and reproduce(target, todo, jobs)
+        stages = read_stages(target)
+        waiting = waiting_stages(study, stages, root)
+        todo = set(pending) - waiting - tried - that_need(stages, failed)
+        failed |= reproduce(target, todo, jobs) if todo else set()
         if not (todo and waiting):
             break
         tried |= todo
@@ -95,13 +96,21 @@ def main() -> None:
 def waiting_stages(study: Study, stages: Mapping[str, Stage], root: Path) -> set[str]:
     """The stages that wait, themselves or upstream, for values that a search has not chosen yet."""
     _, lacking = chosen_values(study, root)
-    waiting = set()
-    for name in TopologicalSorter({name: stage.needs for name, stage in stages.items()}).static_order():
+    undecided = set()
+    for name in stages:
         planned = planned_training(study, name)
-        undecided = planned is not None and not planned.searched and (planned.block, planned.task) in lacking
-        if undecided or stages[name].needs & waiting:
-            waiting.add(name)
-    return waiting
+        if planned is not None and not planned.searched and (planned.block, planned.task) in lacking:
+            undecided.add(name)
+    return that_need(stages, undecided)
+
+
+def that_need(stages: Mapping[str, Stage], names: Collection[str]) -> set[str]:
+    """These stages and all that need them, directly or not."""
+    found = set(names)
+    for name in TopologicalSorter({name: stage.needs for name, stage in stages.items()}).static_order():
+        if stages[name].needs & found:
+            found.add(name)
+    return found
 
 
 def default_jobs() -> int:
@@ -111,8 +120,8 @@ def default_jobs() -> int:
     return 1 if alone else 2
 
 
-def reproduce(target: Path, names: set[str], jobs: int) -> bool:
-    """Run stages of a study, and those they need whose outputs are not here; returns whether one failed.
+def reproduce(target: Path, names: set[str], jobs: int) -> set[str]:
+    """Run stages of a study, and those they need whose outputs are not here; returns those that failed or were stopped.
 
     Stages that do not need each other run side by side. One that fails stops those that need it and no other.
     """
@@ -134,7 +143,7 @@ def reproduce(target: Path, names: set[str], jobs: int) -> bool:
         for group, width in ((alone, 1), ([name for name in wave if name not in alone], jobs)):
             failed |= {name.rpartition(":")[2] for name in _side_by_side([f"{target}:{name}" for name in group], width)}
         sorter.done(*ready)
-    return bool(failed)
+    return failed
 
 
 def _side_by_side(targets: list[str], width: int) -> list[str]:

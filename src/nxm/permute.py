@@ -21,6 +21,7 @@ from nxm.constraints import NM
 from nxm.errors import UserError
 from nxm.targets import find_stack, find_targets, unwrap
 
+_KNOWN = frozenset({"bert", "roberta", "electra", "distilbert", "mpnet"})  # nothing else reads these channels there
 # In a block: (first matrix, second matrix), by family. Attention's channels move within their head alone.
 _FEED_FORWARD = (("intermediate.dense", "output.dense"), ("ffn.lin1", "ffn.lin2"))
 _ATTENTION = (
@@ -44,19 +45,23 @@ def permute_(
     Returns: the second matrices' names -> the share of their squared norm that the projection keeps, before and after.
 
     Raises:
-        UserError: the blocks' layers are of none of these architectures.
+        UserError: the model is of none of these architectures (another may read the inner channels elsewhere, as
+            Longformer's global attention does), or its heads are no whole number of groups wide.
     """
+    config = unwrap(model).config
+    if config.model_type not in _KNOWN:
+        raise UserError(f"model type '{config.model_type}' cannot be permuted; known: {', '.join(sorted(_KNOWN))}")
     prefix, stack = find_stack(model)
     targets = find_targets(model, include, exclude)
-    heads = int(unwrap(model).config.num_attention_heads)
+    heads = int(config.num_attention_heads)
+    width = int(config.hidden_size) // heads
+    if width % constraint.group_size:
+        raise UserError(f"attention heads {width} wide are no whole number of groups of {constraint.group_size}")
     kept = {}
     for number, block in enumerate(stack):
         layers = dict(block.named_modules())
         for known, parts in ((_ATTENTION, heads), (_FEED_FORWARD, 1)):
-            pair = next(((first, second) for first, second in known if first in layers and second in layers), None)
-            if pair is None:
-                names = ", ".join(name for name, layer in layers.items() if isinstance(layer, nn.Linear))
-                raise UserError(f"block {number} has none of the layer pairs that can be permuted; it has {names}")
+            pair = next((first, second) for first, second in known if first in layers and second in layers)
             name = f"{prefix}.{number}.{pair[1]}.weight"
             if name not in targets:
                 continue

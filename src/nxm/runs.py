@@ -164,7 +164,7 @@ def run(study: Study, cell: Cell, keep_model: bool = True, keep_predictions: boo
                     "layers": trained.model.config.num_hidden_layers,
                     "hidden_size": trained.model.config.hidden_size,
                 },
-                "wall_seconds": time.perf_counter() - started,
+                "wall_seconds": trained.seconds_before + time.perf_counter() - started,
                 "train_seconds": trained.seconds,
                 "peak_memory_mib": provenance.peak_memory_mib(),
                 "energy_joules": energy.joules(),

@@ -50,11 +50,10 @@ def expand_ablation(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         values: a study's settings as plain values; a variant takes what it does not change from its method's block.
     """
     cells = {}
-    ablation = values["ablation"]
     for task in values["tasks"]:
-        for name, variant in ablation.get("variants", {}).items():
+        for name, variant in values["ablation"].items():
             block = dict(values[variant["method"]][task]) | variant["values"]
-            for seed in ablation.get("seeds", []):
+            for seed in values["seeds"]:
                 cells |= _cell(task, variant["method"], seed, name, block, seed)
     return cells
 

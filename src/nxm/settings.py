@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -107,12 +107,12 @@ class Training(Settings):
 class Admm(Settings):
     """The ADMM algorithm's values; see `nxm.admm` for what each does.
 
-    `recipe: paper` puts the penalty of eq. (3) into Adam's gradient and never freezes the mask;
-    `recipe: proximal` takes a decoupled proximal step after the optimizer's and ends with the mask frozen.
+    `recipe: paper` puts the penalty of eq. (3) into Adam's gradient and never freezes the mask; `recipe: gradient`
+    does the first alone; `recipe: proximal` takes a decoupled proximal step after the optimizer's.
     """
 
-    recipe: Literal["paper", "proximal"]
-    rho: Positive  # paper: weight of the penalty in the loss; proximal: pull toward Z - U over one ADMM iteration
+    recipe: Literal["paper", "gradient", "proximal"]
+    rho: Positive  # paper, gradient: the penalty's weight in the loss; proximal: pull toward Z - U over an iteration
     interval: Literal["epoch"] | PositiveInt = "epoch"  # optimizer steps between two projections
     # Of rho over the ADMM iterations, U being rescaled; similarity: it grows by how much the mask still moves (ALPS)
     schedule: Literal["constant", "linear", "cosine", "similarity"] = "constant"
@@ -127,16 +127,21 @@ class Admm(Settings):
                 "recipe 'paper' has a constant rho, full dual steps and no frozen phase: leave schedule, dual_step and "
                 "freeze_at out"
             )
+        if self.recipe == "gradient" and self.dual_step == "matched":
+            raise ValueError(
+                "recipe 'gradient' has full dual steps: which share of the distance W covers under Adam is not known, "
+                "so there is none to match"
+            )
         return self
 
 
 class Distillation(Settings):
     """Weights of the terms of the knowledge-distillation loss (`nxm.distil`)."""
 
-    task: Annotated[float, Field(ge=0.0)] = 0.5  # the loss on the labels
-    logits: Annotated[float, Field(ge=0.0)] = 0.5  # toward the teacher's logits
-    hidden: Annotated[float, Field(ge=0.0)] = 1.0  # mean squared error of matching hidden states
-    temperature: Positive = 2.0  # classification only; regression matches the score itself
+    task: Annotated[float, Field(ge=0.0)]  # the loss on the labels
+    logits: Annotated[float, Field(ge=0.0)]  # toward the teacher's logits
+    hidden: Annotated[float, Field(ge=0.0)]  # mean squared error of matching hidden states
+    temperature: Positive  # classification only; regression matches the score itself
 
 
 class AdmmTraining(Training, Admm):
@@ -146,13 +151,13 @@ class AdmmTraining(Training, Admm):
 class DistilTraining(Training):
     """A run that makes the dense student."""
 
-    distillation: Distillation = Distillation()
+    distillation: Distillation
 
 
 class DistilAdmmTraining(AdmmTraining):
     """A run that makes the student sparse; the teacher's terms count only in the run with a teacher."""
 
-    distillation: Distillation = Distillation()
+    distillation: Distillation
 
 
 class Gmp(Settings):
@@ -211,11 +216,7 @@ class Variant(Settings):
     values: dict[str, JsonValue]
 
 
-class Ablation(Settings):
-    """What is left out of, or put into, NxM+ and its rivals, one thing at a time; each variant runs with each seed."""
-
-    seeds: list[int] = []
-    variants: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], Variant] = {}
+VariantName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 
 
 class Sweep(Settings):
@@ -338,7 +339,7 @@ class Study(Settings):
     sr_ste_plus: dict[str, SrStePlusTraining]
     distil_plus_methods: list[Literal["distil_nxm_plus"]]  # NxM+ on the distilled student: [] or this one
     distil_nxm_plus: dict[str, AdmmExtras]
-    ablation: Ablation
+    ablation: dict[VariantName, Variant]  # by the variant's name; each runs with each of `seeds`
     sweep: Sweep
     # A run's values: those stated above, or, of the grid, the best on dev (the paper's way) or on rows held out
     selection: Literal["params", "dev", "heldout"]
@@ -352,9 +353,15 @@ class Study(Settings):
     tables: list[str]
 
     @property
+    def methods(self) -> list[str]:
+        """The methods whose whole runs belong to the study."""
+        always = ["dense", "asp", "admm_unstructured", "nxm", "distil"]
+        return [*always, *self.distil_nxm_methods, *self.plus_methods, *self.distil_plus_methods]
+
+    @property
     def searched_cells(self) -> dict[str, GridCell]:
         """The cells of the search alone, without the ablation's."""
-        own = {key: cell for key, cell in self.plus_cells.items() if cell.cell not in self.ablation.variants}
+        own = {key: cell for key, cell in self.plus_cells.items() if cell.cell not in self.ablation}
         return self.cells | own
 
     @model_validator(mode="after")
@@ -380,7 +387,7 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _ablation_is_of_methods_that_run(self) -> Study:
-        for name, variant in self.ablation.variants.items():
+        for name, variant in self.ablation.items():
             if re.match(r"(lr|bs|rho|decay)\d", name):
                 raise ValueError(f"ablation variant '{name}' is named as a cell of the grid; take another name")
             if variant.method not in self.plus_methods:
@@ -394,12 +401,24 @@ class Study(Settings):
                         f"ablation variant '{name}': {variant.method} has no {listed(strange)}; it has "
                         f"{listed(type(block).model_fields)}"
                     )
-                type(block).model_validate(block.model_dump() | variant.values)
-        if strange_seeds := set(self.ablation.seeds) - set(self.seeds):
-            raise ValueError(
-                f"ablation.seeds has {listed(strange_seeds)}, which 'seeds' has not: a variant is compared with its "
-                "method's whole run of the same seed"
-            )
+                try:
+                    type(block).model_validate(block.model_dump() | variant.values)
+                except ValidationError as error:
+                    problems = "; ".join(_explain(f"ablation variant '{name}'", each) for each in error.errors())
+                    raise ValueError(problems) from None
+        return self
+
+    @model_validator(mode="after")
+    def _grid_of_plus_methods_has_what_it_needs(self) -> Study:
+        for group in (self.grid.small, self.grid.large):
+            for method in set(group) & set(get_args(PlusMethod)):
+                if method not in self.plus_methods:
+                    raise ValueError(f"'grid' searches {method}, which 'plus_methods' does not name")
+                if not self.seeds:
+                    raise ValueError(
+                        f"'grid' searches {method}, whose cells start from or learn from the dense model of the "
+                        "first of 'seeds', which is empty"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -49,6 +49,10 @@ def study_values(root: Path, name: str) -> dict[str, Any]:
     """
     base = read_yaml(root / "params.yaml")
     if name == base.get("study"):
+        if base.get("ablation"):
+            raise UserError(
+                "params.yaml: 'ablation' is for a profile: write the variants there, they would not run here"
+            )
         return base
     profile = root / "profiles" / f"{name}.yaml"
     if not profile.is_file():

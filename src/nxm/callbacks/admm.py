@@ -62,6 +62,7 @@ class AdmmCallback(HardPrunedEvaluation):
         self._masked: MaskedWeights | None = None  # from the freeze on
 
     def begin(self, steps: int, steps_per_epoch: int) -> None:
+        self.iterations, self.frozen_at_step, self.swaps, self._masked = [], None, None, None  # of a training before
         self.admm = ADMM(self.targets, self.constraint)
         self.interval = steps_per_epoch if self.settings.interval == "epoch" else int(self.settings.interval)
         self.steps_per_epoch = steps_per_epoch
@@ -89,7 +90,7 @@ class AdmmCallback(HardPrunedEvaluation):
     ) -> None:
         if self._masked is not None:
             self._masked.apply_to_gradients_()
-        elif self.settings.recipe == "paper":
+        elif self.settings.recipe in ("paper", "gradient"):
             self.admm.penalty_gradient_(self.rho)
 
     def on_optimizer_step(
@@ -124,8 +125,8 @@ class AdmmCallback(HardPrunedEvaluation):
 
     def finish(self) -> None:
         if self._masked is None:
-            self._describe({name: self.constraint.mask(W) for name, W in self.targets.items()})
-            self.admm.project_weights_()
+            self._describe({name: self.hard_mask(name, W) for name, W in self.targets.items()})
+        super().finish()
         if self.importance is not None:
             self.importance.end()
         if self.history is not None:
@@ -152,7 +153,7 @@ class AdmmCallback(HardPrunedEvaluation):
         if self.importance is not None:
             self.importance.load_state_dict(tensors)
         if self.frozen_at_step is not None:
-            self._masked = MaskedWeights(self.targets, self.admm.masks)
+            self._fix_masks()
 
     # The algorithm's course.
 
@@ -180,7 +181,12 @@ class AdmmCallback(HardPrunedEvaluation):
     def _freeze(self, step: int) -> None:
         self._describe(self.admm.masks)
         self.frozen_at_step = step
+        self._fix_masks()
+
+    def _fix_masks(self) -> None:
         self._masked = MaskedWeights(self.targets, self.admm.masks)
+        if self.importance is not None:
+            self.importance.end()  # nothing is projected any more
 
     def _describe(self, masks: dict[str, Tensor]) -> None:
         if self.history is not None:
@@ -207,3 +213,7 @@ class AdmmCallback(HardPrunedEvaluation):
     @property
     def inside(self) -> bool:
         return self._masked is not None
+
+    def hard_mask(self, name: str, W: Tensor) -> Tensor:
+        """W's largest; with an importance Z's mask, since what was weighed is known at the projections alone."""
+        return self.admm.masks[name] if self.importance is not None and self.iterations else super().hard_mask(name, W)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from nxm.constraints import SparseSet
+from nxm.constraints import SparseSet, apply_mask
 from nxm.errors import UserError
 from nxm.pattern import write_pattern
 from nxm.targets import find_targets, unwrap, validate_targets
@@ -45,7 +45,7 @@ class SparsityCallback(TrainerCallback):
         raise NotImplementedError
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The state that must survive a restart: tensors, and JSON."""
+        """The state that must survive a restart: tensors, and JSON. Called in every process, saved by the first."""
         raise NotImplementedError
 
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -54,7 +54,6 @@ class SparsityCallback(TrainerCallback):
 
     def finish(self) -> None:
         """Training is over: leave the weights in the constraint set."""
-        raise NotImplementedError
 
     # What the Trainer calls.
 
@@ -71,8 +70,8 @@ class SparsityCallback(TrainerCallback):
             self.load_state_dict(tensors, values)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        tensors, values = self.state_dict()
         if args.should_save:
-            tensors, values = self.state_dict()
             _write_state(_checkpoint(args, state) / STATE_FILE, tensors, values)
 
     def on_train_end(
@@ -103,6 +102,10 @@ class HardPrunedEvaluation(SparsityCallback):
         """Whether the weights lie in the constraint set by now, so that nothing is to be pruned."""
         raise NotImplementedError
 
+    def hard_mask(self, name: str, W: Tensor) -> Tensor:
+        """The mask of the hard prune, bool of W's shape: the Euclidean projection's, unless a method has its own."""
+        return self.constraint.mask(W)
+
     # What the Trainer calls.
 
     def on_train_begin(
@@ -126,14 +129,23 @@ class HardPrunedEvaluation(SparsityCallback):
         self._restore()
         super().on_train_end(args, state, control, model=model, **kwargs)
 
+    def finish(self) -> None:
+        self._hard_prune()
+
     @torch.no_grad()
     def _prune_in_eval_mode(self, module: nn.Module, inputs: Any) -> None:
         if module.training:
             self._restore()
         elif self._unpruned is None and not self.inside:
             self._unpruned = {name: W.detach().clone() for name, W in self.targets.items()}
-            for W in self.targets.values():
-                W.copy_(self.constraint.project(W))
+            self._hard_prune()
+
+    @torch.no_grad()
+    def _hard_prune(self) -> None:
+        """What is not in the set yet; also what the Trainer loaded back as the best of its evaluations."""
+        for name, W in self.targets.items():
+            if not self.constraint.contains(W):
+                W.copy_(apply_mask(W, self.hard_mask(name, W)))
 
     @torch.no_grad()
     def _restore(self) -> None:

@@ -36,13 +36,16 @@ class GmpCallback(HardPrunedEvaluation):
         exclude: tuple[str, ...] = (),
     ) -> None:
         super().__init__(constraint or NM(), include, exclude)
-        self.settings = settings or Gmp(interval="epoch", prune_until=0.5)
+        self.settings = settings or Gmp(interval=10, prune_until=0.5)
 
     def begin(self, steps: int, steps_per_epoch: int) -> None:
         self.interval = steps_per_epoch if self.settings.interval == "epoch" else int(self.settings.interval)
         self.last_step = math.floor(steps * self.settings.prune_until)
-        if self.last_step < 1:
-            raise UserError(f"prune_until = {self.settings.prune_until} of {steps} optimizer steps is no step at all")
+        if self.last_step < 2 * self.interval:
+            raise UserError(
+                f"gradual pruning has {self.last_step} optimizer steps (prune_until = {self.settings.prune_until:g} of "
+                f"{steps}), fewer than two intervals of {self.interval}: it would not be gradual; set a smaller interval"
+            )
         self.masked = MaskedWeights(
             self.targets, {name: torch.ones_like(W, dtype=torch.bool) for name, W in self.targets.items()}
         )
@@ -78,8 +81,3 @@ class GmpCallback(HardPrunedEvaluation):
         masks = {name: tensors[f"mask.{name}"].to(W.device) for name, W in self.targets.items()}
         self.masked = MaskedWeights(self.targets, masks)
         self.settled = values["settled"]
-
-    def finish(self) -> None:
-        if not self.settled:  # training was stopped before `prune_until`
-            self.masked = MaskedWeights.one_shot(self.targets, self.constraint)
-            self.settled = True

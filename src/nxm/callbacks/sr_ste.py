@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -57,8 +56,3 @@ class SrSteCallback(HardPrunedEvaluation):
 
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         pass
-
-    @torch.no_grad()
-    def finish(self) -> None:
-        for W in self.targets.values():
-            W.copy_(self.constraint.project(W))

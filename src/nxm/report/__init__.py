@@ -77,7 +77,7 @@ def read_evidence(root: str | Path, study: str) -> Evidence:
         settings.selection if settings is not None else "params",
         read_measurements(root / "results" / study / "matrices"),
         read_measurements(root / "results" / study / "deployment"),
-        tuple(f"{variant.method}/{name}" for name, variant in settings.ablation.variants.items()) if settings else (),
+        tuple(f"{variant.method}/{name}" for name, variant in settings.ablation.items()) if settings else (),
     )
 
 
@@ -92,13 +92,13 @@ def _belongs(settings: Study, run: Result | Failure) -> bool:
     if run.task not in settings.tasks:
         return False
     if run.cell is None:
-        return run.seed in settings.seeds
-    if run.cell.startswith("rho"):
-        rhos = settings.sweep.paper_rho if run.method == "nxm_paper" else settings.sweep.rho
-        swept = {f"rho{rho}" for rho in rhos}
-        return run.task in settings.sweep.tasks and run.seed in settings.sweep.seeds and run.cell in swept
+        return run.seed in settings.seeds and run.method in settings.methods
     cells = {(cell.task, cell.method, cell.cell, cell.seed) for cell in (settings.cells | settings.plus_cells).values()}
-    return (run.task, run.method, run.cell, run.seed) in cells
+    if (run.task, run.method, run.cell, run.seed) in cells:
+        return True
+    rhos = settings.sweep.paper_rho if run.method == "nxm_paper" else settings.sweep.rho
+    swept = run.method in ("nxm", "nxm_paper") and run.cell in {f"rho{rho}" for rho in rhos}
+    return swept and run.task in settings.sweep.tasks and run.seed in settings.sweep.seeds
 
 
 def known(kind: Kind) -> list[str]:

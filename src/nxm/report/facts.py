@@ -6,15 +6,15 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from nxm import glue
+from nxm import glue, selection
 from nxm.bootstrap import interval
 from nxm.report import Evidence, paper
-from nxm.results import Result
+from nxm.results import Failure, Result
 
 METHODS = {  # in the order they are shown
     "dense": "Dense",
@@ -42,6 +42,8 @@ _SELECTED = {
     "dev": " Hyper-parameters are the best of a grid on these same dev rows, as in the paper: optimistic.",
 }
 ABSENT = "–"
+SEARCHED = {"learning_rate": "Learning rate", "batch_size": "Batch", "rho": "ρ", "decay": "Decay"}
+Run = TypeVar("Run", Result, Failure)
 
 
 def method_label(method: str) -> str:
@@ -71,15 +73,15 @@ def whole_runs(results: Iterable[Result]) -> list[Result]:
     return [result for result in results if result.cell is None]
 
 
-def runs_of(results: Iterable[Result], method: str) -> list[Result]:
+def runs_of(results: Iterable[Run], method: str) -> list[Run]:
     """A method's whole runs, or, of `nxm_plus/no-teacher`, the runs of that variant of the ablation."""
     method, _, variant = method.partition("/")
     return [result for result in results if result.method == method and result.cell == (variant or None)]
 
 
-def grid_cells(results: Iterable[Result]) -> list[Result]:
+def grid_cells(records: Iterable[Run]) -> list[Run]:
     """The cells of the search over hyper-parameters (those of sweeps over rho alone, and variants, are none)."""
-    return [result for result in results if result.cell is not None and re.match(r"(lr|bs|decay)\d", result.cell)]
+    return [run for run in records if run.cell is not None and re.match(r"(lr|bs|decay)\d", run.cell)]
 
 
 def own_task(results: Iterable[Result], preferred: str = "stsb") -> str | None:
@@ -201,18 +203,30 @@ def heldout_score(results: Iterable[Result], method: str, task: str) -> Score | 
 
 
 def heldout_difference(evidence: Evidence, method: str, rival: str, task: str) -> float | None:
-    """How many points a method is above another on the training rows held out, means over seeds."""
-    ours, theirs = (heldout_score(evidence.results, name, task) for name in (method, rival))
+    """How many points a method is above another on the training rows held out, means over the seeds of both."""
+    paired = _paired(evidence.results, method, rival)
+    ours, theirs = (heldout_score(paired, name, task) for name in (method, rival))
     return None if ours is None or theirs is None else ours.mean - theirs.mean
 
 
-def _mean(evidence: Evidence, method: str, tasks: list[str]) -> float | None:
+def _paired(results: Iterable[Result], method: str, rival: str) -> list[Result]:
+    """Both methods' runs of those tasks and seeds that both have: only these compare."""
+    results = list(results)
+    places = [{(run.task, run.seed) for run in runs_of(results, name)} for name in (method, rival)]
+    return [
+        run
+        for name in (method, rival)
+        for run in runs_of(results, name)
+        if (run.task, run.seed) in set.intersection(*places)
+    ]
+
+
+def _mean(results: list[Result], method: str, tasks: list[str], columns: list[str]) -> float | None:
     """What `_draws` resamples: a task's mean over seeds, or the geometric mean of those of several tasks' columns."""
     if len(tasks) == 1:
-        own = task_score(evidence.results, method, tasks[0])
+        own = task_score(results, method, tasks[0])
         return own.mean if own else None
-    columns = columns_of(run for run in whole_runs(evidence.results) if run.task in tasks)
-    scores = [column_score(evidence.results, method, column) for column in columns]
+    scores = [column_score(results, method, column) for column in columns]
     return None if None in scores else paper.geometric_mean(own.mean for own in scores if own is not None)
 
 
@@ -230,7 +244,9 @@ def _draws(evidence: Evidence, method: str, tasks: list[str]) -> np.ndarray | No
 def _interval(
     evidence: Evidence, method: str, rival: str, tasks: list[str], combine: Callable[[Any, Any], Any]
 ) -> Interval | None:
-    means = [_mean(evidence, name, tasks) for name in (method, rival)]
+    columns = columns_of(run for run in whole_runs(evidence.results) if run.task in tasks)
+    paired = _paired(evidence.results, method, rival)
+    means = [_mean(paired, name, tasks, columns) for name in (method, rival)]
     if means[0] is None or means[1] is None or means[1] <= 0:
         return None
     draws = [_draws(evidence, name, tasks) for name in (method, rival)]
@@ -308,8 +324,28 @@ def missing_phrase(evidence: Evidence, methods: Iterable[str]) -> str:
 
 
 def selection_phrase(evidence: Evidence) -> str:
-    """One or two sentences: what was chosen by which score."""
-    return "Scores are of the last epoch: no epoch is selected on dev." + _SELECTED[evidence.selection]
+    """A few sentences: what was chosen by which score, and of which runs that is not true."""
+    others = [f"{method_label(method)} on {TASKS.get(task, task)}" for method, task in _not_the_best(evidence)]
+    text = "Scores are of the last epoch: no epoch is selected on dev." + _SELECTED[evidence.selection]
+    return text + (f" Not so {listed(others)}: their values are not (or not yet) the grid's best." if others else "")
+
+
+def _not_the_best(evidence: Evidence) -> list[tuple[str, str]]:
+    """Methods and tasks that the grid searched and whose whole runs have other values than its best."""
+    if evidence.selection == "params":
+        return []
+    cells, failures = grid_cells(evidence.results), grid_cells(evidence.failures)
+    places = {
+        str(i): {key: getattr(run, key) for key in ("task", "method", "cell", "seed")} | {"values": run.hyperparameters}
+        for i, run in enumerate([*cells, *failures])
+    }
+    best = selection.choose(places, cells, failures, evidence.selection)
+    return [
+        (method, task)
+        for method, task in dict.fromkeys((cell["method"], cell["task"]) for cell in places.values())
+        for run in [run for run in runs_of(evidence.results, method) if run.task == task][:1]
+        if any(run.hyperparameters.get(key) != best.get((method, task), {}).get(key) for key in SEARCHED)
+    ]
 
 
 def notes(evidence: Evidence, methods: Iterable[str]) -> list[str]:

@@ -88,12 +88,11 @@ _LOOKS = {
     "distil": Look("#7f7f7f", "v", (0, (5, 2))),
     "distil_nxm": Look("#E69F00", "P", (0, (6, 1.5, 1, 1.5, 1, 1.5))),
     "distil_nxm_kd": Look("#56B4E9", "p", (0, (2, 1))),
-    # In the colours of what they improve on: they stand in rows of their own, or beside one another alone.
-    "nxm_plus": Look("#0072B2", "h", "-"),
-    "asp_plus": Look("#D55E00", "d", (0, (3.5, 1.5))),
-    "gmp_plus": Look("#7a5c00", "<", (0, (1, 1.2))),
-    "sr_ste_plus": Look("#882255", ">", (0, (4, 1.2, 1, 1.2))),
-    "distil_nxm_plus": Look("#56B4E9", "8", (0, (2, 1))),
+    "nxm_plus": Look("#332288", "h", (0, (8, 1.5))),
+    "asp_plus": Look("#994F00", "d", (0, (6, 1.2, 2, 1.2))),
+    "gmp_plus": Look("#7a7a00", "<", (0, (2, 2))),
+    "sr_ste_plus": Look("#882255", ">", (0, (3, 1, 1, 1, 1, 1))),
+    "distil_nxm_plus": Look("#117733", "8", (0, (1, 2.5))),
 }
 
 

@@ -1,4 +1,4 @@
-"""The ablation: left, what one change does to NxM+; right, NxM+ and its rivals beside the dense model."""
+"""The ablation: left, what one changed ingredient does to NxM+; right, NxM+ and its rivals beside the dense model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _other_pattern(evidence: Evidence, name: str) -> bool:
 
 
 def _differences(axes: Axes, evidence: Evidence, names: list[str], tasks: list[str]) -> None:
-    axes.set(title="NxM+, one thing changed", xlabel="points against NxM+")
+    axes.set(title="NxM+, one ingredient changed", xlabel="points against NxM+")
     if not names:
         style.missing(axes, "No variant of NxM+ has run yet.")
         return

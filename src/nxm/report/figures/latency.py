@@ -187,15 +187,15 @@ def _projections(axes: Axes, rows: list[Row]) -> None:
 
 def _said(evidence: Evidence, benchmark: Row) -> list[str]:
     absent = [row for part in ("training_step", "projection") for row in benchmark[part] if "absent" in row]
-    machine = benchmark["provenance"].get("machine", {})
-    cores = f"{machine['cores']} cores" if "cores" in machine else None
-    place = ", ".join(str(text) for text in (machine.get("cpu"), cores, machine.get("device")) if text)
+    measured = [*(file for file in evidence.deployment if "absent" not in file), benchmark]
+    machines = [file["provenance"]["machine"] for file in measured if "machine" in file["provenance"]]
+    places = facts.listed(dict.fromkeys(map(facts.machine_text, machines)))
     low, high = paper.MATMUL_SPEEDUP
     return [
         f"Study {evidence.study}. Medians, 10th to 90th percentile; dense kernels unless said.",
         "Grey numbers: speed-up over dense fp32 (a), time added to a dense step (b), speed-up over torch.ao (c).",
         *(f"Absent: {file['device'].upper()}: {file['absent']}." for file in evidence.deployment if "absent" in file),
         *(f"Absent: {sentence}" for sentence in _absent(absent)),
-        f"Machine: {place}." if place else "",
+        f"Machine: {places}." if machines else "",
         f"The paper cites {low}–{high}× for BERT's matrix products on an A100.",
     ]

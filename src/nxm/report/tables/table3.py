@@ -74,7 +74,7 @@ def make(evidence: Evidence) -> Table:
 
 def _cells(evidence: Evidence, task: str, method: str) -> set[str | None]:
     """Names of the grid's cells, those that failed among them."""
-    records = [*facts.grid_cells(evidence.results), *evidence.failures]
+    records = [*facts.grid_cells(evidence.results), *facts.grid_cells(evidence.failures)]
     return {record.cell for record in records if (record.task, record.method) == (task, method)}
 
 

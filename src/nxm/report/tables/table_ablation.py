@@ -1,4 +1,4 @@
-"""The ablation: what NxM+ and its rivals gain or lose when one thing is changed, with intervals over seeds."""
+"""The ablation: what NxM+ and its rivals gain or lose when one ingredient is changed, with intervals over seeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIELDS = ["task", "name", "rival", "mean", "spread", "difference", "low", "high"
 
 def make(evidence: Evidence) -> Table:
     """One row a task and variant, beside the method that it varies; rivals beside NxM+. A last group for all tasks."""
-    title = "Ablation: one thing changed"
+    title = "Ablation: one ingredient changed"
     runs = [run for run in evidence.results if _name(run.method, run.cell) in _compared(evidence)]
     if not runs:
         reason = f"Study {evidence.study} has no ablation."
@@ -31,8 +31,9 @@ def make(evidence: Evidence) -> Table:
                 shown.append(_shown(evidence, row, group))
     notes = facts.notes(evidence, ())
     notes += [
-        "Each variant is its method with one value changed, at the learning rate chosen for the method; rivals have "
-        "their own.",
+        "Each variant is its method with the values named changed, at the learning rate chosen for the method; rivals "
+        "have their own.",
+        *_gaps(evidence, tasks),
         f"Points: mean over seeds; intervals by paired bootstrap over dev examples and seeds, {DRAWS:,} draws.",
         "Time: of training, beside the method's own.",
     ]
@@ -46,6 +47,44 @@ def _compared(evidence: Evidence) -> dict[str, str | None]:
         own[method] = None if method == "nxm_plus" else "nxm_plus"
         own |= {name: method for name in evidence.variants if name.startswith(f"{method}/")}
     return own
+
+
+def _gaps(evidence: Evidence, tasks: list[str]) -> list[str]:
+    """A sentence on each variant and task without a result for every seed: what failed and why, or has not run."""
+    seeds = {run.seed for run in facts.whole_runs(evidence.results)}
+    sentences = []
+    for name in evidence.variants:
+        for task in tasks:
+            done = {run.seed for run in facts.runs_of(evidence.results, name) if run.task == task}
+            failed = {run.seed: run.failure for run in facts.runs_of(evidence.failures, name) if run.task == task}
+            where = f"{facts.method_label(name)}, on {facts.TASKS.get(task, task)}"
+            for reason in dict.fromkeys(failed.values()):
+                own = sorted(seed for seed, said in failed.items() if said == reason)
+                sentences.append(f"{where}, seed {facts.listed(own)}: failed: {reason.rstrip('.')}.")
+            if lacking := sorted(seeds - done - failed.keys()):
+                sentences.append(f"{where}, seed {facts.listed(lacking)}: no result yet.")
+    return sentences
+
+
+def _changed(evidence: Evidence, name: str, rival: str) -> str:
+    """What a variant's values are where its method's are others: `dual step full`."""
+    ours, base = (facts.runs_of(evidence.results, which)[:1] for which in (name, rival))
+    if not ours or not base:
+        return ""
+    values, before = ours[0].hyperparameters, base[0].hyperparameters
+    return "; ".join(
+        f"{key.replace('_', ' ')} {_value(value)}" for key, value in values.items() if value != before.get(key)
+    )
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {_value(own)}" for key, own in value.items())
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else facts.plain(value)
 
 
 def _name(method: str, cell: str | None) -> str:
@@ -91,7 +130,8 @@ def _shown(evidence: Evidence, row: dict[str, Any], tasks: list[str]) -> dict[st
     return {
         "Task": facts.TASKS.get(row["task"], "Geo. mean"),
         "Method": facts.method_label(method),
-        "Changed": variant.replace("-", " "),
+        "Variant": variant.replace("-", " "),
+        "Changed": _changed(evidence, name, rival) if variant and rival else "",
         "Score": f"{row['mean']:.1f}{spread}",
         "Kept of dense": facts.percent(row["kept"]),
         "Points [95 %]": own.text() if own else facts.ABSENT,
