@@ -199,8 +199,8 @@ def rho_at(rho: float, schedule: str, iteration: int, iterations: int) -> float:
     raise UserError(f"unknown schedule '{schedule}'; known: constant, linear, cosine")
 
 
-# How much rho grows after an iteration that kept less than this share of the mask's entries (ALPS, arXiv 2406.07831; its
-# own shares count entries that left and that came, twice as many).
+# How much rho grows after an iteration that kept less than this share of the mask's entries (ALPS, arXiv 2406.07831;
+# its own shares count entries that left and that came, twice as many).
 _GROWTH = ((0.95, 1.3), (0.9975, 1.2), (1.0, 1.1))
 _LARGEST_RHO = 3.0  # 95 % of the distance in one iteration: beyond it W is only held, and learns nothing
 

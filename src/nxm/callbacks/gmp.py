@@ -44,7 +44,7 @@ class GmpCallback(HardPrunedEvaluation):
         if self.last_step < 2 * self.interval:
             raise UserError(
                 f"gradual pruning has {self.last_step} optimizer steps (prune_until = {self.settings.prune_until:g} of "
-                f"{steps}), fewer than two intervals of {self.interval}: it would not be gradual; set a smaller interval"
+                f"{steps}), fewer than two intervals of {self.interval}: not gradual; set a smaller interval"
             )
         self.masked = MaskedWeights(
             self.targets, {name: torch.ones_like(W, dtype=torch.bool) for name, W in self.targets.items()}
