@@ -64,7 +64,7 @@ def repository(tmp_path_factory) -> Path:
 def finished(repository) -> tuple[Path, str]:
     """The study, killed in the middle of a training (as by `kill -9`) and started again; the second launch's output."""
     checkpoints = repository / "checkpoints/smoke/mnli/nxm/seed0"
-    deadline = time.monotonic() + 500
+    deadline = time.monotonic() + 900
     with (repository.parent / FIRST_LOG).open("w") as log:  # a pipe that nobody reads would fill up
         process = launch(repository, log=log)
         while not list(checkpoints.glob("*/checkpoint-*/complete")):
