@@ -27,7 +27,7 @@ from nxm.sources import sha256_file
 TARGET = Path("studies/smoke/dvc.yaml")
 NXM = Path("results/smoke/mnli/nxm/seed0.json")
 FIRST_LOG = "first-launch.log"  # beside the repository
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1800)]  # the first test waits for two launches
 
 
 def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
