@@ -1,4 +1,4 @@
-"""Stage benchmark: what sparsity costs in training and gains at inference, as results/<study>/benchmark.json.
+"""Stage benchmark: what the methods cost in training, as results/<study>/benchmark.json.
 
 python stages/benchmark.py --params params.yaml
 """
@@ -9,12 +9,12 @@ import argparse
 from pathlib import Path
 
 from nxm.cli import run
-from nxm.latency import run_benchmark
+from nxm.overhead import run_benchmark
 from nxm.settings import load_study
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time a study's models, training steps and projections.")
+    parser = argparse.ArgumentParser(description="Time training steps and projections.")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the study's settings")
     arguments = parser.parse_args()
 

@@ -29,10 +29,12 @@ def main() -> None:
     data = load_prepared(Path("data") / study / "prepared" / task.name)
     labels = {split: np.asarray(data[split]["labels"]) for split in task.evaluation}
     predictions: dict[str, dict[int, dict[str, np.ndarray]]] = {}
-    for whole in read_study("results", study):
-        if whole.task == task.name and whole.cell is None and whole.seed in settings.seeds:
-            path = predictions_path(result_path("", study, whole.task, whole.method, whole.seed))
-            predictions.setdefault(whole.method, {})[whole.seed] = read_predictions(path)
+    for done in read_study("results", study):
+        variant = done.cell in settings.ablation
+        if done.task == task.name and done.seed in settings.seeds and (done.cell is None or variant):
+            name = f"{done.method}/{done.cell}" if variant else done.method
+            path = predictions_path(result_path("", study, done.task, done.method, done.seed, done.cell))
+            predictions.setdefault(name, {})[done.seed] = read_predictions(path)
     write_predictions(bootstrap_path("", study, task.name), resampled_scores(task, labels, predictions))
 
 

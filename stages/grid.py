@@ -23,13 +23,16 @@ def main() -> None:
     parser.add_argument("--cell", required=True)
     args = parser.parse_args()
     study = load_study(args.params)
-    if args.cell not in study.cells:
-        raise UserError(f"{args.params}: there is no cell '{args.cell}'; known are {', '.join(study.cells) or 'none'}")
-    cell = study.cells[args.cell]
+    cells = study.cells | study.plus_cells
+    if args.cell not in cells:
+        raise UserError(f"{args.params}: there is no cell '{args.cell}'; known are {', '.join(cells) or 'none'}")
+    cell = cells[args.cell]
     progress = say_progress(study, read_study("results", study.study))
     if progress and os.environ.get("RANK", "0") == "0":
         print(progress, flush=True)
-    run(study, Cell(cell.task, cell.method, cell.seed, cell.cell, tuple(cell.values.items())), keep_model=False)
+    values = tuple(cell.values.items())
+    own = Cell(cell.task, cell.method, cell.seed, cell.cell, values, cell.dense_seed)
+    run(study, own, keep_model=False, keep_predictions=args.cell in study.plus_cells)
 
 
 if __name__ == "__main__":

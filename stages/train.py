@@ -35,7 +35,7 @@ def main() -> None:
     progress = say_progress(study, read_study("results", study.study))
     if progress and os.environ.get("RANK", "0") == "0":
         print(progress, flush=True)
-    run(study, cell, keep_model=args.cell is None)
+    run(study, cell, keep_model=args.cell is None, keep_predictions=args.cell is None)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from nxm.results import Result, result_path, write_result, write_text
+import numpy as np
+
+from nxm.results import Result, bootstrap_path, result_path, write_predictions, write_result, write_text
 
 METRICS = {"stsb": "spearman", "mrpc": "f1", "cola": "matthews"}
 DENSE = {"stsb": 84.0, "mrpc": 88.0, "cola": 45.0, "mnli": 80.0, "sst2": 91.0, "qnli": 88.0, "rte": 64.0}
@@ -22,6 +24,8 @@ KEPT = {
     "distil_nxm_kd": 0.93,
 }
 LABELS = ("spearman", "f1", "matthews", "accuracy")
+PLUS = {"nxm_plus": 0.99, "asp_plus": 0.975, "gmp_plus": 0.97, "sr_ste_plus": 0.96}
+VARIANTS = {"nxm_plus/no-teacher": 0.97, "nxm_plus/permuted": 0.991, "asp_plus/pattern-1-4": 0.9}
 STUDENT = ("distil", "distil_nxm", "distil_nxm_kd")
 
 
@@ -38,10 +42,10 @@ def make_result(
 ) -> Result:
     """A result with numbers drawn from its own name, the same at every call."""
     draw = random.Random(f"{task} {method} {seed} {cell}")
-    score = DENSE[task] * KEPT.get(method, 0.9) + draw.gauss(0, 0.4) if score is None else score
+    score = DENSE[task] * (KEPT | PLUS).get(method, 0.9) + draw.gauss(0, 0.4) if score is None else score
     steps, epochs = 47, 5 if method == "dense" else 10
     sparse = method not in ("dense", "distil")
-    admm = sparse and method != "asp"
+    admm = sparse and method not in ("asp", "asp_plus", "gmp_plus", "sr_ste_plus")
     paper = method == "nxm_paper"
     layers = 3 if method in STUDENT else 6
     targets, total = 6 * layers, 12_060_000 + 1_774_464 * layers
@@ -59,7 +63,10 @@ def make_result(
             "dual_step": "full",
             "freeze_at": 1.0 if paper else 0.7,
         }
-    if method in ("distil", "distil_nxm_kd"):
+    if method in PLUS:
+        pattern = {"n_nonzero": 1, "group_size": 4} if cell == "pattern-1-4" else None
+        hyperparameters |= {"start": "dense", "permute": cell == "permuted", "pattern": pattern}
+    if method in ("distil", "distil_nxm_kd") or (method in PLUS and cell != "no-teacher"):
         hyperparameters["distillation"] = {"task": 0.5, "logits": 0.5, "hidden": 1.0, "temperature": 2.0}
     return Result.model_validate(
         {
@@ -70,7 +77,9 @@ def make_result(
             "cell": cell,
             "metric": {"name": metric, "value": score},
             "metrics": metrics,
-            "heldout": {"name": metric, "value": score + 1.0} if cell and cell.startswith("lr") else None,
+            "heldout": {"name": metric, "value": score + 1.0}
+            if method in PLUS or (cell or "").startswith("lr")
+            else None,
             "hyperparameters": hyperparameters,
             "epochs": [
                 {
@@ -194,6 +203,29 @@ def make_study(
     return results
 
 
+def make_ablation(root: Path, study: str = "ablation", tasks: tuple[str, ...] = ("stsb",)) -> list[Result]:
+    """Write NxM+, its rivals and variants with two seeds, beside the dense model, and their bootstrap draws."""
+    names = {"dense": 1.0, **PLUS, **VARIANTS}
+    results = [
+        make_result(
+            study, task, name.partition("/")[0], seed, name.partition("/")[2] or None, DENSE[task] * kept + seed
+        )
+        for task in tasks
+        for seed in (1, 2)
+        for name, kept in names.items()
+    ]
+    for result in results:
+        write_result(result_path(root, result.study, result.task, result.method, result.seed, result.cell), result)
+    for task in tasks:
+        splits = 2 if task == "mnli" else 1
+        noise = np.random.default_rng(0).normal(size=(200, splits)).astype(np.float32)
+        draws = {
+            name: DENSE[task] * kept + 1.5 + noise * (1 + 0.05 * i) for i, (name, kept) in enumerate(names.items())
+        }
+        write_predictions(bootstrap_path(root, study, task), draws)
+    return results
+
+
 def make_deployment(study: str = "embedded") -> list[dict[str, Any]]:
     """Models on a CPU, and on a GPU with 2:4 kernels, of which one batch ran dense ones; compiling failed."""
     machine = {"cpu": "AMD EPYC", "cores": 2, "device": "cpu", "memory_gib": 23.5}
@@ -223,6 +255,9 @@ def make_deployment(study: str = "embedded") -> list[dict[str, Any]]:
                     )
                 scores.append({"model": model, **form, "metric": "spearman", "score": 85.0 - 5 * (share < 1)})
         if device == "cpu":
+            rows.append(
+                {"model": "nxm", "way": "eager", "dtype": "bf16", "kernel": "2:4", "absent": "no 2:4 kernel for cpu"}
+            )
             rows.append(
                 {"model": "dense", "way": "compiled", "dtype": "fp32", "kernel": "dense", "absent": "no compiler"}
             )
@@ -267,40 +302,15 @@ def make_matrices(study: str = "embedded") -> list[dict[str, Any]]:
 
 
 def make_benchmark(study: str = "embedded") -> dict[str, Any]:
-    """A benchmark of a machine without 2:4 kernels."""
+    """Training steps and projections on a CPU."""
 
     def timed(median: float) -> dict[str, float]:
         return {"median_ms": median, "p10_ms": 0.95 * median, "p90_ms": 1.1 * median}
 
-    factor = {"dense": 1.0, "nxm": 1.01, "distil": 0.52, "distil_nxm": 0.53}
-    latency: list[dict[str, Any]] = [
-        {
-            "model": model,
-            "kernel": "dense",
-            "dtype": "fp32",
-            "batch": batch,
-            "length": length,
-            **timed(f * batch * length * 0.12 + 3),
-            "speedup_over_dense": 1 / f,
-        }
-        for batch in (1, 8, 32)
-        for length in (32, 128)
-        for model, f in factor.items()
-    ]
-    latency += [
-        {
-            "model": m,
-            "kernel": "2:4",
-            "dtype": "fp32",
-            "absent": "2:4 kernels need a CUDA device of compute capability 8.0 or more",
-        }
-        for m in ("nxm", "distil_nxm")
-    ]
     machine = {"cpu": "AMD EPYC", "cores": 2, "device": "cpu", "memory_gib": 23.5}
     return {
         "study": study,
         "provenance": {"machine": machine, "versions": {"torch": "2.13.0"}},
-        "latency": latency,
         "training_step": [
             {"method": method, **timed(430 * ratio), "ratio_to_dense": ratio}
             for method, ratio in (("dense", 1.0), ("asp", 1.012), ("nxm", 1.031))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nxm import ADMM, NM, Unstructured
-from nxm.admm import kappa_of_rho, rho_at
+from nxm.admm import kappa_of_rho, rho_at, rho_by_similarity
 
 
 def weights(seed: int = 0, shape: tuple[int, int] = (8, 16)) -> dict[str, nn.Parameter]:
@@ -176,3 +176,52 @@ def test_schedules_end_at_rho_and_never_start_at_zero():
         assert values[0] > 0
     with pytest.raises(ValueError, match="schedule"):
         rho_at(0.4, "cubic", 0, 10)
+
+
+def test_over_relaxation_takes_the_papers_steps_with_a_longer_w():
+    W = weights()
+    admm = ADMM(W, NM(2, 4))
+    Z, U = admm.Z["a"].clone(), admm.U["a"].clone()
+    for seed in range(1, 4):
+        with torch.no_grad():
+            W["a"].add_(0.3 * torch.randn(8, 16, generator=torch.Generator().manual_seed(seed)))
+        admm.iterate_(0.4, relaxation=1.6)
+        relaxed = 1.6 * W["a"].detach() - 0.6 * Z
+        Z_new = NM(2, 4).project(relaxed + U)
+        U = U + 0.4 * (relaxed - Z_new)
+        Z = Z_new
+        torch.testing.assert_close(admm.Z["a"], Z)
+        torch.testing.assert_close(admm.U["a"], U)
+
+
+def test_a_weighted_projection_is_the_nearest_point_in_the_weighted_measure():
+    """Against brute force over all masks of each group."""
+    W = weights(shape=(3, 8))
+    v = torch.rand(3, 8, generator=torch.Generator().manual_seed(5)) ** 4
+    admm = ADMM(W, NM(2, 4))
+    admm.iterate_(importance={"a": v})
+    for group, cost, Z in zip(*(t.reshape(-1, 4) for t in (W["a"].detach(), v, admm.Z["a"])), strict=True):
+        best = min(
+            (float((cost * (group * mask - group).square()).sum()), i)
+            for i, mask in enumerate(torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4))
+            if mask.sum() == 2
+        )
+        assert float((cost * (Z - group).square()).sum()) == pytest.approx(best[0], rel=1e-5)
+    assert not torch.equal(admm.Z["a"], NM(2, 4).project(W["a"]))
+
+
+def test_equal_importance_changes_nothing():
+    with_it, without = ADMM(weights(), NM(2, 4)), ADMM(weights(), NM(2, 4))
+    with_it.iterate_(importance={"a": torch.full((1, 16), 4.0)})  # by input: it broadcasts over the outputs
+    without.iterate_()
+    assert torch.equal(with_it.Z["a"], without.Z["a"])
+    assert torch.equal(with_it.U["a"], without.U["a"])
+
+
+def test_the_strength_grows_faster_while_the_mask_moves():
+    assert rho_by_similarity(0.2, []) == 0.2
+    assert rho_by_similarity(0.2, [0.85]) == pytest.approx(0.2 * 1.3)
+    assert rho_by_similarity(0.2, [0.85, 0.99, 0.9999]) == pytest.approx(0.2 * 1.3 * 1.2 * 1.1)
+    assert rho_by_similarity(0.2, [1.0, 1.0]) == 0.2  # a mask that stands still needs no more
+    assert rho_by_similarity(0.2, [0.999] * 100) == 3.0
+    assert rho_by_similarity(5.0, [0.9]) == 5.0  # never lowered

@@ -18,13 +18,15 @@ from transformers import (
 )
 
 from conftest import tiny_config
-from nxm import ADMM, NM, Admm, AdmmCallback, AspCallback, Unstructured, find_targets
+from nxm import ADMM, NM, Admm, AdmmCallback, AspCallback, Gmp, GmpCallback, SrSteCallback, Unstructured, find_targets
 from nxm.callbacks.base import STATE_FILE
 from nxm.diagnostics import MaskHistory
 
 PAPER = Admm(recipe="paper", rho=0.05)
 PROXIMAL = Admm(recipe="proximal", rho=0.35, freeze_at=0.5)
 RAMPED = Admm(recipe="proximal", rho=0.5, schedule="cosine", interval=3)
+GRADIENT = Admm(recipe="gradient", rho=0.05, freeze_at=0.5)
+DRIVEN = Admm(recipe="proximal", rho=0.2, schedule="similarity", interval=3, dual_step="matched")
 
 
 class Pad:
@@ -70,8 +72,26 @@ def trainer_for(model, data, folder: Path, callbacks, **changes) -> Trainer:
         AdmmCallback(NM(2, 4), PROXIMAL),
         AdmmCallback(NM(3, 4), RAMPED),
         AdmmCallback(Unstructured(0.5), PROXIMAL),
+        AdmmCallback(NM(2, 4), DRIVEN, relaxation=1.5),
+        AdmmCallback(NM(2, 4), GRADIENT),
+        GmpCallback(NM(2, 4), Gmp(interval=2, prune_until=0.5)),
+        GmpCallback(NM(1, 4), Gmp(interval=3, prune_until=1.0)),
+        SrSteCallback(NM(2, 4)),
+        SrSteCallback(NM(1, 4), decay=0.1),
     ],
-    ids=["asp 2:4", "asp 1:4", "paper 2:4", "proximal 2:4", "ramped 3:4", "unstructured"],
+    ids=[
+        *(
+            "asp 2:4",
+            "asp 1:4",
+            "paper 2:4",
+            "proximal 2:4",
+            "ramped 3:4",
+            "unstructured",
+            "driven 2:4",
+            "gradient 2:4",
+        ),
+        *("gmp 2:4", "gmp 1:4 to the end", "sr-ste 2:4", "sr-ste 1:4"),
+    ],
 )
 def test_the_saved_model_obeys_its_pattern_and_scores_the_same_when_loaded(callback, tiny_data, tmp_path):
     trainer = trainer_for(new_model(), tiny_data, tmp_path / "out", [callback])
@@ -119,13 +139,22 @@ class Watch(TrainerCallback):
         self.after.append(next(iter(find_targets(model).values())).detach().clone())
 
 
-def test_evaluation_sees_the_pruned_network_and_training_and_checkpoints_the_unpruned(tiny_data, tmp_path):
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AdmmCallback(NM(2, 4), PAPER),
+        lambda: SrSteCallback(NM(2, 4)),
+        lambda: GmpCallback(NM(2, 4), Gmp(interval=1, prune_until=1.0)),
+    ],
+    ids=["admm", "sr-ste", "gmp"],
+)
+def test_evaluation_sees_the_pruned_network_and_training_and_checkpoints_the_unpruned(make, tiny_data, tmp_path):
     watch = Watch()
     trainer = trainer_for(
         new_model(),
         tiny_data,
         tmp_path,
-        [AdmmCallback(NM(2, 4), PAPER), watch],
+        [make(), watch],
         eval_strategy="steps",
         eval_steps=1,
         save_strategy="steps",
@@ -137,15 +166,15 @@ def test_evaluation_sees_the_pruned_network_and_training_and_checkpoints_the_unp
     assert watch.during
     assert all(watch.during)
     assert len(watch.before) == len(watch.after) == 6
-    for before, after in zip(watch.before, watch.after, strict=True):
+    for step, (before, after) in enumerate(zip(watch.before, watch.after, strict=True), start=1):
         assert torch.equal(before, after)
-        assert not NM(2, 4).contains(before)
+        assert step == 6 or not NM(2, 4).contains(before)  # GMP ends inside
     saved = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
     name = next(iter(find_targets(trainer.model)))
     assert torch.equal(saved[name], watch.before[2])
 
 
-@pytest.mark.parametrize("settings", [PAPER, PROXIMAL, RAMPED], ids=["paper", "proximal", "ramped"])
+@pytest.mark.parametrize("settings", [PAPER, PROXIMAL, RAMPED, DRIVEN], ids=["paper", "proximal", "ramped", "driven"])
 @pytest.mark.parametrize("stop", [3, 8, 11])
 def test_a_resumed_training_ends_with_the_same_weights(settings, stop, tiny_data, tmp_path):
     class Stop(TrainerCallback):
@@ -169,6 +198,102 @@ def test_a_resumed_training_ends_with_the_same_weights(settings, stop, tiny_data
     assert course_after.iterations == course.iterations
     assert course_after.swaps == course.swaps
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: GmpCallback(NM(2, 4), Gmp(interval=3, prune_until=0.6)), lambda: SrSteCallback(NM(2, 4), decay=0.05)],
+    ids=["gmp", "sr-ste"],
+)
+def test_the_rivals_resume_too(make, tiny_data, tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 7
+
+    def run(folder: Path, *extra: TrainerCallback, resume: bool = False):
+        model = new_model()
+        arguments = {"save_strategy": "steps", "save_steps": 1, "max_steps": 16, "seed": 3}
+        trainer_for(model, tiny_data, folder, [make(), *extra], **arguments).train(resume_from_checkpoint=resume)
+        return model.state_dict()
+
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "stopped", Stop())
+    resumed = run(tmp_path / "stopped", resume=True)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_gmp_prunes_in_steps_and_then_holds_the_mask(tiny_data, tmp_path):
+    class Density(TrainerCallback):
+        def __init__(self):
+            self.course = []
+
+        def on_step_end(self, args, state, control, model, **kwargs):
+            targets = find_targets(model).values()
+            self.course.append(sum(int(W.count_nonzero()) for W in targets) / sum(W.numel() for W in targets))
+
+    density = Density()
+    callback = GmpCallback(NM(2, 4), Gmp(interval=2, prune_until=0.5))
+    trainer_for(new_model(), tiny_data, tmp_path, [callback, density], max_steps=16).train()
+    assert density.course == sorted(density.course, reverse=True)
+    assert density.course[0] == 1.0  # nothing pruned before the first interval is over
+    assert density.course[1:8:2] == pytest.approx([0.5 + 0.5 * (1 - t) ** 3 for t in (0.25, 0.5, 0.75, 1.0)], abs=0.01)
+    assert set(density.course[8:]) == {0.5}
+
+
+def test_gmp_that_would_prune_at_once_is_refused(tiny_data, tmp_path):
+    callback = GmpCallback(NM(2, 4), Gmp(interval="epoch", prune_until=0.4))
+    with pytest.raises(
+        ValueError, match=r"has 6 optimizer steps \(prune_until = 0\.4 of 16\), fewer than two intervals of 4"
+    ):
+        trainer_for(new_model(), tiny_data, tmp_path, [callback]).train()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AdmmCallback(NM(2, 4), PROXIMAL),
+        lambda: GmpCallback(NM(2, 4), Gmp(interval=2, prune_until=0.5)),
+        lambda: SrSteCallback(NM(2, 4)),
+    ],
+    ids=["admm", "gmp", "sr-ste"],
+)
+def test_the_best_evaluation_loaded_back_is_pruned_as_it_was_evaluated(make, tiny_data, tmp_path, monkeypatch):
+    """The best is the first one, before any mask was fixed: the metric grows, and less is better."""
+    model = new_model()
+    trainer = trainer_for(
+        model,
+        tiny_data,
+        tmp_path,
+        [make()],
+        **{"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2},
+        **{"load_best_model_at_end": True, "metric_for_best_model": "calls", "greater_is_better": False},
+    )
+    calls, honest = iter(range(100)), trainer.evaluate
+
+    def evaluate(*args, **kwargs):
+        metrics = honest(*args, **kwargs) | {"eval_calls": next(calls)}
+        if metrics["eval_calls"] == 0:
+            metrics["loss"] = losses.setdefault("best", metrics["eval_loss"])
+        return metrics
+
+    losses: dict[str, float] = {}
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    assert all(NM(2, 4).contains(W) for W in find_targets(model).values())
+    assert honest()["eval_loss"] == losses["best"]
+
+
+def test_a_callback_may_be_used_for_one_training_after_another(tiny_data, tmp_path):
+    callback = AdmmCallback(NM(2, 4), PROXIMAL)
+    courses, weights = [], []
+    for _ in range(2):
+        model = new_model()
+        trainer_for(model, tiny_data, tmp_path, [callback], seed=3).train()
+        courses.append(callback.iterations)
+        weights.append(model.state_dict())
+    assert courses[0] == courses[1]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_a_checkpoint_without_the_callbacks_state_is_refused_by_name(tiny_data, tmp_path):

@@ -98,6 +98,9 @@ def test_every_form_has_a_row_at_every_point_and_a_score(root: Path, study: Stud
     assert {key(row) for row in file["scores"]} == {key(row) for row in timed}
     assert [row for row in file["rows"] if "absent" in row] == [
         {"model": model, "absent": "no model of this method was found"} for model in ("asp", "distil")
+    ] + [
+        {"model": model, "way": "eager", "dtype": "bf16", "kernel": "2:4", "absent": "no 2:4 kernel for cpu"}
+        for model in ("nxm", "distil_nxm")
     ]
     found = {key(row): row["score"] for row in file["scores"]}
     assert all(found[model, "onnx", "fp32", "dense"] == found[model, "eager", "fp32", "dense"] for model in models)
@@ -138,7 +141,7 @@ def test_a_killed_run_measures_no_unit_twice(root: Path, study: Study, monkeypat
     assert not (root / "results").exists()
     monkeypatch.setattr(deployment, "_measure", lambda *given: measured.append(given[2:4]) or honest(*given))
     run_deployment(study, "cpu", root, unit_timer)
-    assert len(measured) == len(set(measured)) == 2 * 4
+    assert len(measured) == len(set(measured)) == 3 * 4
 
 
 def test_rows_of_a_model_that_was_trained_anew_are_measured_again(
@@ -155,7 +158,7 @@ def test_rows_of_a_model_that_was_trained_anew_are_measured_again(
     honest = deployment._measure
     monkeypatch.setattr(deployment, "_measure", lambda *given: counted.append(given[2:4]) or honest(*given))
     run_deployment(study, "cpu", root, unit_timer)
-    assert len(counted) == 2 * 4
+    assert len(counted) == 3 * 4
 
 
 def test_a_form_whose_outputs_differ_is_absent_with_the_reason(
@@ -163,7 +166,7 @@ def test_a_form_whose_outputs_differ_is_absent_with_the_reason(
 ) -> None:
     monkeypatch.setattr(deployment, "HALF_TOLERANCE", 0.0)
     file = json.loads(run_deployment(study, "cpu", root, unit_timer).read_text())
-    absent = [row for row in file["rows"] if row.get("dtype") == "bf16"]
+    absent = [row for row in file["rows"] if (row.get("dtype"), row.get("kernel")) == ("bf16", "dense")]
     assert len(absent) == 3
     assert all("outputs of the eager bf16 model differ" in row["absent"] for row in absent)
     assert not any(row["dtype"] == "bf16" for row in file["scores"])

@@ -188,6 +188,15 @@ def test_without_a_gpu_packing_says_why_not(sparse, tmp_path):
         semi_structured.pack_matrix(torch.zeros(64, 64, dtype=torch.bfloat16), "cutlass")
 
 
+def test_an_old_gpu_has_no_2of4_kernels(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert semi_structured.why_no_gpu(torch.device("cuda")) == (
+        "2:4 kernels need compute capability 8.0, this GPU has 7.5"
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert semi_structured.why_no_gpu(torch.device("cuda")) is None
+
+
 def test_a_packed_model_must_be_as_exact_as_its_dense_self():
     exact, dense = {"logits": np.array([1.0, 2.0])}, {"logits": np.array([1.01, 2.0])}
     semi_structured.assert_sparse_is_as_exact({"logits": np.array([1.0, 2.015])}, dense, exact, "model")

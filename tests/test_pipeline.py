@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -19,23 +21,25 @@ import smoke_source
 from copied import call, copy_repository, environment
 from nxm.launch import pending_stages
 from nxm.results import read_failures, read_result, read_study, same_apart_from_times
-from nxm.settings import load_study
+from nxm.settings import load_study, read_yaml
+from nxm.sources import sha256_file
 
 TARGET = Path("studies/smoke/dvc.yaml")
 NXM = Path("results/smoke/mnli/nxm/seed0.json")
-pytestmark = pytest.mark.pipeline
+FIRST_LOG = "first-launch.log"  # beside the repository
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1800)]  # the first test waits for two launches
 
 
 def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return call(folder, sys.executable, "-m", "dvc", *arguments)
 
 
-def launch(folder: Path, jobs: int = 1) -> subprocess.Popen:
+def launch(folder: Path, jobs: int = 1, log: IO | int = subprocess.PIPE) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "nxm.launch", "--jobs", str(jobs), "smoke"],
         cwd=folder,
         env=environment(folder),
-        stdout=subprocess.PIPE,
+        stdout=log,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,  # a group of its own, to be killed as one
@@ -59,19 +63,20 @@ def repository(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def finished(repository) -> tuple[Path, str]:
     """The study, killed in the middle of a training (as by `kill -9`) and started again; the second launch's output."""
-    process = launch(repository)
     checkpoints = repository / "checkpoints/smoke/mnli/nxm/seed0"
-    deadline = time.monotonic() + 400
-    while not list(checkpoints.glob("*/checkpoint-*/complete")):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    deadline = time.monotonic() + 900
+    with (repository.parent / FIRST_LOG).open("w") as log:  # a pipe that nobody reads would fill up
+        process = launch(repository, log=log)
+        while not list(checkpoints.glob("*/checkpoint-*/complete")):
+            assert process.poll() is None, (repository.parent / FIRST_LOG).read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     assert not (repository / NXM).exists()
     assert not (repository / "models/smoke/mnli/nxm/seed0").exists()
     process = launch(repository)
-    output, _ = process.communicate(timeout=500)
+    output, _ = process.communicate(timeout=550)
     assert process.returncode == 0, output
     return repository, output
 
@@ -99,10 +104,16 @@ def test_a_killed_study_goes_on_from_its_checkpoint_to_the_end(finished):
         ("distil", None),
         ("distil_nxm", None),
         ("distil_nxm_kd", None),
+        ("nxm_plus", None),
+        ("nxm_plus", "lr0.001"),
+        ("nxm_plus", "permuted"),
+        ("sr_ste_plus", None),
+        ("distil_nxm_plus", None),
     }
+    density = {"dense": 1.0, "distil": 1.0, "sr_ste_plus": 0.25}  # the last is 1:4, by a pattern of its own
     for result in results:
         assert set(result.metrics) == {"accuracy_m", "accuracy_mm"}
-        assert result.sparsity.density == pytest.approx(1.0 if result.method in ("dense", "distil") else 0.5)
+        assert result.sparsity.density == pytest.approx(density.get(result.method, 0.5))
     assert "training 1 of" in output
     assert "paper_tables/smoke/:" in output.splitlines()[-3]
     assert not any((folder / "checkpoints").rglob("checkpoint-*"))
@@ -128,7 +139,8 @@ def test_the_killed_training_ended_as_one_that_was_not_killed(finished):
 
 def test_every_sparse_model_on_disk_obeys(finished):
     folder, _ = finished
-    for method in ("asp", "nxm", "distil_nxm", "distil_nxm_kd", "admm_unstructured"):
+    methods = ("asp", "nxm", "distil_nxm", "distil_nxm_kd", "admm_unstructured")
+    for method in (*methods, "nxm_plus", "sr_ste_plus", "distil_nxm_plus"):
         done = call(folder, sys.executable, "-m", "nxm.check", f"models/smoke/mnli/{method}/seed0")
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -137,7 +149,7 @@ def test_the_values_in_force_are_the_best_of_the_grid_on_rows_held_out(finished)
     folder, output = finished
     results = read_study(folder / "results", "smoke")
     study = load_study(folder / "studies/smoke/params.yaml")
-    for method in ("asp", "nxm"):
+    for method in ("asp", "nxm", "nxm_plus"):
         cells = [run for run in results if run.method == method and str(run.cell).startswith("lr")]
         best = max(cells, key=lambda run: run.heldout.value).heldout.value
         winners = [run.hyperparameters["learning_rate"] for run in cells if run.heldout.value == best]
@@ -155,7 +167,9 @@ def test_several_jobs_run_what_is_missing_in_its_order(finished):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert (
-        output.index("asp on mnli, seed 9") < output.index("chosen by the grid") < output.index("asp on mnli, seed 0")
+        output.index("asp on mnli, seed 9")
+        < output.index("asp on mnli: learning_rate")
+        < output.index("asp on mnli, seed 0")
     )
     assert "everything is up to date" in call(folder, sys.executable, "-m", "nxm.launch", "--plan", "smoke").stdout
 
@@ -275,34 +289,64 @@ def test_a_diverging_training_stops_with_the_step_and_leaves_no_result(finished)
 
 def test_a_diverging_cell_of_the_grid_has_left_its_reason_and_the_rest_went_on(finished):
     folder, _ = finished
-    (failure,) = read_failures(folder / "results", "smoke")
-    assert (failure.method, failure.cell, failure.hyperparameters["learning_rate"]) == ("nxm", "lr1e30", 1e30)
-    assert "diverged" in failure.failure
-    assert failure.failure in (folder / "paper_tables/smoke/table_tuning.md").read_text()
+    failures = read_failures(folder / "results", "smoke")
+    assert [failure.method for failure in failures] == ["nxm", "nxm_plus"]
+    for failure in failures:
+        assert (failure.cell, failure.hyperparameters["learning_rate"]) == ("lr1e30", 1e30)
+        assert "diverged" in failure.failure
+        assert failure.failure in (folder / "paper_tables/smoke/table_tuning.md").read_text()
 
 
-def test_two_processes_train_to_the_same_weights_as_one(finished):
-    """Same global batches, by gloo on the CPU, without dropout; equal to rounding."""
+def test_nxm_plus_starts_from_the_dense_model_and_is_compared_with_its_variant(finished):
+    folder, second = finished
+    output = (folder.parent / FIRST_LOG).read_text() + second
+    runs = {(run.method, run.cell): run for run in read_study(folder / "results", "smoke")}
+    dense = folder / "models/smoke/mnli/dense/seed0/model.safetensors"
+    for place in (("nxm_plus", None), ("nxm_plus", "lr0.001"), ("nxm_plus", "permuted"), ("sr_ste_plus", None)):
+        assert runs[place].provenance.weights_sha256 == sha256_file(dense)
+        assert runs[place].provenance.weights == "the fine-tuned dense model"
+    plus, permuted = runs["nxm_plus", None], runs["nxm_plus", "permuted"]
+    changed = {key for key, value in plus.hyperparameters.items() if permuted.hyperparameters[key] != value}
+    assert changed == {"permute", "importance"}
+    assert output.index("nxm_plus on mnli, seed 9") < output.index("nxm_plus on mnli: learning_rate")
+    assert output.index("nxm_plus on mnli: learning_rate") < output.index("nxm_plus on mnli, seed 0")
+    assert "permuted" in (folder / "paper_tables/smoke/table_ablation.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "start"), [("nxm", "data/smoke/source/weights"), ("nxm_plus", "models/smoke/mnli/dense/seed1")]
+)
+def test_two_processes_train_to_the_same_weights_as_one(method, start, finished):
+    """Same global batches, by gloo on the CPU, without dropout; equal to rounding.
+
+    NxM+ with a teacher's hidden states and the activations' norms, both sums over the tokens of all processes.
+    """
     folder, _ = finished
-    config = folder / "data/smoke/source/weights/config.json"
+    if not (folder / start).exists():
+        shutil.copytree(folder / "models/smoke/mnli/dense/seed0", folder / start)
+    config = folder / start / "config.json"
     values = json.loads(config.read_text())
     values |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config.unlink()  # DVC's cache may be linked to it
     config.write_text(json.dumps(values))
+    settings = read_yaml(folder / "studies/smoke/params.yaml")
+    settings["nxm_plus"]["mnli"] |= {"importance": "activations", "schedule": "constant"}
+    (folder / "studies/smoke/two.json").write_text(json.dumps(settings))
     trained = {}
     for hardware in ("auto", "cpu2"):
         done = call(
             folder,
             *("accelerate", "launch", "--config_file", f"hardware/{hardware}.yaml", "stages/train.py"),
-            *("--params", "studies/smoke/params.yaml", "--method", "nxm", "--task", "mnli", "--seed", "1"),
+            *("--params", "studies/smoke/two.json", "--method", method, "--task", "mnli", "--seed", "1"),
             ACCELERATE_USE_CPU="1",
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        trained[hardware] = load_file(folder / "models/smoke/mnli/nxm/seed1/model.safetensors")
-        (folder / "models/smoke/mnli/nxm/seed1").rename(folder / f"models/{hardware}")
-    start = load_file(folder / "data/smoke/source/weights/model.safetensors")
+        model = folder / f"models/smoke/mnli/{method}/seed1"
+        trained[hardware] = load_file(model / "model.safetensors")
+        model.rename(folder / f"models/{hardware}-{method}")
+    before = load_file(folder / start / "model.safetensors")
     for name, one in trained["auto"].items():
         if name.endswith("key.bias"):  # softmax does not see it: its gradient is rounding, which Adam blows up
             continue
-        two, moved = trained["cpu2"][name], one - start.get(name.removeprefix("bert."), torch.zeros_like(one))
-        assert (one - two).norm() <= 1e-3 * moved.norm(), name
+        began = before.get(name, before.get(name.removeprefix("bert."), torch.zeros_like(one)))
+        assert (one - trained["cpu2"][name]).norm() <= 1e-3 * (one - began).norm(), name

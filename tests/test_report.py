@@ -23,9 +23,18 @@ from nxm import report
 from nxm.errors import UserError
 from nxm.report import Evidence, facts, paper, readme, scores, style
 from nxm.report.table import write_table
-from nxm.results import Failure, read_study, result_path, write_result
+from nxm.results import Failure, Result, read_study, result_path, write_result
 from nxm.settings import load_study
-from synthetic_study import make_benchmark, make_deployment, make_matrices, make_result, make_study
+from synthetic_study import (
+    PLUS,
+    VARIANTS,
+    make_ablation,
+    make_benchmark,
+    make_deployment,
+    make_matrices,
+    make_result,
+    make_study,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES, TABLES = report.known("figures"), report.known("tables")
@@ -45,6 +54,14 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     root = tmp_path_factory.mktemp("many")
     make_study(root, "several", ("stsb", "mnli", "cola"), (1, 2))
     return report.read_evidence(root, "several")
+
+
+@pytest.fixture(scope="module")
+def ablation(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    """NxM+, its rivals and three variants on two tasks with two seeds."""
+    root = tmp_path_factory.mktemp("ablation")
+    make_ablation(root, tasks=("stsb", "cola"))
+    return replace(report.read_evidence(root, "ablation"), variants=tuple(VARIANTS))
 
 
 EMPTY = Evidence("empty", [], None)
@@ -170,14 +187,20 @@ def test_letters_are_at_least_eight_points(name: str, one: Evidence) -> None:
 
 def test_every_method_has_a_look_of_its_own_in_colour_and_in_grey() -> None:
     looks = [style.look(method) for method in facts.METHODS]
-    assert len({look.color for look in looks}) == len({look.marker for look in looks}) == len(looks)
+    assert len({look.marker for look in looks}) == len({look.color for look in looks}) == len(looks)
+    dashed = [look.dashes for look in looks if look is not style.look("distil")]  # drawn as dense is: a grey of it
+    assert len(set(dashed)) == len(dashed)
 
 
-def test_absent_kernels_are_said_with_the_reason_and_have_no_number() -> None:
-    figure = report.load("figures", "latency").draw(Evidence("embedded", [], make_benchmark()))
-    assert "need a CUDA device" in texts(figure)
-    labels = [text for axes in figure.subfigs[0].axes for text in axes.get_legend_handles_labels()[1]]
-    assert not any("2:4" in label for label in labels)
+def test_latency_has_a_panel_for_each_device_and_precision_and_says_what_is_absent() -> None:
+    figure = report.load("figures", "latency").draw(
+        Evidence("embedded", [], make_benchmark(), deployment=make_deployment())
+    )
+    titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.subfigs[0].axes]
+    assert titles == [f"(a) Inference on {what}" for what in ("CPU, fp32", "CPU, bf16", "CUDA, fp32", "CUDA, bf16")]
+    assert "NxM (2:4 kernels): no 2:4 kernel for cpu." in texts(figure)
+    labels = [axes.get_legend_handles_labels()[1] for axes in figure.subfigs[0].axes]
+    assert [any("2:4" in label for label in own) for own in labels] == [False, False, False, True]
 
 
 def test_products_show_the_fastest_2of4_kernel_and_mark_what_is_noisy_or_was_not_sparse() -> None:
@@ -313,6 +336,96 @@ def test_a_missing_run_is_a_note_and_not_a_number(one: Evidence) -> None:
 def test_table_2_prints_counted_parameters(one: Evidence) -> None:
     numbers = report.load("tables", "table2").make(one).numbers.set_index("method")
     assert numbers.loc["nxm", "parameters"] - numbers.loc["nxm", "nonzero_parameters"] == 6 * 1_769_472 // 2
+
+
+def test_the_ablation_compares_a_variant_with_its_method_and_a_rival_with_nxm_plus(ablation: Evidence) -> None:
+    table = report.load("tables", "table_ablation").make(ablation)
+    rows = {(row["Task"], row["Method"], row["Variant"]): row for _, row in table.shown.iterrows()}
+    assert len(rows) == 3 * (len(PLUS) + len(VARIANTS))
+    own = rows["STS-B", "NxM+", "no teacher"]
+    assert own["Against"] == "NxM+"
+    assert own["Points [95 %]"].startswith(f"{84.0 * (0.97 - 0.99):+.1f} [")
+    assert own["Excludes 0"] == "yes"
+    assert own["Held out"] == f"{84.0 * 0.97 + 1.5 + 1.0:.1f}"
+    assert rows["STS-B", "NxM+", ""]["Points [95 %]"] == facts.ABSENT
+    assert rows["STS-B", "NxM+", "permuted"]["Excludes 0"] == "no"
+    assert rows["STS-B", "ASP+", "pattern 1 4"]["Against"] == "ASP+"
+    assert rows["CoLA", "GMP+", ""]["Against"] == "NxM+"
+    numbers = table.numbers.set_index(["task", "name"])
+    stsb, cola, both = (numbers.loc[task, "nxm_plus/no-teacher"] for task in ("stsb", "cola", "geometric_mean"))
+    assert both["mean"] == pytest.approx(paper.geometric_mean([stsb["mean"], cola["mean"]]), rel=1e-3)
+    assert both["low"] < both["difference"] < both["high"]
+
+
+def test_a_difference_is_of_the_seeds_that_both_have(ablation: Evidence) -> None:
+    results = [run for run in ablation.results if (run.method, run.cell, run.seed) != ("nxm_plus", "no-teacher", 2)]
+    points = facts.difference(replace(ablation, results=results), "nxm_plus/no-teacher", "nxm_plus", ["stsb"])
+    assert points.value == pytest.approx(84.0 * (0.97 - 0.99))  # with all seeds of NxM+ it would be half a point less
+    heldout = facts.heldout_difference(replace(ablation, results=results), "nxm_plus/no-teacher", "nxm_plus", "stsb")
+    assert heldout == pytest.approx(84.0 * (0.97 - 0.99))
+
+
+def test_the_ablation_says_what_failed_what_has_not_run_and_what_was_changed(ablation: Evidence) -> None:
+    def gone(run: Result) -> bool:
+        return (run.method, run.cell) == ("nxm_plus", "no-teacher")
+
+    failure = Failure(
+        study="ablation",
+        task="stsb",
+        method="nxm_plus",
+        seed=1,
+        cell="no-teacher",
+        hyperparameters={"epochs": 5, "learning_rate": 1.0, "batch_size": 32},
+        failure="the loss became nan at step 3",
+    )
+    results = [
+        run.model_copy(update={"hyperparameters": run.hyperparameters | {"permute": True}})
+        if run.cell == "permuted"
+        else run
+        for run in ablation.results
+        if not gone(run)
+    ]
+    evidence = replace(ablation, results=results, failures=[failure])
+    table = report.load("tables", "table_ablation").make(evidence)
+    notes = " ".join(table.notes)
+    assert "NxM+, no teacher, on STS-B, seed 1: failed: the loss became nan at step 3." in notes
+    assert "NxM+, no teacher, on STS-B, seed 2: no result yet." in notes
+    assert "NxM+, no teacher, on CoLA, seed 1 and 2: no result yet." in notes
+    changed = table.shown.set_index("Variant")["Changed"]
+    assert set(changed["permuted"]) == {"permute yes"}
+    assert set(changed[""]) == {""}
+    tuning = report.load("tables", "table_tuning").make(evidence)
+    assert tuning.shown.empty  # a variant that failed is no cell of a search
+
+
+def test_tables_say_which_values_are_not_the_grids_best(one: Evidence) -> None:
+    text = facts.selection_phrase(replace(one, selection="heldout"))
+    assert text.endswith("Not so ASP on STS-B and NxM on STS-B: their values are not (or not yet) the grid's best.")
+    best = [
+        run.model_copy(update={"hyperparameters": run.hyperparameters | {"learning_rate": 0.0003}})
+        if run.cell is None
+        else run
+        for run in one.results
+    ]
+    assert "Not so" not in facts.selection_phrase(replace(one, selection="heldout", results=best))
+    assert "Not so" not in facts.selection_phrase(one)  # nothing was searched for
+
+
+def test_the_ablation_figure_has_changes_left_and_rivals_and_other_patterns_right(ablation: Evidence) -> None:
+    left, right = report.load("figures", "ablation").draw(ablation).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["no teacher", "permuted"]
+    names = [label.get_text() for label in right.get_yticklabels()]
+    assert names == ["Dense", "NxM+", "ASP+", "GMP+", "SR-STE+", "ASP+, pattern 1 4"]
+    filled = [
+        line.get_markerfacecolor() for line in left.get_lines() if line.get_marker() == style.look("nxm_plus").marker
+    ]
+    assert filled == [style.look("nxm_plus").color, "white"]  # the interval of the second one holds zero
+
+
+def test_a_variant_is_no_whole_run_and_no_cell_of_a_search(ablation: Evidence) -> None:
+    assert facts.task_score(ablation.results, "nxm_plus", "stsb").values == tuple(84.0 * 0.99 + seed for seed in (1, 2))
+    assert facts.task_score(ablation.results, "nxm_plus/permuted", "stsb").mean == pytest.approx(84.0 * 0.991 + 1.5)
+    assert facts.grid_cells(ablation.results) == []
 
 
 def test_the_tuning_table_marks_the_best_and_what_is_in_force(one: Evidence) -> None:
@@ -540,8 +653,8 @@ def test_an_unknown_name_lists_the_known_ones(kind: report.Kind, known: list[str
 
 def test_the_names_are_those_of_the_paper_and_ours() -> None:
     figures = [f"figure{n}" for n in (1, 2, 3, 4)]
-    assert ["deployment", "dynamics", *figures, "latency", "matrices", "summary"] == FIGURES
-    extra = ["comparison", "cost", "deployment", "matrices", "selection", "tuning"]
+    assert ["ablation", "deployment", "dynamics", *figures, "latency", "matrices", "summary"] == FIGURES
+    extra = ["ablation", "comparison", "cost", "deployment", "matrices", "selection", "tuning"]
     assert ["table1", "table2", "table3", *(f"table_{name}" for name in extra)] == TABLES
 
 

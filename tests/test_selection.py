@@ -12,6 +12,9 @@ VALUES = {
     "tasks": ["stsb", "mnli"],
     "asp": {"stsb": {"epochs": 5, "learning_rate": 9e-5, "batch_size": 32}, "mnli": {"epochs": 2}},
     "nxm": {"stsb": {"epochs": 5, "rho": 0.25}, "mnli": {}},
+    "seeds": [3, 4],
+    "asp_plus": {"stsb": {"epochs": 6, "learning_rate": 1e-4}, "mnli": {"epochs": 1}},
+    "ablation": {"longer": {"method": "asp_plus", "values": {"epochs": 9}}},
     "grid": {
         "seeds": [8, 9],
         "small": {"asp": {"learning_rate": [5e-5, 3e-4]}, "nxm": {"learning_rate": [1e-4], "rho": [0.1, 0.2]}},
@@ -87,3 +90,31 @@ def test_a_run_of_an_earlier_state_of_the_grid_does_not_count(cells):
     longer = selection.expand(VALUES | {"asp": {"stsb": VALUES["asp"]["stsb"] | {"epochs": 9}, "mnli": {}}})
     assert ("asp", "stsb") in selection.choose(cells, results, [], "heldout")
     assert selection.choose(longer, results, [], "heldout") == {}
+
+
+def test_cells_from_the_dense_model_say_which_one():
+    values = VALUES | {"grid": {"seeds": [8], "small": {"asp_plus": {"learning_rate": [2e-4]}}}}
+    (cell,) = selection.expand(values).values()
+    assert cell["dense_seed"] == 3  # the study's first: the search's own seed has no dense model
+    assert cell["values"] == {"epochs": 6, "learning_rate": 2e-4}
+
+
+def test_variants_are_their_methods_values_with_one_changed_from_the_dense_model_of_their_seed():
+    assert selection.expand_ablation(VALUES | {"seeds": [3]}) == {
+        "stsb-asp_plus-longer-seed3": {
+            "task": "stsb",
+            "method": "asp_plus",
+            "seed": 3,
+            "cell": "longer",
+            "values": {"epochs": 9, "learning_rate": 1e-4},
+            "dense_seed": 3,
+        },
+        "mnli-asp_plus-longer-seed3": {
+            "task": "mnli",
+            "method": "asp_plus",
+            "seed": 3,
+            "cell": "longer",
+            "values": {"epochs": 9},
+            "dense_seed": 3,
+        },
+    }

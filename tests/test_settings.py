@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nxm import UserError
+from nxm import Admm, UserError
 from nxm.methods import METHODS
 from nxm.settings import Study, load_study, parse_study, read_yaml
 
@@ -59,7 +59,11 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(values, place, key, 
     ("place", "value", "message"),
     [
         (("nxm", "stsb", "rho"), -1, "nxm.stsb.rho = -1: Input should be greater than 0"),
-        (("nxm", "stsb", "recipe"), "papper", "nxm.stsb.recipe = 'papper': Input should be 'paper' or 'proximal'"),
+        (
+            ("nxm", "stsb", "recipe"),
+            "papper",
+            "nxm.stsb.recipe = 'papper': Input should be 'paper', 'gradient' or 'proximal'",
+        ),
         (("pattern",), {"n_nonzero": 4, "group_size": 4}, "n_nonzero (4) must be smaller than group_size (4)"),
         (("tasks",), ["stsbb"], "tasks.0 = 'stsbb'"),
         (("tasks",), ["stsb", "rte"], "'dense' has no block for the task(s) rte"),
@@ -79,6 +83,56 @@ def test_an_impossible_value_is_named_with_what_would_be_right(values, place, va
     with pytest.raises(UserError) as error:
         parse_study(values, "params.yaml")
     assert message in str(error.value)
+
+
+ABLATION = {"longer": {"method": "asp_plus", "values": {"epochs": 20}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"plus_methods": []}, "ablation variant 'longer' is of asp_plus, which 'plus_methods' does not name"),
+        ({"ablation": {"x": {"method": "asp_plus", "values": {"rho": 1}}}}, "asp_plus has no rho; it has batch"),
+        (
+            {"ablation": {"x": {"method": "asp_plus", "values": {"epochs": 0}}}},
+            "ablation variant 'x': epochs = 0: Input should be greater than 0",
+        ),
+        (
+            {"ablation": {"x": {"method": "asp_plus", "values": {"distillation": {"hidden": 0.0}}}}},
+            "ablation variant 'x': 'distillation.task' is missing",
+        ),
+        ({"ablation": {"lr5": {"method": "asp_plus", "values": {}}}}, "'lr5' is named as a cell of the grid"),
+        ({"asp_plus": {}}, "'asp_plus' has no block for the task(s) stsb"),
+    ],
+)
+def test_an_ablation_is_of_methods_that_run_and_of_values_that_they_have(values, change, message):
+    values |= {"plus_methods": ["asp_plus"], "ablation": ABLATION}
+    parse_study(values, "params.yaml")
+    with pytest.raises(UserError) as error:
+        parse_study(values | change, "params.yaml")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"plus_methods": []}, "'grid' searches asp_plus, which 'plus_methods' does not name"),
+        ({"seeds": []}, "'grid' searches asp_plus, whose cells start from or learn from the dense model"),
+    ],
+)
+def test_a_grid_of_plus_methods_needs_their_blocks_and_a_dense_model(values, change, message):
+    grid = {"seeds": [9], "small": {"asp_plus": {"learning_rate": [1e-4]}}, "large": {}}
+    cell = {"task": "stsb", "method": "asp_plus", "seed": 9, "cell": "lr0.0001", "values": {}, "dense_seed": 0}
+    values |= {"plus_methods": ["asp_plus"], "grid": grid, "plus_cells": {"x": cell}}
+    parse_study(values, "params.yaml")
+    with pytest.raises(UserError) as error:
+        parse_study(values | change, "params.yaml")
+    assert message in str(error.value)
+
+
+def test_the_penalty_in_the_gradient_has_no_share_to_match():
+    with pytest.raises(ValueError, match="recipe 'gradient' has full dual steps"):
+        Admm(recipe="gradient", rho=0.1, dual_step="matched")
 
 
 @pytest.mark.parametrize("change", [{"freeze_at": 0.5}, {"schedule": "cosine"}, {"dual_step": "matched"}])

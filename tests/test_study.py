@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -11,11 +12,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from nxm import UserError
-from nxm.launch import read_stages
+from nxm.launch import Stage, read_stages, that_need, waiting_stages
 from nxm.methods import METHODS, get_method
 from nxm.results import read_study, result_path, write_result
-from nxm.settings import load_study, read_yaml
-from nxm.study import MAIN, merge, profiles, study_values, write_study
+from nxm.settings import load_study, parse_study, read_yaml
+from nxm.study import MAIN, merge, planned_training, profiles, study_values, write_study
 from nxm.timing import JOBS, PLAN, STARTED, estimate_seconds, say_duration, say_progress
 
 ROOT = Path(__file__).parent.parent
@@ -87,10 +88,14 @@ def test_every_training_is_launched_by_accelerate_with_hardware_apart():
     trainings = {
         name: stage["cmd"] for name, stage in STAGES.items() if re.search(r"stages/(train|grid)\.py", stage["cmd"])
     }
-    assert len(trainings) == 9
+    assert len(trainings) == 12
     for command in trainings.values():
         assert command.startswith("accelerate launch --config_file \\${ACCELERATE_CONFIG:-hardware/auto.yaml}")
-    methods = {re.search(r"--method (\S+)", command)[1] for name, command in trainings.items() if name != "grid"}
+    methods = {
+        re.search(r"--method (\S+)", command)[1]
+        for name, command in trainings.items()
+        if "--cell ${key}" not in command
+    }
     assert all(method in METHODS or "${" in method for method in methods)
 
 
@@ -129,3 +134,59 @@ def test_progress_counts_what_this_launch_has_done(monkeypatch, tmp_path):
     third = say_progress(study, results)
     assert third.startswith("training 3 of 4: nxm@stsb-0; about ")
     assert third.split("about ")[1] != first.split("about ")[1]
+
+
+def ablation():
+    return parse_study(study_values(ROOT, "ablation"), "ablation")
+
+
+def test_what_a_search_decides_waits_for_it_and_so_does_what_needs_that(tmp_path):
+    def after(*needs: str) -> Stage:
+        return Stage(frozenset(needs), (), (), ())
+
+    own, variant = "plus_cell@stsb-nxm_plus-lr0_0003-seed100", "plus_cell@stsb-nxm_plus-permuted-seed0"
+    stages = {
+        "baseline@stsb-0": after(),  # not searched in this study
+        own: after("baseline@stsb-0"),
+        "plus@stsb-0-nxm_plus": after("baseline@stsb-0"),
+        variant: after("baseline@stsb-0"),
+        "nxm@stsb-0": after(),
+        "distil_plus@stsb-0-distil_nxm_plus": after("baseline@stsb-0"),
+        "table@table1": after("plus@stsb-0-nxm_plus", "nxm@stsb-0"),
+    }
+    assert waiting_stages(ablation(), stages, tmp_path) == {"plus@stsb-0-nxm_plus", variant, "table@table1"}
+    assert waiting_stages(load_study(ROOT / "params.yaml"), {"nxm@stsb-0": after()}, tmp_path) == set()
+
+
+def test_what_needs_a_stage_is_found_through_others():
+    needs = {"a": (), "b": ("a",), "c": ("b",), "d": (), "e": ("d", "c")}
+    stages = {name: Stage(frozenset(own), (), (), ()) for name, own in needs.items()}
+    assert that_need(stages, {"b"}) == {"b", "c", "e"}
+    assert that_need(stages, set()) == set()
+
+
+def test_variants_in_the_main_params_are_refused(tmp_path):
+    values = read_yaml(ROOT / "params.yaml") | {"ablation": {"x": {"method": "nxm_plus", "values": {}}}}
+    (tmp_path / "params.yaml").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="'ablation' is for a profile"):
+        study_values(tmp_path, MAIN)
+
+
+@pytest.mark.parametrize(
+    ("stage", "method", "epochs"),
+    [
+        ("baseline@stsb-0", "dense", 4),
+        ("nxm_rho@stsb-0-1.0", "nxm", 5),
+        ("nxm_paper@stsb-0-0.006", "nxm_paper", 5),
+        ("distil_nxm@stsb-2-distil_nxm_kd", "distil_nxm_kd", 4),
+        ("plus@stsb-1-gmp_plus", "gmp_plus", 8),
+        ("distil_plus@stsb-1-distil_nxm_plus", "distil_nxm_plus", 8),
+        ("plus_cell@stsb-asp_plus-asp-no-teacher-seed2", "asp_plus", 8),
+    ],
+)
+def test_what_a_stage_trains_is_known_from_its_name(stage, method, epochs):
+    planned = planned_training(ablation(), stage)
+    assert (planned.task, planned.method, planned.epochs) == ("stsb", method, epochs)
+    assert not planned.searched
+    assert planned_training(ablation(), "figure@summary") is None
+    assert planned_training(ablation(), "plus_cell@stsb-nxm_plus-lr0_0003-seed100").searched

@@ -17,7 +17,7 @@ from nxm.glue import compute_metrics, get_task
 from nxm.prepare import load_prepared, prepare
 from nxm.settings import Prepare, Training
 from nxm.settings import Trainer as TrainerSettings
-from nxm.training import LengthGroupedByEpoch, load_model, load_tokenizer, save_model, train
+from nxm.training import COMPLETE, LengthGroupedByEpoch, load_model, load_tokenizer, save_model, train
 
 COMMON = TrainerSettings(evaluate_every=2)
 TRAINING = Training(epochs=2, learning_rate=2e-3, batch_size=16)
@@ -76,6 +76,17 @@ def test_a_training_that_was_killed_after_its_end_still_has_its_predictions(sour
     again = run(source, tmp_path)
     assert again.metrics == whole.metrics
     assert np.array_equal(again.predictions["validation"], whole.predictions["validation"])
+
+
+def test_the_time_before_a_kill_counts(source, tmp_path):
+    whole = run(source, tmp_path)
+    assert whole.seconds_before == 0.0
+    (mark,) = tmp_path.glob(f"checkpoint-*/{COMPLETE}")
+    assert 0.0 < float(mark.read_text()) < whole.seconds + 60.0
+    mark.write_text("5000.0")
+    resumed = run(source, tmp_path)
+    assert resumed.seconds_before == 5000.0
+    assert 5000.0 < resumed.seconds < 5000.0 + whole.seconds + 60.0
 
 
 def test_the_course_has_every_epoch_and_evaluations_where_asked(source, tmp_path):

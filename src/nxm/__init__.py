@@ -10,38 +10,52 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nxm.admm import ADMM
-    from nxm.callbacks import PROXIMAL, AdmmCallback, AspCallback
+    from nxm.callbacks import PROXIMAL, AdmmCallback, AspCallback, GmpCallback, SrSteCallback
     from nxm.constraints import NM, ConstraintSet, SparseSet, Unstructured
     from nxm.errors import UserError
-    from nxm.settings import Admm
+    from nxm.importance import ActivationNorms, AdamSecondMoment
+    from nxm.permute import permute_
+    from nxm.settings import Admm, Gmp
     from nxm.targets import find_targets
 
 _HOMES = {
     "ADMM": "nxm.admm",
+    "ActivationNorms": "nxm.importance",
+    "AdamSecondMoment": "nxm.importance",
     "NM": "nxm.constraints",
     "PROXIMAL": "nxm.callbacks",
     "Admm": "nxm.settings",
     "AdmmCallback": "nxm.callbacks",
     "AspCallback": "nxm.callbacks",
     "ConstraintSet": "nxm.constraints",
+    "Gmp": "nxm.settings",
+    "GmpCallback": "nxm.callbacks",
     "SparseSet": "nxm.constraints",
+    "SrSteCallback": "nxm.callbacks",
     "Unstructured": "nxm.constraints",
     "UserError": "nxm.errors",
     "find_targets": "nxm.targets",
+    "permute_": "nxm.permute",
 }
 
 __all__ = [
     "ADMM",
     "NM",
     "PROXIMAL",
+    "ActivationNorms",
+    "AdamSecondMoment",
     "Admm",
     "AdmmCallback",
     "AspCallback",
     "ConstraintSet",
+    "Gmp",
+    "GmpCallback",
     "SparseSet",
+    "SrSteCallback",
     "Unstructured",
     "UserError",
     "find_targets",
+    "permute_",
 ]
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nxm.errors import UserError
+from nxm.errors import Diverged, UserError
 
 
 class ConstraintSet(ABC):
@@ -183,4 +183,4 @@ def _nm_mask_by_sorting(W: Tensor, n_nonzero: int, group_size: int) -> Tensor:
 
 def _reject_nan(W: Tensor) -> None:
     if bool(W.amax().isnan()):  # a maximum passes NaN on, and reads the matrix once
-        raise UserError("cannot project a matrix with NaN: training diverged (lower the learning rate or rho)")
+        raise Diverged("cannot project a matrix with NaN: training diverged (lower the learning rate or rho)")

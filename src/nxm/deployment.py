@@ -65,7 +65,7 @@ class Form:
 REFERENCE = Form("eager", "fp32")
 _CPU_FORMS = {
     "fp32": [REFERENCE],
-    "bf16": [Form("eager", "bf16")],
+    "bf16": [Form("eager", "bf16"), Form("eager", "bf16", "2:4")],  # the latter absent, with the reason
     "fp16": [],  # no processor here computes in it
     "compiled": [Form("compiled", "fp32")],
     "onnx": [Form("onnx", "fp32")],

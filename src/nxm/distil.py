@@ -7,6 +7,8 @@ import inspect
 import re
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -63,7 +65,7 @@ def distillation_loss(
     - logits, classes: T^2 KL(teacher / T || student / T) (Hinton et al., arXiv 1503.02531), the mean over the batch;
       a single output (regression): the squared error to the teacher's score.
     - hidden: mean squared error over real tokens of matching hidden states, the mean over the pairs. It needs equal
-      widths.
+      widths. With several processes the tokens are those of all of them together.
 
     Args:
         student, teacher: model outputs with `logits` (batch, classes), `hidden_states` (layers + 1 of (batch, length,
@@ -98,7 +100,10 @@ def _hidden_loss(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], atten
             "compared: set distillation.hidden to 0"
         )
     real = attention_mask.unsqueeze(-1).to(student[0].dtype)
-    entries = real.sum() * student[0].shape[-1]
+    tokens = real.sum()
+    if PartialState().num_processes > 1:  # whose gradients are averaged: each has its part of the batch's tokens
+        tokens = reduce(tokens, reduction="mean")
+    entries = tokens * student[0].shape[-1]
     pairs = matching_layers(len(student) - 1, len(teacher) - 1)
     errors = [((student[i] - teacher[j]).square() * real).sum() / entries for i, j in pairs]
     return torch.stack(errors).mean()

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -35,7 +35,7 @@ from nxm.job import SLOT
 from nxm.provenance import cores
 from nxm.results import read_study
 from nxm.settings import Study, load_study
-from nxm.study import MAIN, chosen_values, refresh_studies, write_study
+from nxm.study import MAIN, chosen_values, planned_training, refresh_studies, write_study
 from nxm.timing import JOBS, PLAN, STARTED, estimate_seconds, say_duration
 
 
@@ -70,21 +70,47 @@ def main() -> None:
             point_at_results(study)
         return
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    failed = False
-    cells = {name for name in pending if name.startswith("grid@")}
-    if study.selection != "params":
-        failed = bool(cells) and reproduce(target, cells, jobs)
+    failed, tried = set[str](), set[str]()
+    said = say_chosen(study, root, ())
+    while True:  # what a search decides runs after it, and so does a search among what another one decides
+        stages = read_stages(target)
+        waiting = waiting_stages(study, stages, root)
+        todo = set(pending) - waiting - tried - that_need(stages, failed)
+        failed |= reproduce(target, todo, jobs) if todo else set()
+        if not (todo and waiting):
+            break
+        tried |= todo
         write_study(root, args.study)
         study = load_study(folder / "params.yaml")
-        say_chosen(study, root)  # or stop, before runs with values that nobody chose
+        said = say_chosen(study, root, said)
         pending = pending_stages(target)
-    failed |= reproduce(target, set(pending), jobs)
+    assert_chosen(study, root)
     if failed:
         raise UserError(
             f"study {study.study}: a stage failed (its message stands above). What is done is kept: the same command "
             "goes on from there, an interrupted training from its last checkpoint."
         )
     point_at_results(study)
+
+
+def waiting_stages(study: Study, stages: Mapping[str, Stage], root: Path) -> set[str]:
+    """The stages that wait, themselves or upstream, for values that a search has not chosen yet."""
+    _, lacking = chosen_values(study, root)
+    undecided = set()
+    for name in stages:
+        planned = planned_training(study, name)
+        if planned is not None and not planned.searched and (planned.block, planned.task) in lacking:
+            undecided.add(name)
+    return that_need(stages, undecided)
+
+
+def that_need(stages: Mapping[str, Stage], names: Collection[str]) -> set[str]:
+    """These stages and all that need them, directly or not."""
+    found = set(names)
+    for name in TopologicalSorter({name: stage.needs for name, stage in stages.items()}).static_order():
+        if stages[name].needs & found:
+            found.add(name)
+    return found
 
 
 def default_jobs() -> int:
@@ -94,8 +120,8 @@ def default_jobs() -> int:
     return 1 if alone else 2
 
 
-def reproduce(target: Path, names: set[str], jobs: int) -> bool:
-    """Run stages of a study, and those they need whose outputs are not here; returns whether one failed.
+def reproduce(target: Path, names: set[str], jobs: int) -> set[str]:
+    """Run stages of a study, and those they need whose outputs are not here; returns those that failed or were stopped.
 
     Stages that do not need each other run side by side. One that fails stops those that need it and no other.
     """
@@ -117,7 +143,7 @@ def reproduce(target: Path, names: set[str], jobs: int) -> bool:
         for group, width in ((alone, 1), ([name for name in wave if name not in alone], jobs)):
             failed |= {name.rpartition(":")[2] for name in _side_by_side([f"{target}:{name}" for name in group], width)}
         sorter.done(*ready)
-    return bool(failed)
+    return failed
 
 
 def _side_by_side(targets: list[str], width: int) -> list[str]:
@@ -229,24 +255,28 @@ def announce(study: Study, pending: list[str], jobs: int) -> None:
     print(f"results: results/{study.study}  figures: figures/{study.study}  tables: paper_tables/{study.study}")
 
 
-def say_chosen(study: Study, root: Path) -> None:
-    """Print the values that the grid has chosen.
+def say_chosen(study: Study, root: Path, said: Collection[tuple[str, str]]) -> Collection[tuple[str, str]]:
+    """Print the values that the grid has chosen, those aside that were `said` before; returns what is said now."""
+    chosen, _ = chosen_values(study, root)
+    new = {pair: values for pair, values in chosen.items() if pair not in said}
+    if new:
+        print(f"\nchosen by the grid ({study.selection}), now in {study.params}:")
+    for (method, task), values in new.items():
+        searched = getattr(study.grid, get_task(task).group)[method].model_dump()
+        words = ", ".join(f"{key} {values[key]:g}" for key, tried in searched.items() if tried)
+        print(f"  {method} on {task}: {words}", flush=True)
+    return chosen
 
-    Raises:
-        UserError: a method and task has nothing chosen: a cell is not done, or all of them failed.
-    """
-    chosen, lacking = chosen_values(study, root)
+
+def assert_chosen(study: Study, root: Path) -> None:
+    """Raise UserError when a method and task has nothing chosen: a cell is not done, or all of them failed."""
+    _, lacking = chosen_values(study, root)
     if lacking:
         pairs = ", ".join(f"{method} on {task}" for method, task in lacking)
         raise UserError(
             f"study {study.study}: the grid has chosen nothing for {pairs}: a cell is not done (its message stands "
             "above), or every cell diverged (then other values are needed in the grid). The same command goes on."
         )
-    print(f"\nchosen by the grid ({study.selection}), now in {study.params}:")
-    for (method, task), values in chosen.items():
-        searched = getattr(study.grid, get_task(task).group)[method].model_dump()
-        words = ", ".join(f"{key} {values[key]:g}" for key, tried in searched.items() if tried)
-        print(f"  {method} on {task}: {words}")
 
 
 def point_at_results(study: Study) -> None:

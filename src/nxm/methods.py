@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nxm.callbacks import AdmmCallback, AspCallback, SparsityCallback
+from nxm.callbacks import AdmmCallback, AspCallback, GmpCallback, SparsityCallback, SrSteCallback
 from nxm.constraints import NM, SparseSet, Unstructured
 from nxm.diagnostics import MaskHistory
 from nxm.errors import UserError
-from nxm.settings import Admm, Study, Training
+from nxm.importance import ActivationNorms, AdamSecondMoment
+from nxm.settings import Admm, AdmmExtras, Extras, Gmp, GmpPlusTraining, SrStePlusTraining, Study, Training
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,9 @@ class Method:
     """How one method trains.
 
     block: the params.yaml block with its hyper-parameters, by task.
-    start: `pretrained` weights, the `student` before it was trained, or the `distilled` student.
-    teacher: whether the dense model teaches.
+    start: `pretrained` weights, the `student` before it was trained, or the `distilled` student; where the block has a
+        `start` of its own, that one counts.
+    teacher: whether the dense model teaches (where the block's `distillation` is not null).
     callback: makes what turns the training sparse, or None for a dense method.
     """
 
@@ -31,33 +33,70 @@ class Method:
     callback: Callable[[Study, Training], SparsityCallback] | None = None
 
 
-def nm(study: Study) -> NM:
-    """The study's N:M pattern."""
-    return NM(study.pattern.n_nonzero, study.pattern.group_size)
+def get_pattern(study: Study, training: Training) -> NM:
+    """The run's own N:M pattern, or the study's."""
+    own = training.pattern if isinstance(training, Extras) else None
+    pattern = own or study.pattern
+    return NM(pattern.n_nonzero, pattern.group_size)
+
+
+def _targets(study: Study) -> dict[str, tuple[str, ...]]:
+    return {"include": tuple(study.targets.include), "exclude": tuple(study.targets.exclude)}
 
 
 def _asp(study: Study, training: Training) -> SparsityCallback:
-    return AspCallback(nm(study), tuple(study.targets.include), tuple(study.targets.exclude))
+    return AspCallback(get_pattern(study, training), **_targets(study))
 
 
-def _admm(constraint: Callable[[Study], SparseSet]) -> Callable[[Study, Training], SparsityCallback]:
+def _admm(constraint: Callable[[Study, Training], SparseSet]) -> Callable[[Study, Training], SparsityCallback]:
     def make(study: Study, training: Training) -> SparsityCallback:
-        settings = Admm(**{name: getattr(training, name) for name in Admm.model_fields})
-        include, exclude = tuple(study.targets.include), tuple(study.targets.exclude)
-        return AdmmCallback(constraint(study), settings, MaskHistory(), include, exclude)
+        return AdmmCallback(constraint(study, training), _admm_settings(training), MaskHistory(), **_targets(study))
 
     return make
+
+
+def _admm_settings(training: Training) -> Admm:
+    return Admm(**{name: getattr(training, name) for name in Admm.model_fields})
+
+
+def _nxm_plus(study: Study, training: Training) -> SparsityCallback:
+    assert isinstance(training, AdmmExtras)
+    importance = {"none": None, "adam": AdamSecondMoment(), "activations": ActivationNorms()}[training.importance]
+    return AdmmCallback(
+        get_pattern(study, training),
+        _admm_settings(training),
+        MaskHistory(),
+        **_targets(study),
+        importance=importance,
+        relaxation=training.relaxation,
+    )
+
+
+def _gmp(study: Study, training: Training) -> SparsityCallback:
+    assert isinstance(training, GmpPlusTraining)
+    settings = Gmp(interval=training.interval, prune_until=training.prune_until)
+    return GmpCallback(get_pattern(study, training), settings, **_targets(study))
+
+
+def _sr_ste(study: Study, training: Training) -> SparsityCallback:
+    assert isinstance(training, SrStePlusTraining)
+    return SrSteCallback(get_pattern(study, training), training.decay, **_targets(study))
 
 
 METHODS: dict[str, Method] = {
     "dense": Method("dense"),
     "asp": Method("asp", callback=_asp),
-    "admm_unstructured": Method("admm_unstructured", callback=_admm(lambda study: Unstructured(study.density))),
-    "nxm": Method("nxm", callback=_admm(nm)),
-    "nxm_paper": Method("nxm", callback=_admm(nm)),
+    "admm_unstructured": Method("admm_unstructured", callback=_admm(lambda study, _: Unstructured(study.density))),
+    "nxm": Method("nxm", callback=_admm(get_pattern)),
+    "nxm_paper": Method("nxm", callback=_admm(get_pattern)),
     "distil": Method("distil", start="student", teacher=True),
-    "distil_nxm": Method("distil_nxm", start="distilled", callback=_admm(nm)),
-    "distil_nxm_kd": Method("distil_nxm", start="distilled", teacher=True, callback=_admm(nm)),
+    "distil_nxm": Method("distil_nxm", start="distilled", callback=_admm(get_pattern)),
+    "distil_nxm_kd": Method("distil_nxm", start="distilled", teacher=True, callback=_admm(get_pattern)),
+    "nxm_plus": Method("nxm_plus", teacher=True, callback=_nxm_plus),
+    "asp_plus": Method("asp_plus", teacher=True, callback=_asp),
+    "gmp_plus": Method("gmp_plus", teacher=True, callback=_gmp),
+    "sr_ste_plus": Method("sr_ste_plus", teacher=True, callback=_sr_ste),
+    "distil_nxm_plus": Method("distil_nxm_plus", start="distilled", teacher=True, callback=_nxm_plus),
 }
 
 

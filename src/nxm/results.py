@@ -304,7 +304,6 @@ def read_benchmark(path: str | Path) -> dict[str, Any] | None:
     for key, kind in (
         ("study", str),
         ("provenance", dict),
-        ("latency", list),
         ("training_step", list),
         ("projection", list),
     ):

@@ -23,11 +23,12 @@ from nxm.energy import EnergyMeter
 from nxm.errors import Diverged, UserError
 from nxm.glue import get_task, paper_metric
 from nxm.job import SLOT
-from nxm.methods import get_method
+from nxm.methods import get_method, get_pattern
 from nxm.pattern import read_pattern, report
+from nxm.permute import permute_
 from nxm.prepare import load_prepared
 from nxm.results import Failure, Result, predictions_path, result_path, write_predictions, write_result
-from nxm.settings import Study, Training
+from nxm.settings import Extras, Start, Study, Training
 from nxm.sources import sha256_file, sha256_tree
 from nxm.targets import find_targets
 from nxm.training import load_model, load_tokenizer, save_model, train
@@ -35,13 +36,17 @@ from nxm.training import load_model, load_tokenizer, save_model, train
 
 @dataclass(frozen=True)
 class Cell:
-    """Which run of the study: a task, a method and a seed; a cell of a grid also has a name and changed values."""
+    """Which run of the study: a task, a method and a seed; a cell of a grid also has a name and changed values.
+
+    dense_seed: of the dense model that the run starts from or learns from; None: the run's own seed.
+    """
 
     task: str
     method: str
     seed: int
     name: str | None = None
     changes: tuple[tuple[str, Any], ...] = ()
+    dense_seed: int | None = None
 
     def folder(self, root: str, study: str) -> Path:
         """Below `root` ("models" or "checkpoints"): `<root>/<study>/<task>/<method>[/<cell>]/seed<k>`."""
@@ -49,10 +54,10 @@ class Cell:
         return Path(*parts)
 
 
-def run(study: Study, cell: Cell, keep_model: bool = True) -> Path:
+def run(study: Study, cell: Cell, keep_model: bool = True, keep_predictions: bool = True) -> Path:
     """Train one cell and write its results file; returns the file's path.
 
-    A whole run also leaves its predictions on dev beside it. A cell of a grid (one that has a name) whose values make
+    It may also leave its predictions on dev beside that file. A cell of a grid (one that has a name) whose values make
     training diverge, or need more than the GPU's memory, leaves a `Failure` as its result: it is done, and the rest of
     the grid goes on. (Not with several processes, of which the others would wait for ever: there it is an error.)
 
@@ -60,7 +65,8 @@ def run(study: Study, cell: Cell, keep_model: bool = True) -> Path:
     still the same, and ends with the same result. Safe to call in every process of `accelerate launch`.
 
     Args:
-        keep_model: also save the trained model below models/ and its predictions (a grid's cells are only measured).
+        keep_model: also save the trained model below models/ (a grid's cells are only measured).
+        keep_predictions: also write the logits on dev, for the bootstrap.
 
     Raises:
         UserError: something needed is missing, or a whole run diverged.
@@ -73,21 +79,26 @@ def run(study: Study, cell: Cell, keep_model: bool = True) -> Path:
     training = _training(study, cell)
     source, prepared = Path("data", study.study, "source"), Path("data", study.study, "prepared", cell.task)
     data = load_prepared(prepared)
-    seeds = Cell(cell.task, "dense", cell.seed), Cell(cell.task, "distil", cell.seed)
+    dense_seed = cell.seed if cell.dense_seed is None else cell.dense_seed
+    seeds = Cell(cell.task, "dense", dense_seed), Cell(cell.task, "distil", cell.seed)
     dense, distilled = (seeded.folder("models", study.study) for seeded in seeds)
     from_hub = study.student.source != "teacher"
+    origin = training.start if isinstance(training, Start) else method.start
     starts = {
         "pretrained": source / "weights",
+        "dense": dense,
         "student": source / "student" if from_hub else dense,
         "distilled": source / "student" if from_hub else distilled,
     }
-    start = starts[method.start]
+    start = starts[origin]
     fresh_head = start.parent == source
     set_seed(cell.seed)  # the head's values, then dropout
     mean_label = sum(data["train"]["labels"]) / len(data["train"]) if task.regression else None
     model = load_model(start, task, fresh_head, mean_label if study.trainer.mean_label_bias else None)
     if method.start == "student" and not from_hub:
         model = every_other_layer(model)
+    if isinstance(training, Extras) and training.permute:
+        permute_(model, get_pattern(study, training), study.targets.include, study.targets.exclude)
     distillation = training.distillation if method.teacher else None
     teacher = Teacher(load_model(dense, task, False), distillation.hidden > 0) if distillation else None
     tokenizer = load_tokenizer(start)
@@ -125,6 +136,8 @@ def run(study: Study, cell: Cell, keep_model: bool = True) -> Path:
             raise
         failure = {"hyperparameters": hyperparameters, "failure": str(error).partition("\n")[0]}
         place = {"task": cell.task, "method": cell.method, "seed": cell.seed, "cell": cell.name}
+        if keep_predictions:
+            write_predictions(predictions_path(path), {})  # DVC expects the file
         write_result(path, Failure.model_validate({"study": study.study} | place | failure))
         print(f"{cell.method} on {cell.task}, {cell.name}, seed {cell.seed}: failed: {failure['failure']} -> {path}")
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -151,14 +164,14 @@ def run(study: Study, cell: Cell, keep_model: bool = True) -> Path:
                     "layers": trained.model.config.num_hidden_layers,
                     "hidden_size": trained.model.config.hidden_size,
                 },
-                "wall_seconds": time.perf_counter() - started,
+                "wall_seconds": trained.seconds_before + time.perf_counter() - started,
                 "train_seconds": trained.seconds,
                 "peak_memory_mib": provenance.peak_memory_mib(),
                 "energy_joules": energy.joules(),
                 "provenance": {
                     "machine": provenance.machine(),
                     "versions": provenance.versions(),
-                    "weights": _describe(study.weights if method.start == "pretrained" else study.student),
+                    "weights": _origin(study, origin),
                     "data": _describe(study.data),
                     "model_sha256": sha256_file(folder / "model.safetensors"),
                     "train_examples": len(data["train"]),
@@ -168,7 +181,7 @@ def run(study: Study, cell: Cell, keep_model: bool = True) -> Path:
                 },
             }
         )
-        if keep_model:
+        if keep_predictions:
             write_predictions(predictions_path(path), trained.predictions)
         write_result(path, result)
         print(f"{cell.method} on {cell.task}, seed {cell.seed}: {task.metric} {result.metric.value:.2f} -> {path}")
@@ -251,6 +264,13 @@ def _sparsity(model: PreTrainedModel, study: Study, callback: SparsityCallback |
         "target_parameters": sizes,
         "nonzero_parameters": sum(nonzero.values()),
     }
+
+
+def _origin(study: Study, start: str) -> str:
+    """Whose weights a run started from, in words."""
+    if start == "dense":
+        return "the fine-tuned dense model"
+    return _describe(study.weights if start == "pretrained" else study.student)
 
 
 def _describe(source: Any) -> str:

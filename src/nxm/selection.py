@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from nxm.glue import get_task
 from nxm.results import Failure, Result
+from nxm.settings import PlusMethod
 
 # In the order in which they stand in a cell's name, with what they are called there.
-_SHORT = {"learning_rate": "lr", "batch_size": "bs", "rho": "rho"}
+_SHORT = {"learning_rate": "lr", "batch_size": "bs", "rho": "rho", "decay": "decay"}
+PLUS = get_args(PlusMethod)  # start from the dense model, so their cells are stages that wait for it
 
 
 def expand(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The cells of a study's grid, by name: `stsb-nxm-lr0_0003-seed100` -> task, method, seed, cell, values.
+
+    The cells of a method in `PLUS` also say `dense_seed`: all start from the dense model of the study's first seed.
 
     Args:
         values: a study's settings as plain values; a cell takes what is not searched from its method's block.
@@ -34,15 +38,32 @@ def expand(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
                 cell = "-".join(f"{_SHORT[name]}{value:g}".replace("+", "") for name, value in own.items())
                 block = dict(values[method].get(task, {})) | own
                 for seed in grid.get("seeds", []):
-                    key = f"{task}-{method}-{cell}-seed{seed}".replace(".", "_")  # DVC takes a dot for nesting
-                    cells[key] = {
-                        "task": task,
-                        "method": method,
-                        "seed": seed,
-                        "cell": cell,
-                        "values": block,
-                    }
+                    dense_seed = next(iter(values["seeds"]), seed) if method in PLUS else None
+                    cells |= _cell(task, method, seed, cell, block, dense_seed)
     return cells
+
+
+def expand_ablation(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The ablation's runs as cells, by name: `stsb-nxm_plus-no-teacher-seed0` -> the same as `expand` gives.
+
+    Args:
+        values: a study's settings as plain values; a variant takes what it does not change from its method's block.
+    """
+    cells = {}
+    for task in values["tasks"]:
+        for name, variant in values["ablation"].items():
+            block = dict(values[variant["method"]][task]) | variant["values"]
+            for seed in values["seeds"]:
+                cells |= _cell(task, variant["method"], seed, name, block, seed)
+    return cells
+
+
+def _cell(
+    task: str, method: str, seed: int, cell: str, block: dict[str, Any], dense_seed: int | None
+) -> dict[str, dict[str, Any]]:
+    key = f"{task}-{method}-{cell}-seed{seed}".replace(".", "_")  # DVC takes a dot for nesting
+    own = {"task": task, "method": method, "seed": seed, "cell": cell, "values": block}
+    return {key: own if dense_seed is None else own | {"dense_seed": dense_seed}}
 
 
 def choose(

@@ -7,8 +7,10 @@ error that names it and the nearest known one, so a mistyped hyper-parameter can
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -105,14 +107,15 @@ class Training(Settings):
 class Admm(Settings):
     """The ADMM algorithm's values; see `nxm.admm` for what each does.
 
-    `recipe: paper` puts the penalty of eq. (3) into Adam's gradient and never freezes the mask;
-    `recipe: proximal` takes a decoupled proximal step after the optimizer's and ends with the mask frozen.
+    `recipe: paper` puts the penalty of eq. (3) into Adam's gradient and never freezes the mask; `recipe: gradient`
+    does the first alone; `recipe: proximal` takes a decoupled proximal step after the optimizer's.
     """
 
-    recipe: Literal["paper", "proximal"]
-    rho: Positive  # paper: weight of the penalty in the loss; proximal: pull toward Z - U over one ADMM iteration
+    recipe: Literal["paper", "gradient", "proximal"]
+    rho: Positive  # paper, gradient: the penalty's weight in the loss; proximal: pull toward Z - U over an iteration
     interval: Literal["epoch"] | PositiveInt = "epoch"  # optimizer steps between two projections
-    schedule: Literal["constant", "linear", "cosine"] = "constant"  # of rho over the ADMM iterations; U is rescaled
+    # Of rho over the ADMM iterations, U being rescaled; similarity: it grows by how much the mask still moves (ALPS)
+    schedule: Literal["constant", "linear", "cosine", "similarity"] = "constant"
     freeze_at: Share = 1.0  # share of the run after which the mask stays; 1.0: never
     dual_step: Literal["full", "matched"] = "full"  # of W - Z, what U takes up in an iteration: all, or W's own share
 
@@ -124,16 +127,21 @@ class Admm(Settings):
                 "recipe 'paper' has a constant rho, full dual steps and no frozen phase: leave schedule, dual_step and "
                 "freeze_at out"
             )
+        if self.recipe == "gradient" and self.dual_step == "matched":
+            raise ValueError(
+                "recipe 'gradient' has full dual steps: which share of the distance W covers under Adam is not known, "
+                "so there is none to match"
+            )
         return self
 
 
 class Distillation(Settings):
     """Weights of the terms of the knowledge-distillation loss (`nxm.distil`)."""
 
-    task: Annotated[float, Field(ge=0.0)] = 0.5  # the loss on the labels
-    logits: Annotated[float, Field(ge=0.0)] = 0.5  # toward the teacher's logits
-    hidden: Annotated[float, Field(ge=0.0)] = 1.0  # mean squared error of matching hidden states
-    temperature: Positive = 2.0  # classification only; regression matches the score itself
+    task: Annotated[float, Field(ge=0.0)]  # the loss on the labels
+    logits: Annotated[float, Field(ge=0.0)]  # toward the teacher's logits
+    hidden: Annotated[float, Field(ge=0.0)]  # mean squared error of matching hidden states
+    temperature: Positive  # classification only; regression matches the score itself
 
 
 class AdmmTraining(Training, Admm):
@@ -143,13 +151,72 @@ class AdmmTraining(Training, Admm):
 class DistilTraining(Training):
     """A run that makes the dense student."""
 
-    distillation: Distillation = Distillation()
+    distillation: Distillation
 
 
 class DistilAdmmTraining(AdmmTraining):
     """A run that makes the student sparse; the teacher's terms count only in the run with a teacher."""
 
-    distillation: Distillation = Distillation()
+    distillation: Distillation
+
+
+class Gmp(Settings):
+    """Gradual magnitude pruning (`nxm.gmp`)."""
+
+    interval: Literal["epoch"] | PositiveInt  # optimizer steps between two prunings
+    prune_until: Annotated[float, Field(gt=0.0, le=1.0)]  # share of the run after which the mask stays
+
+
+class Extras(Settings):
+    """What NxM+ and its rivals may have besides the algorithm, alike for all of them."""
+
+    distillation: Distillation | None  # with the dense model as teacher; null: without
+    permute: bool  # first reorder inner channels so that N:M keeps more (`nxm.permute`)
+    pattern: Pattern | None  # null: the study's
+
+
+class Start(Settings):
+    """Which weights a run starts from."""
+
+    start: Literal["pretrained", "dense"]  # dense: the fine-tuned dense model's
+
+
+class AdmmExtras(AdmmTraining, Extras):
+    """A run of ADMM with what it may have beyond the paper."""
+
+    importance: Literal["none", "adam", "activations"]  # by what the projection weighs weights (`nxm.importance`)
+    relaxation: Annotated[float, Field(ge=1.0, lt=2.0)]  # over-relaxation of ADMM; 1.0: none
+
+
+class NxmPlusTraining(AdmmExtras, Start):
+    """A run of nxm_plus."""
+
+
+class AspPlusTraining(Training, Extras, Start):
+    """A run of asp_plus."""
+
+
+class GmpPlusTraining(Training, Extras, Start, Gmp):
+    """A run of gmp_plus."""
+
+
+class SrStePlusTraining(Training, Extras, Start):
+    """A run of sr_ste_plus."""
+
+    decay: Annotated[float, Field(ge=0.0)]  # the pull of what is masked toward zero (`nxm.sr_ste`)
+
+
+PlusMethod = Literal["nxm_plus", "asp_plus", "gmp_plus", "sr_ste_plus"]
+
+
+class Variant(Settings):
+    """One row of the ablation: a method with some of its values changed."""
+
+    method: PlusMethod
+    values: dict[str, JsonValue]
+
+
+VariantName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 
 
 class Sweep(Settings):
@@ -167,9 +234,10 @@ class Searched(Settings):
     learning_rate: list[Positive] = []
     batch_size: list[PositiveInt] = []
     rho: list[Positive] = []
+    decay: list[Positive] = []
 
 
-SearchedMethod = Literal["dense", "asp", "admm_unstructured", "nxm"]
+SearchedMethod = Literal["dense", "asp", "admm_unstructured", "nxm", "nxm_plus", "asp_plus", "gmp_plus", "sr_ste_plus"]
 
 
 class Grid(Settings):
@@ -184,21 +252,23 @@ class Grid(Settings):
 
 
 class GridCell(Settings):
-    """One run of the search, as `nxm.selection` makes it of `grid`: `values` are all its hyper-parameters."""
+    """One run of the search or the ablation, as `nxm.selection` spells it out: `values` are all its hyper-parameters.
+
+    `dense_seed` says which dense model a plus method starts from and learns from.
+    """
 
     task: str
     method: SearchedMethod
     seed: int
     cell: str
     values: dict[str, JsonValue]
+    dense_seed: int | None = None
 
 
 class Benchmark(Settings):
-    """Where latency is measured, and how often."""
+    """How often training steps and projections are timed; see `nxm.overhead`."""
 
-    seeds: Annotated[list[int], Field(max_length=1)]  # of the models measured; []: nothing is measured
-    batch_sizes: list[PositiveInt]
-    lengths: list[PositiveInt]  # tokens
+    seeds: Annotated[list[int], Field(max_length=1)]  # of the dense model that is trained on; []: nothing is measured
     warmup: PositiveInt
     repeats: PositiveInt
 
@@ -262,20 +332,50 @@ class Study(Settings):
     distil: dict[str, DistilTraining]
     distil_nxm: dict[str, DistilAdmmTraining]
     distil_nxm_methods: list[Literal["distil_nxm", "distil_nxm_kd"]]  # without and with the teacher
+    plus_methods: list[PlusMethod]  # which of the following run
+    nxm_plus: dict[str, NxmPlusTraining]
+    asp_plus: dict[str, AspPlusTraining]
+    gmp_plus: dict[str, GmpPlusTraining]
+    sr_ste_plus: dict[str, SrStePlusTraining]
+    distil_plus_methods: list[Literal["distil_nxm_plus"]]  # NxM+ on the distilled student: [] or this one
+    distil_nxm_plus: dict[str, AdmmExtras]
+    ablation: dict[VariantName, Variant]  # by the variant's name; each runs with each of `seeds`
     sweep: Sweep
     # A run's values: those stated above, or, of the grid, the best on dev (the paper's way) or on rows held out
     selection: Literal["params", "dev", "heldout"]
     grid: Grid
     cells: dict[str, GridCell]  # made of `grid` by nxm.study; {} without one
+    plus_cells: dict[str, GridCell]  # the same of those that start from the dense model, and of `ablation`
     benchmark: Benchmark
     matrices: Matrices
     deployment: Deployment
     figures: list[str]
     tables: list[str]
 
+    @property
+    def methods(self) -> list[str]:
+        """The methods whose whole runs belong to the study."""
+        always = ["dense", "asp", "admm_unstructured", "nxm", "distil"]
+        return [*always, *self.distil_nxm_methods, *self.plus_methods, *self.distil_plus_methods]
+
+    @property
+    def searched_cells(self) -> dict[str, GridCell]:
+        """The cells of the search alone, without the ablation's."""
+        own = {key: cell for key, cell in self.plus_cells.items() if cell.cell not in self.ablation}
+        return self.cells | own
+
     @model_validator(mode="after")
     def _every_task_has_its_block(self) -> Study:
-        for method in ("dense", "asp", "admm_unstructured", "nxm", "distil", "distil_nxm"):
+        for method in (
+            "dense",
+            "asp",
+            "admm_unstructured",
+            "nxm",
+            "distil",
+            "distil_nxm",
+            *self.plus_methods,
+            *self.distil_plus_methods,
+        ):
             missing = [task for task in self.tasks if task not in getattr(self, method)]
             if missing:
                 raise ValueError(f"'{method}' has no block for the task(s) {', '.join(missing)} that 'tasks' names")
@@ -286,14 +386,55 @@ class Study(Settings):
         return self
 
     @model_validator(mode="after")
+    def _ablation_is_of_methods_that_run(self) -> Study:
+        for name, variant in self.ablation.items():
+            if re.match(r"(lr|bs|rho|decay)\d", name):
+                raise ValueError(f"ablation variant '{name}' is named as a cell of the grid; take another name")
+            if variant.method not in self.plus_methods:
+                raise ValueError(
+                    f"ablation variant '{name}' is of {variant.method}, which 'plus_methods' does not name"
+                )
+            for task in self.tasks:
+                block = getattr(self, variant.method)[task]
+                if strange := set(variant.values) - set(type(block).model_fields):
+                    raise ValueError(
+                        f"ablation variant '{name}': {variant.method} has no {listed(strange)}; it has "
+                        f"{listed(type(block).model_fields)}"
+                    )
+                try:
+                    type(block).model_validate(block.model_dump() | variant.values)
+                except ValidationError as error:
+                    problems = "; ".join(_explain(f"ablation variant '{name}'", each) for each in error.errors())
+                    raise ValueError(problems) from None
+        return self
+
+    @model_validator(mode="after")
+    def _grid_of_plus_methods_has_what_it_needs(self) -> Study:
+        for group in (self.grid.small, self.grid.large):
+            for method in set(group) & set(get_args(PlusMethod)):
+                if method not in self.plus_methods:
+                    raise ValueError(f"'grid' searches {method}, which 'plus_methods' does not name")
+                if not self.seeds:
+                    raise ValueError(
+                        f"'grid' searches {method}, whose cells start from or learn from the dense model of the "
+                        "first of 'seeds', which is empty"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _selection_has_what_it_needs(self) -> Study:
         if self.selection != "params" and not self.grid.seeds:
             raise ValueError(f"selection '{self.selection}' chooses among the cells of 'grid', which has no seeds")
         if self.selection == "heldout" and not self.prepare.heldout_examples:
             raise ValueError("selection 'heldout' needs prepare.heldout_examples above 0")
-        if self.grid.seeds and not self.cells:
+        if self.grid.seeds and not (self.cells or self.plus_cells):
             raise ValueError("'grid' gives no cell: in a profile (not here), name values for the group of the tasks")
         return self
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names in order, as messages give them: `a, b`."""
+    return ", ".join(sorted(map(str, names)))
 
 
 def load_study(path: str | Path) -> Study:

@@ -9,7 +9,9 @@ cells of a method and task are done.
 from __future__ import annotations
 
 import os
+import re
 from copy import deepcopy
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from ruamel.yaml import YAML
 
 from nxm import selection
 from nxm.errors import UserError
+from nxm.methods import METHODS
 from nxm.results import read_failures, read_study, write_text
 from nxm.settings import Study, parse_study, read_yaml
 
@@ -46,6 +49,10 @@ def study_values(root: Path, name: str) -> dict[str, Any]:
     """
     base = read_yaml(root / "params.yaml")
     if name == base.get("study"):
+        if base.get("ablation"):
+            raise UserError(
+                "params.yaml: 'ablation' is for a profile: write the variants there, they would not run here"
+            )
         return base
     profile = root / "profiles" / f"{name}.yaml"
     if not profile.is_file():
@@ -54,11 +61,14 @@ def study_values(root: Path, name: str) -> dict[str, Any]:
     values = merge(base, read_yaml(profile) | place)
     if values.get("grid", {}).get("seeds"):
         parse_study(values | {"cells": {"": _ANY_CELL}}, str(profile))  # before what it says is read
-        values["cells"] = selection.expand(values)
+        cells = selection.expand(values)
+        values["plus_cells"] = {key: cell for key, cell in cells.items() if cell["method"] in selection.PLUS}
+        values["cells"] = {key: cell for key, cell in cells.items() if key not in values["plus_cells"]}
     study = parse_study(values, str(profile))
     chosen, _ = chosen_values(study, root)
     for (method, task), best in chosen.items():
         values[method][task] = best
+    values["plus_cells"] |= selection.expand_ablation(values)
     return values
 
 
@@ -66,7 +76,7 @@ def chosen_values(study: Study, root: Path) -> tuple[dict[tuple[str, str], dict[
     """What the study's grid has chosen so far, by (method, task), and for which of them it has chosen nothing yet."""
     if study.selection == "params":
         return {}, []
-    cells = {key: cell.model_dump() for key, cell in study.cells.items()}
+    cells = {key: cell.model_dump() for key, cell in study.searched_cells.items()}
     results, failures = read_study(root / "results", study.study), read_failures(root / "results", study.study)
     chosen = selection.choose(cells, results, failures, study.selection)
     searched = dict.fromkeys((cell["method"], cell["task"]) for cell in cells.values())
@@ -105,3 +115,39 @@ def write_study(root: Path, name: str) -> Path:
     if not link.exists():
         link.symlink_to(os.path.relpath(root / "dvc.yaml", folder))
     return folder
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a training stage trains: `method` on `task`, for `epochs`, with values of the params.yaml block `block`.
+
+    `searched`: it is a cell of the grid, whose values are its own; all others take what the grid chooses.
+    """
+
+    task: str
+    method: str
+    block: str
+    epochs: int
+    searched: bool
+
+
+# dvc.yaml's stage -> its method, where it has another name and does not end in it.
+_METHODS = {"baseline": "dense", "nxm_rho": "nxm"}
+
+
+def planned_training(study: Study, stage: str) -> Planned | None:
+    """What a stage (DVC's name, such as `nxm@stsb-0`) trains; None for one that trains nothing."""
+    kind, _, cell = stage.partition("@")
+    cells = {"grid": study.cells, "plus_cell": study.plus_cells}.get(kind)
+    if cells is not None:
+        own = cells[cell]
+        searched = cell in study.searched_cells
+        return Planned(own.task, own.method, own.method, int(own.values["epochs"]), searched)  # type: ignore[arg-type]
+    method = _METHODS.get(kind, kind)
+    if kind in ("distil_nxm", "plus", "distil_plus"):
+        method = cell.rpartition("-")[2]
+    if method not in METHODS:
+        return None
+    task = next(name for name in study.tasks if re.match(rf"{name}(-|$)", cell))
+    block = METHODS[method].block
+    return Planned(task, method, block, getattr(study, block)[task].epochs, False)

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Sequence
+from typing import get_args
 
 from nxm.glue import TASKS
 from nxm.results import Result, result_path
-from nxm.settings import Study
+from nxm.settings import PlusMethod, Study
+from nxm.study import planned_training
 
 # Environment variables by which nxm.launch tells its stages what runs, since when, and how many side by side.
 PLAN, STARTED, JOBS = "NXM_PLAN", "NXM_STARTED", "NXM_JOBS"
 
-# dvc.yaml's stage -> the block of params.yaml with its epochs.
-_BLOCKS = {
-    "baseline": "dense",
-    "asp": "asp",
-    "admm_unstructured": "admm_unstructured",
-    "nxm": "nxm",
-    "nxm_rho": "nxm",
-    "nxm_paper": "nxm",
-    "distil": "distil",
-    "distil_nxm": "distil_nxm",
-}
 # Cost of an example beside the dense model's: a student has half the layers, a teacher's answer is a third of a step.
-_COSTS = {"distil": 0.5 + 1 / 3, "distil_nxm": 0.5, "distil_nxm_kd": 0.5 + 1 / 3}
+_STUDENT, _TEACHER = 0.5, 1 / 3
+_COSTS = {
+    "distil": _STUDENT + _TEACHER,
+    "distil_nxm": _STUDENT,
+    "distil_nxm_kd": _STUDENT + _TEACHER,
+    "distil_nxm_plus": _STUDENT + _TEACHER,
+    **dict.fromkeys(get_args(PlusMethod), 1 + _TEACHER),
+}
 
 
 def estimate_seconds(study: Study, stages: Sequence[str], timed: Sequence[Result], jobs: int) -> float | None:
@@ -72,21 +69,15 @@ def say_duration(seconds: float) -> str:
 
 def _stage_units(study: Study, stage: str) -> float:
     """Examples x cost of a training stage, evaluated ones counting a third; 0 for stages that train nothing."""
-    kind, _, cell = stage.partition("@")
-    if kind == "grid":
-        task, method, epochs = study.cells[cell].task, study.cells[cell].method, int(study.cells[cell].values["epochs"])
-    elif kind in _BLOCKS:
-        task = next(name for name in study.tasks if re.match(rf"{name}(-|$)", cell))
-        method = next((name for name in sorted(_COSTS, reverse=True) if cell.endswith(name)), kind)
-        epochs = getattr(study, _BLOCKS[kind])[task].epochs
-    else:
+    planned = planned_training(study, stage)
+    if planned is None:
         return 0.0
-    rows = TASKS[task].rows
+    rows = TASKS[planned.task].rows
     heldout = study.prepare.heldout_examples
     train = min(study.prepare.train_examples or rows["train"], rows["train"] - heldout)
     dev = sum(count for split, count in rows.items() if split != "train")
-    evaluated = -(-epochs // study.trainer.evaluate_every) * dev + heldout
-    return _COSTS.get(method, 1.0) * (epochs * train + evaluated / 3)
+    evaluated = -(-planned.epochs // study.trainer.evaluate_every) * dev + heldout
+    return _COSTS.get(planned.method, 1.0) * (planned.epochs * train + evaluated / 3)
 
 
 def _result_units(result: Result) -> float:

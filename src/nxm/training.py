@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from nxm.distil import Teacher, distillation_loss
 from nxm.errors import Diverged, UserError
 from nxm.glue import METRICS, Task, compute_metrics, paper_metric
+from nxm.results import write_text
 from nxm.settings import Distillation, Training
 from nxm.settings import Trainer as TrainerSettings
 
@@ -51,7 +53,8 @@ class Trained:
     """What a training leaves: the model, every metric in percent points, and the course by epoch.
 
     `predictions` are the model's logits on each evaluation split, (rows, num_labels) fp32 in the split's own order;
-    `heldout` are the metrics on the training rows held out, None where none are.
+    `heldout` are the metrics on the training rows held out, None where none are. Of the `seconds` that training took,
+    `seconds_before` lie before the checkpoint that it resumed from.
     """
 
     model: PreTrainedModel
@@ -60,6 +63,7 @@ class Trained:
     heldout: dict[str, float] | None
     epochs: list[dict[str, Any]]
     seconds: float
+    seconds_before: float
 
 
 def load_model(folder: Path, task: Task, fresh_head: bool, mean_label: float | None = None) -> PreTrainedModel:
@@ -118,6 +122,8 @@ def train(
     order = {split: _by_length(data[split]) for split in data if split != "train"}  # evaluation then pads least
     ordered = {split: data[split].select(rows) for split, rows in order.items()}
     evaluation = {suffix.removeprefix("_"): ordered[split] for split, suffix in task.evaluation.items()}
+    checkpoint = _last_whole_checkpoint(scratch)
+    seconds_before = float((checkpoint / COMPLETE).read_text(encoding="utf-8")) if checkpoint else 0.0
     trainer = _Trainer(
         model=model,
         args=args,
@@ -126,11 +132,11 @@ def train(
         train_dataset=data["train"],
         eval_dataset=evaluation if len(evaluation) > 1 else evaluation[""],
         compute_metrics=lambda prediction: compute_metrics(task, *_arrays(prediction)),
-        callbacks=[*callbacks, _MarkComplete()],
+        callbacks=[*callbacks, _MarkComplete(seconds_before)],
         teacher=teacher,
         distillation=distillation,
     )
-    outcome = trainer.train(resume_from_checkpoint=_last_whole_checkpoint(scratch))
+    outcome = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if not trainer.predicted:  # resumed after the last evaluation
         trainer.evaluate()
     history = trainer.state.log_history
@@ -146,7 +152,8 @@ def train(
         predictions=predictions,
         heldout=heldout and {name: heldout[f"heldout_{name}"] for name in METRICS if f"heldout_{name}" in heldout},
         epochs=_by_epoch(history, task, training.epochs, args.max_steps // training.epochs),
-        seconds=outcome.metrics["train_runtime"],
+        seconds=seconds_before + outcome.metrics["train_runtime"],
+        seconds_before=seconds_before,
     )
 
 
@@ -242,12 +249,19 @@ class _Trainer(Trainer):
 
 
 class _MarkComplete(TrainerCallback):
-    """Last of all callbacks: marks a checkpoint as whole once every process and callback has written its part."""
+    """Last of all callbacks: marks a checkpoint as whole once every process and callback has written its part.
+
+    The mark says how many seconds the training had taken: those of a run that was killed count too.
+    """
+
+    def __init__(self, seconds_before: float) -> None:
+        self._started = time.perf_counter() - seconds_before
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         args.distributed_state.wait_for_everyone()
         if args.should_save:
-            (Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / COMPLETE).touch()
+            mark = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / COMPLETE
+            write_text(mark, f"{time.perf_counter() - self._started:.3f}")
 
 
 def _arguments(
@@ -294,9 +308,9 @@ def _arrays(prediction: EvalPrediction) -> tuple[Any, Any]:
     return (logits[0] if isinstance(logits, tuple) else logits), prediction.label_ids
 
 
-def _last_whole_checkpoint(scratch: Path) -> str | None:
+def _last_whole_checkpoint(scratch: Path) -> Path | None:
     whole = [folder.parent for folder in scratch.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
-    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2])) if whole else None
 
 
 def _metrics_at(history: list[dict[str, Any]], task: Task, step: int) -> dict[str, float]:

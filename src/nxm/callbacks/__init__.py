@@ -12,5 +12,7 @@ The algorithm's state is saved beside each checkpoint and taken up by `resume_fr
 from nxm.callbacks.admm import PROXIMAL, AdmmCallback
 from nxm.callbacks.asp import AspCallback
 from nxm.callbacks.base import SparsityCallback
+from nxm.callbacks.gmp import GmpCallback
+from nxm.callbacks.sr_ste import SrSteCallback
 
-__all__ = ["PROXIMAL", "AdmmCallback", "AspCallback", "SparsityCallback"]
+__all__ = ["PROXIMAL", "AdmmCallback", "AspCallback", "GmpCallback", "SparsityCallback", "SrSteCallback"]

@@ -5,30 +5,31 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from nxm.admm import ADMM, kappa_of_rho, rho_at
+from nxm.admm import ADMM, kappa_of_rho, rho_at, rho_by_similarity
 from nxm.asp import MaskedWeights
-from nxm.callbacks.base import SparsityCallback
+from nxm.callbacks.base import HardPrunedEvaluation
 from nxm.constraints import NM, SparseSet
 from nxm.diagnostics import MaskHistory
 from nxm.errors import UserError
+from nxm.importance import Importance
 from nxm.settings import Admm
-from nxm.targets import unwrap
 
 # The default recipe, the embedded study's: W covers 22 % of the distance to Z - U between two projections, U takes up
 # the same share, and the second half of the steps recovers on a fixed mask.
 PROXIMAL = Admm(recipe="proximal", rho=0.25, dual_step="matched", freeze_at=0.5)
 
 
-class AdmmCallback(SparsityCallback):
+class AdmmCallback(HardPrunedEvaluation):
     """ADMM fine-tuning into the constraint set (`nxm.admm`): NxMTransformer, or with `Unstructured` its twin.
 
     Args:
         constraint: default `NM(2, 4)`.
         settings: recipe, rho, interval, schedule, dual_step, freeze_at (`nxm.settings.Admm`); default `PROXIMAL`.
+        importance: weighs the projection by what a change of each weight costs (`nxm.importance`); None: all alike.
+        relaxation: over-relaxation, see `nxm.admm.ADMM.iterate_`; 1.0: none.
         history: counts what weights did outside the mask, for Figure 4; costs five bytes a weight.
         include, exclude: regular expressions on weight names, see `nxm.targets.find_targets`.
 
@@ -45,18 +46,23 @@ class AdmmCallback(SparsityCallback):
         history: MaskHistory | None = None,
         include: tuple[str, ...] = (),
         exclude: tuple[str, ...] = (),
+        *,
+        importance: Importance | None = None,
+        relaxation: float = 1.0,
     ) -> None:
         super().__init__(constraint or NM(), include, exclude)
         self.settings = settings
+        self.importance = importance
+        self.relaxation = relaxation
         self.history = history
         self.iterations: list[dict[str, Any]] = []
         self.frozen_at_step: int | None = None
         self.swaps: list[dict[str, Any]] | None = None
         self.example: dict[str, Any] | None = None
         self._masked: MaskedWeights | None = None  # from the freeze on
-        self._unpruned: dict[str, Tensor] | None = None  # the weights, while an evaluation runs on the pruned ones
 
     def begin(self, steps: int, steps_per_epoch: int) -> None:
+        self.iterations, self.frozen_at_step, self.swaps, self._masked = [], None, None, None  # of a training before
         self.admm = ADMM(self.targets, self.constraint)
         self.interval = steps_per_epoch if self.settings.interval == "epoch" else int(self.settings.interval)
         self.steps_per_epoch = steps_per_epoch
@@ -75,15 +81,16 @@ class AdmmCallback(SparsityCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        if self.importance is not None:
+            self.importance.begin(model, self.include, self.exclude)
         super().on_train_begin(args, state, control, model=model, **kwargs)
-        self._hook = unwrap(model).register_forward_pre_hook(self._prune_in_eval_mode)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self._masked is not None:
             self._masked.apply_to_gradients_()
-        elif self.settings.recipe == "paper":
+        elif self.settings.recipe in ("paper", "gradient"):
             self.admm.penalty_gradient_(self.rho)
 
     def on_optimizer_step(
@@ -101,28 +108,27 @@ class AdmmCallback(SparsityCallback):
         elif self.settings.recipe == "proximal":
             self.admm.proximal_step_(self.kappa)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
         if self._masked is not None:
             return
         if state.global_step % self.interval == 0:
-            self._iterate(state.global_step)
+            self._iterate(state.global_step, optimizer)
         if state.global_step == self.freeze_step:
             self._freeze(state.global_step)
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._restore()
-
-    def on_predict(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
-    ) -> None:
-        self._restore()
-
     def finish(self) -> None:
-        self._hook.remove()
-        self._restore()
         if self._masked is None:
-            self._describe({name: self.constraint.mask(W) for name, W in self.targets.items()})
-            self.admm.project_weights_()
+            self._describe({name: self.hard_mask(name, W) for name, W in self.targets.items()})
+        super().finish()
+        if self.importance is not None:
+            self.importance.end()
         if self.history is not None:
             self.example = self.history.example(self.admm, pattern="intermediate.dense")
 
@@ -130,6 +136,8 @@ class AdmmCallback(SparsityCallback):
         tensors = self.admm.state_dict()
         if self.history is not None:
             tensors |= self.history.state_dict()
+        if self.importance is not None:
+            tensors |= self.importance.state_dict()
         names = ("iterations", "frozen_at_step", "swaps")
         return tensors, {name: getattr(self, name) for name in names}
 
@@ -142,13 +150,16 @@ class AdmmCallback(SparsityCallback):
         self.rho = self._scheduled_rho(len(self.iterations))
         if self.history is not None:
             self.history.load_state_dict(tensors)
+        if self.importance is not None:
+            self.importance.load_state_dict(tensors)
         if self.frozen_at_step is not None:
-            self._masked = MaskedWeights(self.targets, self.admm.masks)
+            self._fix_masks()
 
     # The algorithm's course.
 
-    def _iterate(self, step: int) -> None:
-        record = self.admm.iterate_(self.dual_step)
+    def _iterate(self, step: int, optimizer: Any) -> None:
+        importance = self.importance.measure(self.targets, optimizer) if self.importance is not None else None
+        record = self.admm.iterate_(self.dual_step, self.relaxation, importance)
         if self.history is not None:
             self.history.record(self.admm)
         self.iterations.append(
@@ -170,13 +181,20 @@ class AdmmCallback(SparsityCallback):
     def _freeze(self, step: int) -> None:
         self._describe(self.admm.masks)
         self.frozen_at_step = step
+        self._fix_masks()
+
+    def _fix_masks(self) -> None:
         self._masked = MaskedWeights(self.targets, self.admm.masks)
+        if self.importance is not None:
+            self.importance.end()  # nothing is projected any more
 
     def _describe(self, masks: dict[str, Tensor]) -> None:
         if self.history is not None:
             self.swaps = self.history.swaps(self.admm, masks)
 
     def _scheduled_rho(self, iteration: int) -> float:
+        if self.settings.schedule == "similarity":
+            return rho_by_similarity(self.settings.rho, [done["similarity"] for done in self.iterations])
         return rho_at(self.settings.rho, self.settings.schedule, iteration, self.planned)
 
     def _set_rho(self, iteration: int) -> None:
@@ -192,19 +210,10 @@ class AdmmCallback(SparsityCallback):
         """The proximal step's share, such that one interval covers 1 - exp(-rho) of the distance to Z - U."""
         return kappa_of_rho(self.rho, self.interval)
 
-    # Evaluation on the pruned network.
+    @property
+    def inside(self) -> bool:
+        return self._masked is not None
 
-    @torch.no_grad()
-    def _prune_in_eval_mode(self, module: nn.Module, inputs: Any) -> None:
-        if module.training:
-            self._restore()
-        elif self._unpruned is None and self._masked is None:
-            self._unpruned = {name: W.detach().clone() for name, W in self.targets.items()}
-            self.admm.project_weights_()
-
-    @torch.no_grad()
-    def _restore(self) -> None:
-        if self._unpruned is not None:
-            for name, W in self.targets.items():
-                W.copy_(self._unpruned[name])
-            self._unpruned = None
+    def hard_mask(self, name: str, W: Tensor) -> Tensor:
+        """W's largest; with an importance Z's mask, since what was weighed is known at the projections alone."""
+        return self.admm.masks[name] if self.importance is not None and self.iterations else super().hard_mask(name, W)

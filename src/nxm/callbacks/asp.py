@@ -42,6 +42,3 @@ class AspCallback(SparsityCallback):
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         masks = {name: tensors[f"mask.{name}"].to(W.device) for name, W in self.targets.items()}
         self.masked = MaskedWeights(self.targets, masks)
-
-    def finish(self) -> None:
-        pass  # the weights never left the mask

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from safetensors import SafetensorError, safe_open
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from nxm.constraints import SparseSet
+from nxm.constraints import SparseSet, apply_mask
 from nxm.errors import UserError
 from nxm.pattern import write_pattern
 from nxm.targets import find_targets, unwrap, validate_targets
@@ -44,7 +45,7 @@ class SparsityCallback(TrainerCallback):
         raise NotImplementedError
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The state that must survive a restart: tensors, and JSON."""
+        """The state that must survive a restart: tensors, and JSON. Called in every process, saved by the first."""
         raise NotImplementedError
 
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -53,7 +54,6 @@ class SparsityCallback(TrainerCallback):
 
     def finish(self) -> None:
         """Training is over: leave the weights in the constraint set."""
-        raise NotImplementedError
 
     # What the Trainer calls.
 
@@ -70,8 +70,8 @@ class SparsityCallback(TrainerCallback):
             self.load_state_dict(tensors, values)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        tensors, values = self.state_dict()
         if args.should_save:
-            tensors, values = self.state_dict()
             _write_state(_checkpoint(args, state) / STATE_FILE, tensors, values)
 
     def on_train_end(
@@ -84,6 +84,75 @@ class SparsityCallback(TrainerCallback):
                 f"{len(broken)} matrices left {self.constraint}, first {broken[0]}: please report this"
             )
         write_pattern(unwrap(model).config, self.constraint, self.targets)
+
+
+class HardPrunedEvaluation(SparsityCallback):
+    """A method whose weights lie outside the constraint set while it trains.
+
+    In eval mode the network is the hard-pruned one (the paper's evaluation, section 4.2): its weights are projected
+    when it first runs so, and restored before training goes on.
+    """
+
+    _unpruned: dict[str, Tensor] | None = None  # the weights, while an evaluation runs on the pruned ones
+
+    # What a method defines.
+
+    @property
+    def inside(self) -> bool:
+        """Whether the weights lie in the constraint set by now, so that nothing is to be pruned."""
+        raise NotImplementedError
+
+    def hard_mask(self, name: str, W: Tensor) -> Tensor:
+        """The mask of the hard prune, bool of W's shape: the Euclidean projection's, unless a method has its own."""
+        return self.constraint.mask(W)
+
+    # What the Trainer calls.
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        super().on_train_begin(args, state, control, model=model, **kwargs)
+        self._hook = unwrap(model).register_forward_pre_hook(self._prune_in_eval_mode)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._restore()
+
+    def on_predict(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
+    ) -> None:
+        self._restore()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        self._hook.remove()
+        self._restore()
+        super().on_train_end(args, state, control, model=model, **kwargs)
+
+    def finish(self) -> None:
+        self._hard_prune()
+
+    @torch.no_grad()
+    def _prune_in_eval_mode(self, module: nn.Module, inputs: Any) -> None:
+        if module.training:
+            self._restore()
+        elif self._unpruned is None and not self.inside:
+            self._unpruned = {name: W.detach().clone() for name, W in self.targets.items()}
+            self._hard_prune()
+
+    @torch.no_grad()
+    def _hard_prune(self) -> None:
+        """What is not in the set yet; also what the Trainer loaded back as the best of its evaluations."""
+        for name, W in self.targets.items():
+            if not self.constraint.contains(W):
+                W.copy_(apply_mask(W, self.hard_mask(name, W)))
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        if self._unpruned is not None:
+            for name, W in self.targets.items():
+                W.copy_(self._unpruned[name])
+            self._unpruned = None
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

@@ -38,8 +38,8 @@ class Evidence:
 
     `bootstrap` holds, by task and method, the scores of each draw of `nxm.bootstrap`; `failures` the grid's cells that
     could not be trained; `selection` says what the hyper-parameters were chosen by (`nxm.settings.Study.selection`);
-    `matrices` and `deployment` are the files of the
-    stages of these names, one a device.
+    `matrices` and `deployment` are the files of the stages of these names, one a device; `variants` names the
+    ablation's, as `nxm_plus/no-teacher`, in the order in which they are stated.
     """
 
     study: str
@@ -50,6 +50,7 @@ class Evidence:
     selection: str = "params"
     matrices: list[dict[str, Any]] = field(default_factory=list)
     deployment: list[dict[str, Any]] = field(default_factory=list)
+    variants: tuple[str, ...] = ()
 
 
 def read_evidence(root: str | Path, study: str) -> Evidence:
@@ -76,6 +77,7 @@ def read_evidence(root: str | Path, study: str) -> Evidence:
         settings.selection if settings is not None else "params",
         read_measurements(root / "results" / study / "matrices"),
         read_measurements(root / "results" / study / "deployment"),
+        tuple(f"{variant.method}/{name}" for name, variant in settings.ablation.items()) if settings else (),
     )
 
 
@@ -90,13 +92,13 @@ def _belongs(settings: Study, run: Result | Failure) -> bool:
     if run.task not in settings.tasks:
         return False
     if run.cell is None:
-        return run.seed in settings.seeds
-    if run.cell.startswith("rho"):
-        rhos = settings.sweep.paper_rho if run.method == "nxm_paper" else settings.sweep.rho
-        swept = {f"rho{rho}" for rho in rhos}
-        return run.task in settings.sweep.tasks and run.seed in settings.sweep.seeds and run.cell in swept
-    cells = {(cell.task, cell.method, cell.cell, cell.seed) for cell in settings.cells.values()}
-    return (run.task, run.method, run.cell, run.seed) in cells
+        return run.seed in settings.seeds and run.method in settings.methods
+    cells = {(cell.task, cell.method, cell.cell, cell.seed) for cell in (settings.cells | settings.plus_cells).values()}
+    if (run.task, run.method, run.cell, run.seed) in cells:
+        return True
+    rhos = settings.sweep.paper_rho if run.method == "nxm_paper" else settings.sweep.rho
+    swept = run.method in ("nxm", "nxm_paper") and run.cell in {f"rho{rho}" for rho in rhos}
+    return swept and run.task in settings.sweep.tasks and run.seed in settings.sweep.seeds
 
 
 def known(kind: Kind) -> list[str]:

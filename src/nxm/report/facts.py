@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from nxm import glue
+from nxm import glue, selection
 from nxm.bootstrap import interval
 from nxm.report import Evidence, paper
-from nxm.results import Result
+from nxm.results import Failure, Result
 
 METHODS = {  # in the order they are shown
     "dense": "Dense",
@@ -24,7 +25,14 @@ METHODS = {  # in the order they are shown
     "distil": "Student, dense",
     "distil_nxm": "Student, NxM",
     "distil_nxm_kd": "Student, NxM + KD",
+    "nxm_plus": "NxM+",
+    "asp_plus": "ASP+",
+    "gmp_plus": "GMP+",
+    "sr_ste_plus": "SR-STE+",
+    "distil_nxm_plus": "Student, NxM+",
 }
+# Those of every study; nxm_paper lives in the sweep alone (Figure 3), NxM+ and its rivals in studies of their own.
+EVERYWHERE = ("dense", "admm_unstructured", "asp", "nxm", "distil", "distil_nxm", "distil_nxm_kd")
 TASKS = {"mnli": "MNLI", "sst2": "SST-2", "qnli": "QNLI", "cola": "CoLA", "stsb": "STS-B", "mrpc": "MRPC", "rte": "RTE"}
 COLUMNS = {"mnli_m": "MNLI-m", "mnli_mm": "MNLI-mm", **{task: label for task, label in TASKS.items() if task != "mnli"}}
 METRICS = {"spearman": "Spearman", "f1": "F1", "matthews": "Matthews", "accuracy": "Accuracy"}
@@ -34,11 +42,14 @@ _SELECTED = {
     "dev": " Hyper-parameters are the best of a grid on these same dev rows, as in the paper: optimistic.",
 }
 ABSENT = "–"
+SEARCHED = {"learning_rate": "Learning rate", "batch_size": "Batch", "rho": "ρ", "decay": "Decay"}
+Run = TypeVar("Run", Result, Failure)
 
 
 def method_label(method: str) -> str:
-    """A method as it is shown; one that is new keeps its own name."""
-    return METHODS.get(method, method)
+    """A method as it is shown, with its variant's name if it is one (`runs_of`); one that is new keeps its own name."""
+    method, _, variant = method.partition("/")
+    return METHODS.get(method, method) + (f", {variant.replace('-', ' ')}" if variant else "")
 
 
 def in_order(names: Iterable[str], order: Iterable[str]) -> list[str]:
@@ -62,9 +73,15 @@ def whole_runs(results: Iterable[Result]) -> list[Result]:
     return [result for result in results if result.cell is None]
 
 
-def grid_cells(results: Iterable[Result]) -> list[Result]:
-    """The cells of the search over hyper-parameters (those of sweeps over rho alone are none)."""
-    return [result for result in results if result.cell is not None and result.cell.startswith(("lr", "bs"))]
+def runs_of(results: Iterable[Run], method: str) -> list[Run]:
+    """A method's whole runs, or, of `nxm_plus/no-teacher`, the runs of that variant of the ablation."""
+    method, _, variant = method.partition("/")
+    return [result for result in results if result.method == method and result.cell == (variant or None)]
+
+
+def grid_cells(records: Iterable[Run]) -> list[Run]:
+    """The cells of the search over hyper-parameters (those of sweeps over rho alone, and variants, are none)."""
+    return [run for run in records if run.cell is not None and re.match(r"(lr|bs|decay)\d", run.cell)]
 
 
 def own_task(results: Iterable[Result], preferred: str = "stsb") -> str | None:
@@ -108,7 +125,7 @@ def columns_of(results: Iterable[Result]) -> list[str]:
 
 def column_score(results: Iterable[Result], method: str, column: str) -> Score | None:
     """A method's score in a column over its whole runs."""
-    runs = [column_values(result) for result in whole_runs(results) if result.method == method]
+    runs = [column_values(result) for result in runs_of(results, method)]
     return score(run[column] for run in runs if column in run)
 
 
@@ -120,16 +137,15 @@ def average_score(results: Iterable[Result], method: str, columns: list[str]) ->
     if len(columns) == 1:
         return column_score(results, method, columns[0])
     by_seed: dict[int, dict[str, float]] = {}
-    for result in whole_runs(results):
-        if result.method == method:
-            by_seed.setdefault(result.seed, {}).update(column_values(result))
+    for result in runs_of(results, method):
+        by_seed.setdefault(result.seed, {}).update(column_values(result))
     means = [paper.geometric_mean(run[c] for c in columns) for run in by_seed.values() if set(columns) <= run.keys()]
     return None if None in means else score(means)
 
 
 def task_score(results: Iterable[Result], method: str, task: str) -> Score | None:
     """A method's score on a task (one metric; MNLI's is the mean of its two) over its whole runs."""
-    return score(r.metric.value for r in whole_runs(results) if (r.method, r.task) == (method, task))
+    return score(run.metric.value for run in runs_of(results, method) if run.task == task)
 
 
 def paper_task_score(method: str, task: str) -> float | None:
@@ -181,20 +197,36 @@ def score_interval(evidence: Evidence, method: str, tasks: list[str]) -> tuple[f
     return None if draws is None else interval(draws)
 
 
+def heldout_score(results: Iterable[Result], method: str, task: str) -> Score | None:
+    """A method's score on the training rows held out."""
+    return score(run.heldout.value for run in runs_of(results, method) if run.task == task and run.heldout is not None)
+
+
 def heldout_difference(evidence: Evidence, method: str, rival: str, task: str) -> float | None:
-    """How many points a method is above another on the training rows held out, means over seeds."""
-    runs = [run for run in whole_runs(evidence.results) if run.task == task and run.heldout is not None]
-    ours, theirs = (score(run.heldout.value for run in runs if run.method == name) for name in (method, rival))
+    """How many points a method is above another on the training rows held out, means over the seeds of both."""
+    paired = _paired(evidence.results, method, rival)
+    ours, theirs = (heldout_score(paired, name, task) for name in (method, rival))
     return None if ours is None or theirs is None else ours.mean - theirs.mean
 
 
-def _mean(evidence: Evidence, method: str, tasks: list[str]) -> float | None:
+def _paired(results: Iterable[Result], method: str, rival: str) -> list[Result]:
+    """Both methods' runs of those tasks and seeds that both have: only these compare."""
+    results = list(results)
+    places = [{(run.task, run.seed) for run in runs_of(results, name)} for name in (method, rival)]
+    return [
+        run
+        for name in (method, rival)
+        for run in runs_of(results, name)
+        if (run.task, run.seed) in set.intersection(*places)
+    ]
+
+
+def _mean(results: list[Result], method: str, tasks: list[str], columns: list[str]) -> float | None:
     """What `_draws` resamples: a task's mean over seeds, or the geometric mean of those of several tasks' columns."""
     if len(tasks) == 1:
-        own = task_score(evidence.results, method, tasks[0])
+        own = task_score(results, method, tasks[0])
         return own.mean if own else None
-    columns = columns_of(run for run in whole_runs(evidence.results) if run.task in tasks)
-    scores = [column_score(evidence.results, method, column) for column in columns]
+    scores = [column_score(results, method, column) for column in columns]
     return None if None in scores else paper.geometric_mean(own.mean for own in scores if own is not None)
 
 
@@ -212,7 +244,9 @@ def _draws(evidence: Evidence, method: str, tasks: list[str]) -> np.ndarray | No
 def _interval(
     evidence: Evidence, method: str, rival: str, tasks: list[str], combine: Callable[[Any, Any], Any]
 ) -> Interval | None:
-    means = [_mean(evidence, name, tasks) for name in (method, rival)]
+    columns = columns_of(run for run in whole_runs(evidence.results) if run.task in tasks)
+    paired = _paired(evidence.results, method, rival)
+    means = [_mean(paired, name, tasks, columns) for name in (method, rival)]
     if means[0] is None or means[1] is None or means[1] <= 0:
         return None
     draws = [_draws(evidence, name, tasks) for name in (method, rival)]
@@ -290,8 +324,28 @@ def missing_phrase(evidence: Evidence, methods: Iterable[str]) -> str:
 
 
 def selection_phrase(evidence: Evidence) -> str:
-    """One or two sentences: what was chosen by which score."""
-    return "Scores are of the last epoch: no epoch is selected on dev." + _SELECTED[evidence.selection]
+    """A few sentences: what was chosen by which score, and of which runs that is not true."""
+    others = [f"{method_label(method)} on {TASKS.get(task, task)}" for method, task in _not_the_best(evidence)]
+    text = "Scores are of the last epoch: no epoch is selected on dev." + _SELECTED[evidence.selection]
+    return text + (f" Not so {listed(others)}: their values are not (or not yet) the grid's best." if others else "")
+
+
+def _not_the_best(evidence: Evidence) -> list[tuple[str, str]]:
+    """Methods and tasks that the grid searched and whose whole runs have other values than its best."""
+    if evidence.selection == "params":
+        return []
+    cells, failures = grid_cells(evidence.results), grid_cells(evidence.failures)
+    places = {
+        str(i): {key: getattr(run, key) for key in ("task", "method", "cell", "seed")} | {"values": run.hyperparameters}
+        for i, run in enumerate([*cells, *failures])
+    }
+    best = selection.choose(places, cells, failures, evidence.selection)
+    return [
+        (method, task)
+        for method, task in dict.fromkeys((cell["method"], cell["task"]) for cell in places.values())
+        for run in [run for run in runs_of(evidence.results, method) if run.task == task][:1]
+        if any(run.hyperparameters.get(key) != best.get((method, task), {}).get(key) for key in SEARCHED)
+    ]
 
 
 def notes(evidence: Evidence, methods: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What sparsity costs and saves in time: inference latency, the training step, the projection. From benchmark.json."""
+"""What sparsity costs and saves in time: inference latency, the training step, the projection."""
 
 from __future__ import annotations
 
@@ -21,19 +21,23 @@ WAYS = {  # of projecting, as benchmark.json names them before the pattern: labe
 
 
 def draw(evidence: Evidence) -> Figure:
-    """Medians with their 10th to 90th percentile; what the device cannot do is named with the reason."""
-    benchmark = evidence.benchmark
-    if benchmark is None:
+    """Medians with their 10th to 90th percentile; what the device cannot do is named with the reason.
+
+    (a) from the stage deployment, PyTorch as it is, a panel for each device and precision; (b), (c) from the benchmark.
+    """
+    panels = _panels(evidence)
+    if evidence.benchmark is None and not panels:
         figure, ((axes,),) = style.canvas(style.TWO_COLUMNS, 2.4)
-        style.missing(axes, f"Study {evidence.study} has no benchmark.json yet: nothing was timed.")
+        style.missing(axes, f"Study {evidence.study} has no benchmark and no deployment yet: nothing was timed.")
         return figure
-    dtypes = list(dict.fromkeys(row["dtype"] for row in benchmark["latency"] if "median_ms" in row)) or [None]
-    heights = [2.4 * len(dtypes) + 0.4, 2.6]
+    heights = [2.4 * max(len(panels), 1) + 0.4, 2.6]
     figure = Figure(figsize=(style.TWO_COLUMNS, sum(heights) + 0.7), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=heights)
-    for axes, dtype in zip(top.subplots(len(dtypes), 1, squeeze=False)[:, 0], dtypes, strict=True):
-        rows = [row for row in benchmark["latency"] if row.get("dtype") in (None, dtype)]
-        _latency(axes, rows, f"(a) Inference{f', {dtype}' if dtype else ''}")
+    slots = top.subplots(max(len(panels), 1), 1, squeeze=False)[:, 0]
+    if not panels:
+        _latency(slots[0], [], "(a) Inference")
+    for axes, ((device, dtype), rows) in zip(slots, panels.items(), strict=False):
+        _latency(axes, rows, f"(a) Inference on {device.upper()}, {dtype}")
     entries = {}
     for axes in top.axes:
         handles, labels = axes.get_legend_handles_labels()
@@ -47,10 +51,21 @@ def draw(evidence: Evidence) -> Figure:
             columnspacing=1.4,
         )
     left, right = bottom.subplots(1, 2)
+    benchmark = evidence.benchmark or {"training_step": [], "projection": [], "provenance": {}}
     _steps(left, benchmark["training_step"])
     _projections(right, benchmark["projection"])
     style.footnote(figure, _said(evidence, benchmark))
     return figure
+
+
+def _panels(evidence: Evidence) -> dict[tuple[str, str], list[Row]]:
+    """Rows of PyTorch's own forms by device and precision, those of models that are not there left out."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for file in evidence.deployment:
+        for row in file["rows"]:
+            if row.get("way") == "eager":
+                found.setdefault((file["device"], row["dtype"]), []).append(row)
+    return found
 
 
 def _label(row: Row) -> str:
@@ -75,8 +90,8 @@ def _latency(axes: Axes, rows: list[Row], title: str) -> None:
         face = look.color if kernel == "dense" else "white"
         _dots(axes, x, own, "y", marker=look.marker, color=look.color, markerfacecolor=face, label=_label(own[0]))
         for place, row in zip(x, own, strict=True):
-            speedup = row.get("speedup_over_dense")
-            worth = kernel == "2:4" or (model != "dense" and len(kinds) <= 4)  # more would not be legible
+            speedup = row.get("speedup_over_dense_fp32")
+            worth = kernel != "dense" or (model != "dense" and len(kinds) <= 5)  # more would not be legible
             if speedup is not None and worth:
                 _remark(axes, f"{speedup:.1f}", (place, row["p90_ms"]), (0, 2), ha="center", va="bottom")
     style.log_scale(axes)
@@ -172,14 +187,15 @@ def _projections(axes: Axes, rows: list[Row]) -> None:
 
 def _said(evidence: Evidence, benchmark: Row) -> list[str]:
     absent = [row for part in ("training_step", "projection") for row in benchmark[part] if "absent" in row]
-    machine = benchmark["provenance"].get("machine", {})
-    cores = f"{machine['cores']} cores" if "cores" in machine else None
-    place = ", ".join(str(text) for text in (machine.get("cpu"), cores, machine.get("device")) if text)
+    measured = [*(file for file in evidence.deployment if "absent" not in file), benchmark]
+    machines = [file["provenance"]["machine"] for file in measured if "machine" in file["provenance"]]
+    places = facts.listed(dict.fromkeys(map(facts.machine_text, machines)))
     low, high = paper.MATMUL_SPEEDUP
     return [
         f"Study {evidence.study}. Medians, 10th to 90th percentile; dense kernels unless said.",
-        "Grey numbers: speed-up over dense (a), time added to a dense step (b), speed-up over torch.ao (c).",
+        "Grey numbers: speed-up over dense fp32 (a), time added to a dense step (b), speed-up over torch.ao (c).",
+        *(f"Absent: {file['device'].upper()}: {file['absent']}." for file in evidence.deployment if "absent" in file),
         *(f"Absent: {sentence}" for sentence in _absent(absent)),
-        f"Machine: {place}." if place else "",
+        f"Machine: {places}." if machines else "",
         f"The paper cites {low}–{high}× for BERT's matrix products on an A100.",
     ]

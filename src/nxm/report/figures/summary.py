@@ -9,8 +9,6 @@ from matplotlib.figure import Figure
 
 from nxm.report import Evidence, facts, paper, style
 
-METHODS = [method for method in facts.METHODS if method != "nxm_paper"]  # it lives in the sweep: Figure 3
-
 
 def draw(evidence: Evidence) -> Figure:
     """One panel a task, and one of the geometric mean where there are several: a row a method, a dot a seed, the mean
@@ -21,8 +19,7 @@ def draw(evidence: Evidence) -> Figure:
         figure, ((axes,),) = style.canvas(style.TWO_COLUMNS, 2.4)
         style.missing(axes, f"Study {evidence.study} has no results yet.")
         return figure
-    methods = facts.in_order([*METHODS, *(run.method for run in runs)], facts.METHODS)
-    methods = [method for method in methods if method != "nxm_paper" or any(run.method == method for run in runs)]
+    methods = facts.in_order([*facts.EVERYWHERE, *(run.method for run in runs)], facts.METHODS)
     groups = [[task] for task in tasks] + ([tasks] if len(tasks) > 1 else [])
     columns = min(len(groups), 3)
     rows = math.ceil(len(groups) / columns)
@@ -43,7 +40,7 @@ def draw(evidence: Evidence) -> Figure:
             else "",
             "Right: percent of the dense score kept. Open diamond: the paper's percentage, of our dense score.",
             facts.selection_phrase(evidence),
-            facts.missing_phrase(evidence, METHODS),
+            facts.missing_phrase(evidence, facts.EVERYWHERE),
         ],
     )
     return figure

@@ -21,7 +21,14 @@ SHOWN = {
     "schedule": "Schedule",
     "dual_step": "Dual step",
     "freeze_at": "Frozen from",
+    "start": "Start",
+    "importance": "Importance",
+    "relaxation": "Relaxation",
+    "prune_until": "Pruned until",
+    "decay": "Decay",
+    "permute": "Permuted",
 }
+RARE = ("start", "importance", "relaxation", "prune_until", "decay", "permute")  # left out where no run has them
 
 
 def make(evidence: Evidence) -> Table:
@@ -47,28 +54,27 @@ def make(evidence: Evidence) -> Table:
             )
             numbers += [_row(run) for run in runs]
     notes = facts.notes(evidence, ())
+    plus = any(run.hyperparameters.get("start") for run in evidence.results)
     if shown:
         notes.append(
             "ρ of the recipe proximal is the pull toward Z − U over one ADMM iteration, that of the recipe paper the "
             "weight of the penalty in the loss: they do not compare. Interval: optimizer steps between projections. "
             "Dual step: of W − Z, what U takes up in an iteration: all (full, the paper's) or the share that W covers. "
             "Frozen from: share of the run after which the mask stays (1: never)."
+            + (" Start, importance, relaxation, pruned until, decay, permuted: of NxM+ and its rivals." if plus else "")
         )
     header = pd.DataFrame(shown)
     if "Cells tried" in header and (header["Cells tried"] == "0").all():
         header = header.drop(columns="Cells tried")
-    title = "Table 3. Hyper-parameters in force"
-    return Table(
-        title,
-        header,
-        pd.DataFrame(numbers, columns=["task", "method", "seed", "cell", *SHOWN]),
-        tuple(notes),
-    )
+    table = pd.DataFrame(numbers, columns=["task", "method", "seed", "cell", *SHOWN])
+    unused = [key for key in RARE if table[key].isna().all()]
+    header = header.drop(columns=[SHOWN[key] for key in unused], errors="ignore")
+    return Table("Table 3. Hyper-parameters in force", header, table.drop(columns=unused), tuple(notes))
 
 
 def _cells(evidence: Evidence, task: str, method: str) -> set[str | None]:
     """Names of the grid's cells, those that failed among them."""
-    records = [*facts.grid_cells(evidence.results), *evidence.failures]
+    records = [*facts.grid_cells(evidence.results), *facts.grid_cells(evidence.failures)]
     return {record.cell for record in records if (record.task, record.method) == (task, method)}
 
 
@@ -84,8 +90,14 @@ def _values(runs: list[Result], key: str) -> str:
 
 
 def _list(values: Iterable[Any]) -> str:
-    texts = [value if isinstance(value, str) else facts.plain(value) for value in values]
+    texts = [_text(value) for value in values]
     return ", ".join(texts) or facts.ABSENT
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else facts.plain(value)
 
 
 def _distillation(runs: list[Result]) -> str:

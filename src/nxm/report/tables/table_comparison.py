@@ -17,6 +17,15 @@ PAIRS = (  # a method, and what it is compared with
     ("distil", "dense"),
     ("distil_nxm", "distil"),
     ("distil_nxm_kd", "distil"),
+    ("nxm_plus", "dense"),
+    ("nxm_plus", "nxm"),
+    ("nxm_plus", "asp_plus"),
+    ("nxm_plus", "gmp_plus"),
+    ("nxm_plus", "sr_ste_plus"),
+    ("asp_plus", "dense"),
+    ("gmp_plus", "dense"),
+    ("sr_ste_plus", "dense"),
+    ("distil_nxm_plus", "distil"),
 )
 FIELDS = ["task", "method", "rival", "difference", "low", "high", "kept", "kept_low", "kept_high", "heldout", "paper"]
 

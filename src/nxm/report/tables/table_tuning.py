@@ -9,29 +9,28 @@ import pandas as pd
 from nxm.report import Evidence, facts
 from nxm.report.table import Table
 
-SEARCHED = {"learning_rate": "Learning rate", "batch_size": "Batch", "rho": "ρ"}
-FIELDS = ["task", "method", "cell", *SEARCHED, "epochs", "heldout", "dev", "seeds", "in_force", "failure"]
+FIELDS = ["task", "method", "cell", *facts.SEARCHED, "epochs", "heldout", "dev", "seeds", "in_force", "failure"]
 
 
 def make(evidence: Evidence) -> Table:
     """One row a task, method and cell: means over the grid's seeds."""
     title = "Hyper-parameters tried"
-    cells = facts.grid_cells(evidence.results)
-    if not cells and not evidence.failures:
+    cells, failed_cells = facts.grid_cells(evidence.results), facts.grid_cells(evidence.failures)
+    if not cells and not failed_cells:
         reason = f"Study {evidence.study} has no grid: its hyper-parameters were not searched for in it."
         return Table(title, pd.DataFrame(), pd.DataFrame(columns=FIELDS), (facts.study_phrase(evidence), reason))
     own = facts.whole_runs(evidence.results)
-    in_force = {(run.task, run.method, *(run.hyperparameters.get(key) for key in SEARCHED)) for run in own}
-    failures = {(failure.task, failure.method, failure.cell): failure for failure in evidence.failures}
+    in_force = {(run.task, run.method, *(run.hyperparameters.get(key) for key in facts.SEARCHED)) for run in own}
+    failures = {(failure.task, failure.method, failure.cell): failure for failure in failed_cells}
     numbers: list[dict[str, Any]] = []
-    records = [*cells, *evidence.failures]
+    records = [*cells, *failed_cells]
     for task in facts.in_order((record.task for record in records), facts.TASKS):
         for method in facts.in_order((record.method for record in records), facts.METHODS):
             names = {record.cell: record for record in records if (record.task, record.method) == (task, method)}
             rows = []
             for name, record in names.items():
                 group = [run for run in cells if (run.task, run.method, run.cell) == (task, method, name)]
-                values = {key: record.hyperparameters.get(key) for key in SEARCHED}
+                values = {key: record.hyperparameters.get(key) for key in facts.SEARCHED}
                 heldout = [run.heldout.value for run in group if run.heldout]
                 failed = failures.get((task, method, name))
                 rows.append(
@@ -45,7 +44,7 @@ def make(evidence: Evidence) -> Table:
                         "failure": failed.failure if failed else None,
                     }
                 )
-            numbers += sorted(rows, key=lambda row: tuple(row[key] or 0.0 for key in SEARCHED))
+            numbers += sorted(rows, key=lambda row: tuple(row[key] or 0.0 for key in facts.SEARCHED))
     table = pd.DataFrame(numbers, columns=FIELDS)
     shown = pd.DataFrame(
         {
@@ -54,7 +53,7 @@ def make(evidence: Evidence) -> Table:
         }
         | {
             label: [facts.ABSENT if pd.isna(value) else facts.plain(value) for value in table[key]]
-            for key, label in SEARCHED.items()
+            for key, label in facts.SEARCHED.items()
             if (table.groupby(["task", "method"])[key].nunique() > 1).any()
         }
         | {
@@ -65,7 +64,7 @@ def make(evidence: Evidence) -> Table:
             "Failed": table["failure"].fillna(""),
         }
     )
-    if not evidence.failures:
+    if not failed_cells:
         shown = shown.drop(columns="Failed")
     if not own:
         shown = shown.drop(columns="In force")

@@ -1,16 +1,15 @@
-"""What sparsity costs in training and gains at inference, measured: latency, training step, projection.
+"""What the methods cost, measured: the training step beside a dense one, the projection beside torch.ao's.
 
-All timings of one comparison are taken in rounds (`nxm.rounds`). What the device cannot do is written as absent with
-the reason, never as a number.
+Timings of one comparison are taken in rounds (`nxm.rounds`). What sparsity gains at inference, `nxm.deployment` says.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,44 +17,32 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.ao.pruning import WeightNormSparsifier
 from tqdm.auto import tqdm
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    Trainer,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from nxm.callbacks import AdmmCallback, SparsityCallback
 from nxm.constraints import NM, Unstructured
 from nxm.errors import UserError
+from nxm.glue import get_task
 from nxm.methods import get_method
 from nxm.prepare import load_prepared
 from nxm.provenance import machine, versions
 from nxm.results import write_text
-from nxm.rounds import Call, Row, Timer, paired_ratio, spread, summarise, time_call, time_in_rounds
+from nxm.rounds import Call, Row, Timer, paired_ratio, summarise, time_call, time_in_rounds
 from nxm.settings import AdmmTraining, Study, Training
-from nxm.targets import find_targets
+from nxm.training import load_model
 
-MODELS = ("dense", "nxm", "distil", "distil_nxm")
-SPARSE_MODELS = ("nxm", "distil_nxm")
 STEP_METHODS = ("dense", "asp", "nxm", "nxm_paper", "admm_unstructured")
 PROJECTION_SHAPE = (3072, 768)  # FFN1 of BERT-base
 PROJECTION_PATTERNS = (NM(2, 4), NM(1, 4), NM(2, 8), Unstructured(0.5))
 
-# One comparison stops when it has taken this long, though never before rounds.MIN_ROUNDS: long sequences in large
-# batches on two cores would otherwise take most of the study's time, and their spread is the smallest.
-BUDGET_SECONDS = {"latency": 3.0, "training_step": 14.0, "projection": 5.0}
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# One comparison stops when it has taken this long, though never before rounds.MIN_ROUNDS.
+BUDGET_SECONDS = {"training_step": 14.0, "projection": 5.0}
 
 
 def run_benchmark(study: Study, root: Path, timer: Timer | None = None) -> Path:
     """Measure everything for a trained study and write results/<study>/benchmark.json, all at once.
 
-    Uses the models of the study's first task and of `benchmark.seeds`, on CUDA when there is a GPU, else on the CPU.
+    Uses the dense model of the study's first task and of `benchmark.seeds`, on CUDA where there is a GPU.
 
     Args:
         root: the repository, in which models/, data/ and results/ lie.
@@ -69,16 +56,13 @@ def run_benchmark(study: Study, root: Path, timer: Timer | None = None) -> Path:
     timer = timer or time_call
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not study.benchmark.seeds:
-        raise UserError("params: 'benchmark.seeds' names no seed whose models are to be measured")
+        raise UserError("params: 'benchmark.seeds' names no seed whose model is to be measured")
     task, seed = study.tasks[0], study.benchmark.seeds[0]
-    folders = {name: root / "models" / study.study / task / name / f"seed{seed}" for name in MODELS}
-    if not (folders["dense"] / "config.json").is_file():
-        raise UserError(f"{folders['dense']}: there is no dense model to compare with; run the stage baseline first")
+    dense = root / "models" / study.study / task / "dense" / f"seed{seed}"
     lengths = load_prepared(root / "data" / study.study / "prepared" / task)["train"]["length"]
 
-    latency = measure_latency(folders, study, device, timer)
     training_step = measure_training_step(
-        folders["dense"],
+        dense,
         study,
         task,
         length=max(1, round(float(np.mean(lengths)))),  # batches are grouped by length, so they hardly pad
@@ -90,137 +74,12 @@ def run_benchmark(study: Study, root: Path, timer: Timer | None = None) -> Path:
     benchmark = {
         "study": study.study,
         "provenance": {"machine": machine(), "versions": versions()},
-        "latency": latency,
         "training_step": training_step,
         "projection": projection,
     }
     path = root / "results" / study.study / "benchmark.json"
     write_text(path, json.dumps(benchmark, indent=1, allow_nan=False) + "\n")
     return path
-
-
-# --- latency -----------------------------------------------------------------------------------------------------
-
-
-def measure_latency(folders: Mapping[str, Path], study: Study, device: torch.device, timer: Timer) -> list[Row]:
-    """Time the encoder's forward pass of each model: inference mode, random tokens, no padding.
-
-    The sparse models run with dense kernels (a sanity row: zeros cost as much as other numbers) and, where the device
-    has them, with 2:4 kernels. Those are timed only after their output was found as near to the fp32 model's as the
-    dense kernels' is.
-
-    Args:
-        folders: model name -> its folder; one that is not there becomes an absent row. "dense" must be there.
-    """
-    settings = study.benchmark
-    present = {name: folder for name, folder in folders.items() if (folder / "config.json").is_file()}
-    rows: list[Row] = [
-        {"model": name, "kernel": "dense", "absent": "no model of this method was found"}
-        for name in folders
-        if name not in present
-    ]
-    for dtype in ("fp32",) if device.type == "cpu" else tuple(_DTYPES):
-        encoders = {
-            (name, "dense"): _encoder(_load(folder, device)).eval().to(_DTYPES[dtype])
-            for name, folder in present.items()
-        }
-        for name in SPARSE_MODELS:
-            try:
-                if name in present:
-                    encoders[name, "2:4"] = _with_2of4_kernels(present[name], study, device, dtype)
-            except _No2of4KernelError as reason:
-                rows.append({"model": name, "kernel": "2:4", "dtype": dtype, "absent": str(reason)})
-        configs = [encoder.config for encoder in encoders.values()]
-        vocabulary = min(config.vocab_size for config in configs)
-        readable = min(config.max_position_embeddings for config in configs)
-        if max(settings.lengths) > readable:
-            raise UserError(
-                f"benchmark.lengths has {max(settings.lengths)}, but the models read {readable} tokens at most"
-            )
-        points = [(batch, length) for batch in settings.batch_sizes for length in settings.lengths]
-        total = len(points) * len(encoders) * (settings.warmup + settings.repeats)
-        with tqdm(total=total, desc=f"latency {dtype}", unit=" calls") as bar:
-            for batch, length in points:
-                ids = _random_ids(vocabulary, batch, length, device)
-                seconds = time_in_rounds(
-                    {key: partial(_forward, encoder, ids) for key, encoder in encoders.items()},
-                    warmup=settings.warmup,
-                    repeats=settings.repeats,
-                    budget=BUDGET_SECONDS["latency"],
-                    device=device,
-                    timer=timer,
-                    bar=bar,
-                )
-                for (model, kernel), own in seconds.items():
-                    rows.append(
-                        {"model": model, "kernel": kernel, "dtype": dtype, "batch": batch, "length": length}
-                        | summarise(own)
-                        | {"spread": spread(own)}
-                        | {"speedup_over_dense": paired_ratio(seconds["dense", "dense"], own)}
-                    )
-    return rows
-
-
-class _No2of4KernelError(Exception):
-    """2:4 kernels cannot be used; the message says why."""
-
-
-@torch.inference_mode()
-def _forward(encoder: PreTrainedModel, ids: Tensor) -> Tensor:
-    # A 2:4 product arrives transposed in memory; its reader wants it in order, so that is part of its cost.
-    return encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.contiguous()
-
-
-def _with_2of4_kernels(folder: Path, study: Study, device: torch.device, dtype: str) -> PreTrainedModel:
-    """Load an encoder with its target matrices packed for 2:4 kernels. Raises _No2of4KernelError with the reason."""
-    if device.type != "cuda":
-        raise _No2of4KernelError(f"no 2:4 kernel in PyTorch for {device.type}")
-    major, minor = torch.cuda.get_device_capability(device)
-    if major < 8:
-        raise _No2of4KernelError(f"2:4 kernels need compute capability 8.0, this GPU has {major}.{minor}")
-    if dtype == "fp32":
-        raise _No2of4KernelError("2:4 kernels take fp16 or bf16, not fp32")
-    exact, dense = _load(folder, device).eval(), _load(folder, device).eval().to(_DTYPES[dtype])
-    sparse = _load(folder, device).eval().to(_DTYPES[dtype])
-    targets = find_targets(sparse, study.targets.include, study.targets.exclude)
-    # The packer silently drops what does not fit the pattern, so look first.
-    broken = [name for name, W in targets.items() if W.shape[1] % 4 or not NM(2, 4).contains(W)]
-    if broken:
-        raise _No2of4KernelError(f"{len(broken)} of {len(targets)} matrices are not 2:4, first {broken[0]}")
-    try:
-        for name, W in targets.items():
-            packed = torch.sparse.to_sparse_semi_structured(W.detach() + 0.0)  # a -0.0 would count as a value
-            sparse.get_submodule(name.removesuffix(".weight")).weight = nn.Parameter(packed, requires_grad=False)
-        ids = _random_ids(exact.config.vocab_size, 8, 32, device)
-        reference, rounded, output = (_forward(_encoder(model), ids).float() for model in (exact, dense, sparse))
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise _No2of4KernelError(f"PyTorch could not pack or multiply: {str(error).splitlines()[0]}") from None
-    # Both round to the same dtype and differ in the order of sums alone, so their errors must be of one size.
-    found, expected = _relative_error(output, reference), _relative_error(rounded, reference)
-    if not found <= 2.0 * expected:
-        raise _No2of4KernelError(f"its output is wrong: relative error {found:.1e}, with dense kernels {expected:.1e}")
-    return _encoder(sparse)
-
-
-def _relative_error(output: Tensor, reference: Tensor) -> float:
-    return float((output - reference).norm() / reference.norm())
-
-
-def _load(folder: Path, device: torch.device) -> PreTrainedModel:
-    bar_was_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # it would tear the benchmark's own bar
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: not a saved model: {error}") from None
-    finally:
-        if bar_was_on:
-            transformers_logging.enable_progress_bar()
-    return model.to(device)
-
-
-def _encoder(model: PreTrainedModel) -> PreTrainedModel:
-    return cast(PreTrainedModel, model.base_model)
 
 
 # --- training step -----------------------------------------------------------------------------------------------
@@ -250,7 +109,7 @@ def measure_training_step(
         steps_per_epoch: the interval of methods that project once an epoch.
     """
     batch_size = study.dense[task].batch_size
-    model = _load(folder, device).train()
+    model = load_model(folder, get_task(task), fresh_head=False).to(device).train()
     args = TrainingArguments(
         output_dir=str(folder),  # nothing is written
         use_cpu=device.type == "cpu",
@@ -338,15 +197,12 @@ def _callback(study: Study, task: str, name: str) -> SparsityCallback | None:
 
 
 def _random_batch(model: PreTrainedModel, batch_size: int, length: int, device: torch.device) -> dict[str, Tensor]:
-    ids = _random_ids(model.config.vocab_size, batch_size, length, device)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (batch_size, length), generator=draw).to(device)
     labels = torch.zeros(batch_size, device=device)
     if model.config.num_labels > 1:
         labels = labels.long()
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-
-
-def _random_ids(vocabulary: int, batch: int, length: int, device: torch.device) -> Tensor:
-    return torch.randint(vocabulary, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)
 
 
 # --- projection --------------------------------------------------------------------------------------------------

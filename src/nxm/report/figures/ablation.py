@@ -1,0 +1,111 @@
+"""The ablation: left, what one changed ingredient does to NxM+; right, NxM+ and its rivals beside the dense model."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nxm.report import Evidence, facts, style
+
+
+def draw(evidence: Evidence) -> Figure:
+    """Over one task, or the geometric mean of several: points with 95 % intervals, a small dot a seed."""
+    tasks = facts.tasks_of(run for run in facts.whole_runs(evidence.results) if run.method == "nxm_plus")
+    if not tasks:
+        figure, ((axes,),) = style.canvas(style.TWO_COLUMNS, 2.4)
+        style.missing(axes, f"Study {evidence.study} has no run of NxM+ yet.")
+        style.footnote(figure, [facts.study_phrase(evidence)])
+        return figure
+    measured = [name for name in evidence.variants if facts.runs_of(evidence.results, name)]
+    changes = [name for name in measured if name.startswith("nxm_plus/") and not _other_pattern(evidence, name)]
+    others = ["dense", "nxm_plus", *("asp_plus", "gmp_plus", "sr_ste_plus"), *(n for n in measured if n not in changes)]
+    others = [name for name in others if facts.runs_of(evidence.results, name)]
+    rows = max(len(changes), len(others))
+    figure, ((left, right),) = style.canvas(style.TWO_COLUMNS, 1.5 + 0.25 * rows, 1, 2)
+    _differences(left, evidence, changes, tasks)
+    _scores(right, evidence, others, tasks)
+    several = len({run.seed for run in facts.whole_runs(evidence.results)}) > 1
+    style.footnote(
+        figure,
+        [
+            facts.study_phrase(evidence),
+            f"Bars: 95 % intervals, paired bootstrap over dev examples{' and seeds' if several else ''}.",
+            "Small: each seed." if several else "",
+            "Left, filled: the interval excludes zero." if changes else "",
+            "Right, open: a variant; dashed: dense.",
+            facts.selection_phrase(evidence),
+        ],
+    )
+    return figure
+
+
+def _other_pattern(evidence: Evidence, name: str) -> bool:
+    """Whether a variant is of another N:M pattern than the study's, so that its score is of another problem."""
+    return any(run.hyperparameters.get("pattern") for run in facts.runs_of(evidence.results, name))
+
+
+def _differences(axes: Axes, evidence: Evidence, names: list[str], tasks: list[str]) -> None:
+    axes.set(title="NxM+, one ingredient changed", xlabel="points against NxM+")
+    if not names:
+        style.missing(axes, "No variant of NxM+ has run yet.")
+        return
+    axes.axvline(0, color=style.INK, linewidth=1.0)
+    look = style.look("nxm_plus")
+    for y, name in enumerate(names):
+        points = facts.difference(evidence, name, "nxm_plus", tasks)
+        if points is None:
+            continue
+        if points.low is not None and points.high is not None:
+            axes.plot([points.low, points.high], [y, y], color=look.color, linewidth=1.6, solid_capstyle="butt")
+        axes.plot(
+            [points.value],
+            [y],
+            linestyle="",
+            marker=look.marker,
+            markersize=6.5,
+            color=look.color,
+            markerfacecolor=look.color if points.certain else "white",
+            zorder=3,
+        )
+        by_seed = _by_seed(evidence, name, tasks)
+        axes.plot(by_seed, [y] * len(by_seed), **_DOTS)
+    axes.set(yticks=range(len(names)), yticklabels=[name.partition("/")[2].replace("-", " ") for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+_DOTS = {"linestyle": "", "marker": "|", "markersize": 6, "color": style.GREY, "alpha": 0.8, "zorder": 2}
+
+
+def _by_seed(evidence: Evidence, name: str, tasks: list[str]) -> list[float]:
+    """The difference to NxM+ of each seed that both have, on one task; of several nothing is shown by seed."""
+    if len(tasks) > 1:
+        return []
+    ours, base = (
+        {run.seed: run.metric.value for run in facts.runs_of(evidence.results, method) if run.task == tasks[0]}
+        for method in (name, "nxm_plus")
+    )
+    return [ours[seed] - base[seed] for seed in sorted(ours.keys() & base.keys())]
+
+
+def _scores(axes: Axes, evidence: Evidence, names: list[str], tasks: list[str]) -> None:
+    runs = [run for run in evidence.results if run.task in tasks]
+    columns = facts.columns_of(facts.whole_runs(runs))
+    metric = facts.METRICS.get(runs[0].metric.name, runs[0].metric.name) if len(tasks) == 1 else "Geometric mean"
+    axes.set(title="Beside its rivals", xlabel=f"{metric} × 100")
+    for y, name in enumerate(names):
+        score = facts.average_score(runs, name, columns)
+        if score is None:
+            continue
+        look = style.look(name.partition("/")[0])
+        bounds = facts.score_interval(evidence, name, tasks)
+        if bounds:
+            axes.plot(bounds, [y, y], color=look.color, linewidth=1.6, solid_capstyle="butt", zorder=2)
+        axes.plot(score.values, [y] * len(score.values), **_DOTS)
+        axes.plot(
+            [score.mean], [y], linestyle="", marker=look.marker, markersize=6.5, color=look.color,
+            markerfacecolor="white" if "/" in name else look.color, zorder=3,
+        )  # fmt: skip
+        if name == "dense":
+            axes.axvline(score.mean, color=style.INK, linewidth=1.0, linestyle=(0, (5, 2)), zorder=1)
+    axes.set(yticks=range(len(names)), yticklabels=[facts.method_label(name) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)

@@ -1,0 +1,142 @@
+"""The ablation: what NxM+ and its rivals gain or lose when one ingredient is changed, with intervals over seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from nxm.bootstrap import DRAWS
+from nxm.report import Evidence, facts
+from nxm.report.table import Table
+
+RIVALS = ("asp_plus", "gmp_plus", "sr_ste_plus")
+FIELDS = ["task", "name", "rival", "mean", "spread", "difference", "low", "high", "heldout", "kept", "train_seconds"]
+
+
+def make(evidence: Evidence) -> Table:
+    """One row a task and variant, beside the method that it varies; rivals beside NxM+. A last group for all tasks."""
+    title = "Ablation: one ingredient changed"
+    runs = [run for run in evidence.results if _name(run.method, run.cell) in _compared(evidence)]
+    if not runs:
+        reason = f"Study {evidence.study} has no ablation."
+        return Table(title, pd.DataFrame(), pd.DataFrame(columns=FIELDS), (facts.study_phrase(evidence), reason))
+    tasks = facts.tasks_of(runs)
+    shown, numbers = [], []
+    for group in [[task] for task in tasks] + ([tasks] if len(tasks) > 1 else []):
+        for name, rival in _compared(evidence).items():
+            row = _row(evidence, name, rival, group)
+            if row is not None:
+                numbers.append(row)
+                shown.append(_shown(evidence, row, group))
+    notes = facts.notes(evidence, ())
+    notes += [
+        "Each variant is its method with the values named changed, at the learning rate chosen for the method; rivals "
+        "have their own.",
+        *_gaps(evidence, tasks),
+        f"Points: mean over seeds; intervals by paired bootstrap over dev examples and seeds, {DRAWS:,} draws.",
+        "Time: of training, beside the method's own.",
+    ]
+    return Table(title, pd.DataFrame(shown), pd.DataFrame(numbers, columns=FIELDS), tuple(notes))
+
+
+def _compared(evidence: Evidence) -> dict[str, str | None]:
+    """What stands in the table -> what it is compared with: NxM+, its variants, then each rival with its own."""
+    own: dict[str, str | None] = {}
+    for method in ("nxm_plus", *RIVALS):
+        own[method] = None if method == "nxm_plus" else "nxm_plus"
+        own |= {name: method for name in evidence.variants if name.startswith(f"{method}/")}
+    return own
+
+
+def _gaps(evidence: Evidence, tasks: list[str]) -> list[str]:
+    """A sentence on each variant and task without a result for every seed: what failed and why, or has not run."""
+    seeds = {run.seed for run in facts.whole_runs(evidence.results)}
+    sentences = []
+    for name in evidence.variants:
+        for task in tasks:
+            done = {run.seed for run in facts.runs_of(evidence.results, name) if run.task == task}
+            failed = {run.seed: run.failure for run in facts.runs_of(evidence.failures, name) if run.task == task}
+            where = f"{facts.method_label(name)}, on {facts.TASKS.get(task, task)}"
+            for reason in dict.fromkeys(failed.values()):
+                own = sorted(seed for seed, said in failed.items() if said == reason)
+                sentences.append(f"{where}, seed {facts.listed(own)}: failed: {reason.rstrip('.')}.")
+            if lacking := sorted(seeds - done - failed.keys()):
+                sentences.append(f"{where}, seed {facts.listed(lacking)}: no result yet.")
+    return sentences
+
+
+def _changed(evidence: Evidence, name: str, rival: str) -> str:
+    """What a variant's values are where its method's are others: `dual step full`."""
+    ours, base = (facts.runs_of(evidence.results, which)[:1] for which in (name, rival))
+    if not ours or not base:
+        return ""
+    values, before = ours[0].hyperparameters, base[0].hyperparameters
+    return "; ".join(
+        f"{key.replace('_', ' ')} {_value(value)}" for key, value in values.items() if value != before.get(key)
+    )
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {_value(own)}" for key, own in value.items())
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else facts.plain(value)
+
+
+def _name(method: str, cell: str | None) -> str:
+    return method if cell is None else f"{method}/{cell}"
+
+
+def _row(evidence: Evidence, name: str, rival: str | None, tasks: list[str]) -> dict[str, Any] | None:
+    score = _score(evidence, name, tasks)
+    if score is None:
+        return None
+    points = facts.difference(evidence, name, rival, tasks) if rival else None
+    kept = facts.kept(evidence, name, "dense", tasks)
+    heldout = facts.heldout_score(evidence.results, name, tasks[0]) if len(tasks) == 1 else None
+    seconds = [run.train_seconds for run in facts.runs_of(evidence.results, name) if run.task in tasks]
+    return {
+        "task": tasks[0] if len(tasks) == 1 else "geometric_mean",
+        "name": name,
+        "rival": rival,
+        "mean": score.mean,
+        "spread": score.spread,
+        "difference": points.value if points else None,
+        "low": points.low if points else None,
+        "high": points.high if points else None,
+        "heldout": heldout.mean if heldout else None,
+        "kept": kept.value if kept else None,
+        "train_seconds": sum(seconds) / len(seconds),
+    }
+
+
+def _score(evidence: Evidence, name: str, tasks: list[str]) -> facts.Score | None:
+    if len(tasks) == 1:
+        return facts.task_score(evidence.results, name, tasks[0])
+    runs = [run for run in evidence.results if run.task in tasks]
+    return facts.average_score(runs, name, facts.columns_of(facts.whole_runs(runs)))
+
+
+def _shown(evidence: Evidence, row: dict[str, Any], tasks: list[str]) -> dict[str, str]:
+    name, rival = row["name"], row["rival"]
+    own = facts.difference(evidence, name, rival, tasks) if rival else None
+    base = _row(evidence, rival, None, tasks) if rival else None
+    method, _, variant = name.partition("/")
+    spread = "" if row["spread"] is None else f" ± {row['spread']:.1f}"
+    return {
+        "Task": facts.TASKS.get(row["task"], "Geo. mean"),
+        "Method": facts.method_label(method),
+        "Variant": variant.replace("-", " "),
+        "Changed": _changed(evidence, name, rival) if variant and rival else "",
+        "Score": f"{row['mean']:.1f}{spread}",
+        "Kept of dense": facts.percent(row["kept"]),
+        "Points [95 %]": own.text() if own else facts.ABSENT,
+        "Against": facts.method_label(rival) if rival else facts.ABSENT,
+        "Excludes 0": {True: "yes", False: "no", None: facts.ABSENT}[own.certain if own else None],
+        "Held out": facts.ABSENT if row["heldout"] is None else f"{row['heldout']:.1f}",
+        "Time": f"{row['train_seconds'] / base['train_seconds']:.2f}x" if base else "1.00x",
+    }

@@ -1,0 +1,105 @@
+"""What the projection weighs by is what training saw."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from nxm import NM, ActivationNorms, AdamSecondMoment, Admm, AdmmCallback, UserError
+from test_callbacks import new_model, trainer_for
+
+
+def settings(interval: int = 4) -> Admm:
+    return Admm(recipe="proximal", rho=0.3, interval=interval)
+
+
+def test_activation_norms_are_the_mean_squares_of_each_layers_input(tiny_bert):
+    importance = ActivationNorms()
+    importance.begin(tiny_bert, (), ("attention",))
+    seen = {}
+
+    def keep(name):
+        return lambda module, inputs: seen.setdefault(name, []).append(
+            inputs[0].detach().reshape(-1, inputs[0].shape[-1])
+        )
+
+    for i in range(2):
+        tiny_bert.bert.encoder.layer[i].output.dense.register_forward_pre_hook(keep(i))
+    tiny_bert.train()
+    real = {5: torch.tensor([[1] * 5, [1] * 5, [1, 1, 0, 0, 0]]), 9: torch.ones(3, 9, dtype=torch.long)}
+    for length, mask in real.items():
+        tiny_bert(input_ids=torch.randint(1, 50, (3, length)), attention_mask=mask)
+    tiny_bert.eval()
+    tiny_bert(input_ids=torch.randint(1, 50, (3, 7)))  # evaluation does not count
+    names = [f"bert.encoder.layer.{i}.{part}.dense.weight" for i in range(2) for part in ("intermediate", "output")]
+    targets = {name: tiny_bert.get_parameter(name) for name in names}
+    measured = importance.measure(targets, None)
+    for i in range(2):
+        kept = torch.cat([mask.reshape(-1) for mask in real.values()]).bool()
+        expected = torch.cat(seen[i][:2])[kept].square().mean(dim=0)  # padding does not count
+        torch.testing.assert_close(measured[f"bert.encoder.layer.{i}.output.dense.weight"], expected[None, :])
+    assert importance.measure(targets, None) is None  # nothing since the last projection
+    importance.end()
+    tiny_bert.train()
+    tiny_bert(input_ids=torch.randint(1, 50, (3, 5)))
+    assert importance.measure(targets, None) is None
+
+
+def test_adams_second_moment_is_the_optimizers(tiny_data, tmp_path):
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, optimizer, **kwargs):
+            self.measured = AdamSecondMoment().measure(callback.targets, optimizer)
+            self.state = [optimizer.state[W]["exp_avg_sq"] for W in callback.targets.values()]
+
+    watch, callback = Watch(), AdmmCallback(NM(2, 4), settings(), importance=AdamSecondMoment())
+    trainer_for(new_model(), tiny_data, tmp_path, [callback, watch]).train()
+    assert all(torch.equal(a, b) for a, b in zip(watch.measured.values(), watch.state, strict=True))
+    assert all(moment.any() for moment in watch.state)
+
+
+def test_an_optimizer_without_second_moments_is_refused(tiny_data, tmp_path):
+    callback = AdmmCallback(NM(2, 4), settings(), importance=AdamSecondMoment())
+    trainer = trainer_for(new_model(), tiny_data, tmp_path, [callback], optim="sgd")
+    with pytest.raises(UserError, match=r"keeps no second moment .* of bert"):
+        trainer.train()
+
+
+def test_evaluation_prunes_by_the_weighed_mask(tiny_data, tmp_path):
+    class Watch(TrainerCallback):
+        def __init__(self):
+            self.obeyed = []
+
+        def on_prediction_step(self, args, state, control, **kwargs):
+            pairs = [(W, callback.admm.masks[name]) for name, W in callback.targets.items()]
+            self.obeyed.append(all(not W[~mask].any() for W, mask in pairs))
+
+    callback, watch = AdmmCallback(NM(2, 4), settings(), importance=AdamSecondMoment()), Watch()
+    arguments = {"eval_strategy": "steps", "eval_steps": 4}
+    trainer_for(new_model(), tiny_data, tmp_path, [callback, watch], **arguments).train()
+    assert watch.obeyed
+    assert all(watch.obeyed)
+
+
+@pytest.mark.parametrize("importance", [AdamSecondMoment, ActivationNorms])
+def test_importance_changes_the_mask_and_survives_a_restart(importance, tiny_data, tmp_path):
+    """Stopped between two projections, so that what was seen until then must be saved."""
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 6
+
+    def run(folder, *extra, resume=False, weighed=True):
+        callback = AdmmCallback(NM(2, 4), settings(), importance=importance() if weighed else None)
+        model = new_model()
+        arguments = {"save_strategy": "steps", "save_steps": 1, "max_steps": 12, "seed": 3}
+        trainer_for(model, tiny_data, folder, [callback, *extra], **arguments).train(resume_from_checkpoint=resume)
+        return model.state_dict(), callback.admm.masks
+
+    whole, masks = run(tmp_path / "whole")
+    run(tmp_path / "stopped", Stop())
+    resumed, _ = run(tmp_path / "stopped", resume=True)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    assert all(not weights.any() for weights in (resumed[name][~masks[name]] for name in masks))  # pruned by that mask
+    _, plain = run(tmp_path / "plain", weighed=False)
+    assert any(not torch.equal(masks[name], plain[name]) for name in masks)
