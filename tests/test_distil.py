@@ -69,7 +69,7 @@ def test_logits_term_is_hintons():
 
 def test_a_single_output_is_matched_by_squared_error():
     student, teacher = outputs(0, classes=1), outputs(1, classes=1)
-    loss = distillation_loss(student, teacher, MASK, Distillation(task=0, logits=1, hidden=0))
+    loss = distillation_loss(student, teacher, MASK, Distillation(task=0, logits=1, hidden=0, temperature=2))
     torch.testing.assert_close(loss, (student["logits"] - teacher["logits"]).square().mean())
 
 
@@ -80,7 +80,7 @@ def test_hidden_term_looks_at_real_tokens_of_matching_layers():
     expected = torch.stack(
         [(student["hidden_states"][i][real] - teacher["hidden_states"][j][real]).square().mean() for i, j in pairs]
     ).mean()
-    settings = Distillation(task=0, logits=0, hidden=1)
+    settings = Distillation(task=0, logits=0, hidden=1, temperature=2)
     torch.testing.assert_close(distillation_loss(student, teacher, MASK, settings), expected)
     student["hidden_states"][1][0, 3] = 1e6  # padding
     torch.testing.assert_close(distillation_loss(student, teacher, MASK, settings), expected)
@@ -88,13 +88,15 @@ def test_hidden_term_looks_at_real_tokens_of_matching_layers():
 
 def test_a_student_equal_to_its_teacher_has_only_the_tasks_loss():
     same = outputs(0)
-    loss = distillation_loss(same, same, MASK, Distillation(task=0.5, logits=1, hidden=1))
+    loss = distillation_loss(same, same, MASK, Distillation(task=0.5, logits=1, hidden=1, temperature=2))
     torch.testing.assert_close(loss, 0.5 * same["loss"])
 
 
 def test_unequal_widths_are_refused():
     with pytest.raises(ValueError, match=r"set distillation\.hidden to 0"):
-        distillation_loss(outputs(0, width=4), outputs(1, width=8), MASK, Distillation())
+        distillation_loss(
+            outputs(0, width=4), outputs(1, width=8), MASK, Distillation(task=0.5, logits=0.5, hidden=1, temperature=2)
+        )
 
 
 def test_a_teacher_answers_without_gradients_or_dropout():
