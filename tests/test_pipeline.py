@@ -309,7 +309,8 @@ def test_nxm_plus_starts_from_the_dense_model_and_is_compared_with_its_variant(f
     changed = {key for key, value in plus.hyperparameters.items() if permuted.hyperparameters[key] != value}
     assert changed == {"permute", "importance"}
     assert output.index("nxm_plus on mnli, seed 9") < output.index("nxm_plus on mnli: learning_rate")
-    assert output.index("nxm_plus on mnli: learning_rate") < output.index("nxm_plus on mnli, seed 0")
+    first_whole_run = re.search(r"(?<!distil_)nxm_plus on mnli, seed 0", output)  # the student does not wait for it
+    assert output.index("nxm_plus on mnli: learning_rate") < first_whole_run.start()
     assert "permuted" in (folder / "paper_tables/smoke/table_ablation.md").read_text()
 
 
