@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nxm.report import Evidence, facts, style
+from nxm.selection import PLUS
 
 
 def draw(evidence: Evidence) -> Figure:
@@ -18,7 +19,7 @@ def draw(evidence: Evidence) -> Figure:
         return figure
     measured = [name for name in evidence.variants if facts.runs_of(evidence.results, name)]
     changes = [name for name in measured if name.startswith("nxm_plus/") and not _other_pattern(evidence, name)]
-    others = ["dense", "nxm_plus", *("asp_plus", "gmp_plus", "sr_ste_plus"), *(n for n in measured if n not in changes)]
+    others = ["dense", *PLUS, *(name for name in measured if name not in changes)]
     others = [name for name in others if facts.runs_of(evidence.results, name)]
     rows = max(len(changes), len(others))
     figure, ((left, right),) = style.canvas(style.TWO_COLUMNS, 1.5 + 0.25 * rows, 1, 2)
@@ -57,20 +58,16 @@ def _differences(axes: Axes, evidence: Evidence, names: list[str], tasks: list[s
             continue
         if points.low is not None and points.high is not None:
             axes.plot([points.low, points.high], [y, y], color=look.color, linewidth=1.6, solid_capstyle="butt")
-        axes.plot(
-            [points.value],
-            [y],
-            linestyle="",
-            marker=look.marker,
-            markersize=6.5,
-            color=look.color,
-            markerfacecolor=look.color if points.certain else "white",
-            zorder=3,
-        )
+        _mark(axes, look, points.value, y, filled=bool(points.certain))
         by_seed = _by_seed(evidence, name, tasks)
         axes.plot(by_seed, [y] * len(by_seed), **_DOTS)
     axes.set(yticks=range(len(names)), yticklabels=[name.partition("/")[2].replace("-", " ") for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _mark(axes: Axes, look: style.Look, x: float, y: float, filled: bool) -> None:
+    face = look.color if filled else "white"
+    axes.plot([x], [y], color=look.color, marker=look.marker, markersize=6.5, markerfacecolor=face, zorder=3)
 
 
 _DOTS = {"linestyle": "", "marker": "|", "markersize": 6, "color": style.GREY, "alpha": 0.8, "zorder": 2}
@@ -101,10 +98,7 @@ def _scores(axes: Axes, evidence: Evidence, names: list[str], tasks: list[str]) 
         if bounds:
             axes.plot(bounds, [y, y], color=look.color, linewidth=1.6, solid_capstyle="butt", zorder=2)
         axes.plot(score.values, [y] * len(score.values), **_DOTS)
-        axes.plot(
-            [score.mean], [y], linestyle="", marker=look.marker, markersize=6.5, color=look.color,
-            markerfacecolor="white" if "/" in name else look.color, zorder=3,
-        )  # fmt: skip
+        _mark(axes, look, score.mean, y, filled="/" not in name)
         if name == "dense":
             axes.axvline(score.mean, color=style.INK, linewidth=1.0, linestyle=(0, (5, 2)), zorder=1)
     axes.set(yticks=range(len(names)), yticklabels=[facts.method_label(name) for name in names])

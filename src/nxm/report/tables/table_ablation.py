@@ -9,8 +9,8 @@ import pandas as pd
 from nxm.bootstrap import DRAWS
 from nxm.report import Evidence, facts
 from nxm.report.table import Table
+from nxm.selection import PLUS
 
-RIVALS = ("asp_plus", "gmp_plus", "sr_ste_plus")
 FIELDS = ["task", "name", "rival", "mean", "spread", "difference", "low", "high", "heldout", "kept", "train_seconds"]
 
 
@@ -43,7 +43,7 @@ def make(evidence: Evidence) -> Table:
 def _compared(evidence: Evidence) -> dict[str, str | None]:
     """What stands in the table -> what it is compared with: NxM+, its variants, then each rival with its own."""
     own: dict[str, str | None] = {}
-    for method in ("nxm_plus", *RIVALS):
+    for method in PLUS:
         own[method] = None if method == "nxm_plus" else "nxm_plus"
         own |= {name: method for name in evidence.variants if name.startswith(f"{method}/")}
     return own
@@ -98,7 +98,6 @@ def _row(evidence: Evidence, name: str, rival: str | None, tasks: list[str]) -> 
     points = facts.difference(evidence, name, rival, tasks) if rival else None
     kept = facts.kept(evidence, name, "dense", tasks)
     heldout = facts.heldout_score(evidence.results, name, tasks[0]) if len(tasks) == 1 else None
-    seconds = [run.train_seconds for run in facts.runs_of(evidence.results, name) if run.task in tasks]
     return {
         "task": tasks[0] if len(tasks) == 1 else "geometric_mean",
         "name": name,
@@ -110,8 +109,13 @@ def _row(evidence: Evidence, name: str, rival: str | None, tasks: list[str]) -> 
         "high": points.high if points else None,
         "heldout": heldout.mean if heldout else None,
         "kept": kept.value if kept else None,
-        "train_seconds": sum(seconds) / len(seconds),
+        "train_seconds": _seconds(evidence, name, tasks),
     }
+
+
+def _seconds(evidence: Evidence, name: str, tasks: list[str]) -> float:
+    seconds = [run.train_seconds for run in facts.runs_of(evidence.results, name) if run.task in tasks]
+    return sum(seconds) / len(seconds)
 
 
 def _score(evidence: Evidence, name: str, tasks: list[str]) -> facts.Score | None:
@@ -123,8 +127,7 @@ def _score(evidence: Evidence, name: str, tasks: list[str]) -> facts.Score | Non
 
 def _shown(evidence: Evidence, row: dict[str, Any], tasks: list[str]) -> dict[str, str]:
     name, rival = row["name"], row["rival"]
-    own = facts.difference(evidence, name, rival, tasks) if rival else None
-    base = _row(evidence, rival, None, tasks) if rival else None
+    own = None if row["difference"] is None else facts.Interval(row["difference"], row["low"], row["high"])
     method, _, variant = name.partition("/")
     spread = "" if row["spread"] is None else f" ± {row['spread']:.1f}"
     return {
@@ -138,5 +141,5 @@ def _shown(evidence: Evidence, row: dict[str, Any], tasks: list[str]) -> dict[st
         "Against": facts.method_label(rival) if rival else facts.ABSENT,
         "Excludes 0": {True: "yes", False: "no", None: facts.ABSENT}[own.certain if own else None],
         "Held out": facts.ABSENT if row["heldout"] is None else f"{row['heldout']:.1f}",
-        "Time": f"{row['train_seconds'] / base['train_seconds']:.2f}x" if base else "1.00x",
+        "Time": f"{row['train_seconds'] / _seconds(evidence, rival, tasks):.2f}x" if own and rival else facts.ABSENT,
     }
