@@ -48,5 +48,6 @@ def make(evidence: Evidence) -> Table:
         facts.cost_phrase(evidence.results),
         facts.machine_phrase(evidence.results),
         "" if told.all() else "Energy is counted by GPUs alone.",
+        "Times are of runs beside others, whatever these took: what a method adds to a step is in the latency figure.",
     ]
     return Table("Cost of the runs", shown, table, tuple(note for note in notes if note))
