@@ -1,8 +1,8 @@
-"""`python -m nxm.job JOBS FAILURES TARGET`: a DVC stage on its share of the machine; xargs starts it for `nxm.launch`.
+"""`python -m nxm.job TARGET`: a DVC stage on its share of the machine; `nxm.launch` starts it.
 
-The environment variable NXM_SLOT says which of the JOBS shares: each has its own cores, and where there are several
+The environment variable NXM_SLOT says which of NXM_JOBS shares: each has its own cores, and where there are several
 GPUs one of them. (Two trainings that share all cores wait for each other's threads and are several times slower.)
-A target that fails is added to the file FAILURES.
+Without NXM_SLOT the stage has the whole machine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 
-SLOT = "NXM_SLOT"
+SLOT, JOBS = "NXM_SLOT", "NXM_JOBS"
 
 
 def share(slot: int, jobs: int) -> None:
@@ -25,15 +25,11 @@ def share(slot: int, jobs: int) -> None:
 
 
 def main() -> None:
-    jobs, failures, target = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-    if jobs > 1:
-        share(int(os.environ[SLOT]), jobs)
+    if SLOT in os.environ:
+        share(int(os.environ[SLOT]), int(os.environ[JOBS]))
     # This stage alone: what it needs is done, and another job may be busy with a stage that reads the same files.
-    dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", target]
-    if subprocess.run(dvc, check=False).returncode:
-        with open(failures, "a", encoding="utf-8") as file:
-            file.write(target + "\n")
-        sys.exit(1)  # DVC's own 255 would make xargs stop
+    dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", sys.argv[1]]
+    sys.exit(subprocess.run(dvc, check=False).returncode)
 
 
 if __name__ == "__main__":

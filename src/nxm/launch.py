@@ -17,10 +17,10 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -31,20 +31,18 @@ from dvc.repo import Repo
 from nxm import cli
 from nxm.errors import UserError
 from nxm.glue import get_task
-from nxm.job import SLOT
+from nxm.job import JOBS, SLOT
 from nxm.provenance import cores
 from nxm.results import read_study
 from nxm.settings import Study, load_study
 from nxm.study import MAIN, chosen_values, planned_training, refresh_studies, write_study
-from nxm.timing import JOBS, PLAN, STARTED, estimate_seconds, say_duration
+from nxm.timing import PLAN, STARTED, estimate_seconds, say_duration
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", nargs="?", default=MAIN)
-    parser.add_argument(
-        "--jobs", type=int, help="stages side by side (more than one needs GNU xargs); default: 2 on a CPU"
-    )
+    parser.add_argument("--jobs", type=int, help="stages side by side; default: 2 on a CPU")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--plan", action="store_true", help="say what would run, and stop")
     what.add_argument("--write", action="store_true", help="only write the study's folder, and stop")
@@ -115,52 +113,80 @@ def that_need(stages: Mapping[str, Stage], names: Collection[str]) -> set[str]:
 
 def default_jobs() -> int:
     """Two one-core trainings side by side are faster than one on two cores; a GPU, or several processes, take one."""
-    gnu_xargs = subprocess.run(["xargs", "--version"], capture_output=True, check=False).returncode == 0  # noqa: S607
-    alone = torch.cuda.is_available() or "ACCELERATE_CONFIG" in os.environ or cores() < 2 or not gnu_xargs
+    alone = torch.cuda.is_available() or "ACCELERATE_CONFIG" in os.environ or cores() < 2
     return 1 if alone else 2
 
 
 def reproduce(target: Path, names: set[str], jobs: int) -> set[str]:
     """Run stages of a study, and those they need whose outputs are not here; returns those that failed or were stopped.
 
-    Stages that do not need each other run side by side. One that fails stops those that need it and no other.
+    A stage starts as soon as what it needs is done and a share of the machine is free. One that fails stops those that
+    need it and no others.
     """
     stages = read_stages(target)
     run = with_what_is_missing(stages, names)
     os.environ |= {PLAN: "\n".join(sorted(run)), STARTED: str(time.time()), JOBS: str(jobs)}
     if jobs > 1 and torch.cuda.device_count() > 1:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
-    sorter = TopologicalSorter({name: stages[name].needs & run for name in run})
+    return side_by_side(stages, run, jobs, lambda name, slot: _run_stage(f"{target}:{name}", slot))
+
+
+def side_by_side(
+    stages: Mapping[str, Stage], run: Collection[str], jobs: int, run_stage: Callable[[str, int | None], bool]
+) -> set[str]:
+    """Call `run_stage(name, slot)` for the stages of `run`, `jobs` at a time, each after those that it needs.
+
+    Args:
+        run_stage: returns whether the stage succeeded; its slot is None when it has the machine to itself.
+
+    Returns:
+        The stages that failed, and those that were not started since they need one that failed.
+    """
+    chains = longest_chains(stages, run)
+    sorter = TopologicalSorter({name: stages[name].needs & set(run) for name in run})
     sorter.prepare()
-    failed: set[str] = set()
-    while sorter.is_active():
-        ready = sorter.get_ready()
-        failed |= {name for name in ready if stages[name].needs & failed}
-        wave = [name for name in sorted(ready) if name not in failed]
-        alone = [
-            name for name in wave if name.startswith(("benchmark", "matrices", "deployment"))
-        ]  # what is timed has the machine to itself
-        for group, width in ((alone, 1), ([name for name in wave if name not in alone], jobs)):
-            failed |= {name.rpartition(":")[2] for name in _side_by_side([f"{target}:{name}" for name in group], width)}
-        sorter.done(*ready)
+    ready, failed, free = list[str](), set[str](), set(range(jobs))
+    running: dict[Future[bool], tuple[str, int]] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        while sorter.is_active():
+            for name in sorter.get_ready():
+                if stages[name].needs & failed:
+                    failed.add(name)
+                    sorter.done(name)
+                else:
+                    ready.append(name)
+            ready.sort(key=lambda name: (is_timed(name), -chains[name], name))
+            while ready and free and not (is_timed(ready[0]) and running):
+                name, slot = ready.pop(0), free.pop()
+                shared = jobs > 1 and not is_timed(name)
+                running[pool.submit(run_stage, name, slot if shared else None)] = (name, slot)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name, slot = running.pop(future)
+                free.add(slot)
+                sorter.done(name)
+                if not future.result():
+                    failed.add(name)
     return failed
 
 
-def _side_by_side(targets: list[str], width: int) -> list[str]:
-    """Run DVC stages, `width` at a time, by xargs; returns those that failed."""
-    if not targets:
-        return []
-    slots = ["--process-slot-var", SLOT] if width > 1 else []  # GNU's; others have it not
-    with tempfile.TemporaryDirectory() as folder:
-        failures = Path(folder, "failed")
-        failures.touch()
-        subprocess.run(
-            ["xargs", *slots, "-P", str(width), "-n", "1", sys.executable, "-m", "nxm.job", str(width), str(failures)],  # noqa: S607
-            input="\n".join(targets),
-            text=True,
-            check=False,
-        )
-        return failures.read_text(encoding="utf-8").splitlines()
+def is_timed(name: str) -> bool:
+    """Whether a stage takes times: it then has the machine to itself, when all that can run without it is done."""
+    return name.startswith(("benchmark", "matrices", "deployment"))
+
+
+def longest_chains(stages: Mapping[str, Stage], run: Collection[str]) -> dict[str, int]:
+    """For each stage that runs, the length of the longest chain of stages after it: what others wait for goes first."""
+    chains = dict.fromkeys(run, 0)
+    for name in reversed(list(TopologicalSorter({name: stages[name].needs & set(run) for name in run}).static_order())):
+        for up in stages[name].needs & set(run):
+            chains[up] = max(chains[up], chains[name] + 1)
+    return chains
+
+
+def _run_stage(target: str, slot: int | None) -> bool:
+    """Run one DVC stage, on its share of the machine where it has a slot; returns whether it succeeded."""
+    environment = os.environ | ({SLOT: str(slot)} if slot is not None else {})
+    return subprocess.run([sys.executable, "-m", "nxm.job", target], env=environment, check=False).returncode == 0
 
 
 @dataclass(frozen=True)

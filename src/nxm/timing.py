@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import get_args
 
 from nxm.glue import TASKS
+from nxm.job import JOBS
 from nxm.results import Result, result_path
 from nxm.settings import PlusMethod, Study
 from nxm.study import planned_training
 
-# Environment variables by which nxm.launch tells its stages what runs, since when, and how many side by side.
-PLAN, STARTED, JOBS = "NXM_PLAN", "NXM_STARTED", "NXM_JOBS"
+# Environment variables by which nxm.launch tells its stages what runs, and since when.
+PLAN, STARTED = "NXM_PLAN", "NXM_STARTED"
 
 # Cost of an example beside the dense model's: a student has half the layers, a teacher's answer is a third of a step.
 _STUDENT, _TEACHER = 0.5, 1 / 3
