@@ -594,6 +594,19 @@ def test_the_headline_claims_nothing_without_all_three(tmp_path: Path) -> None:
     assert "no result of ASP yet" in verdict(tmp_path, {"dense": [84.0], "nxm": [80.0]})
 
 
+def test_the_speed_block_says_what_was_measured_what_it_costs_and_what_is_absent(tmp_path: Path) -> None:
+    files = make_deployment()
+    for score in files[0]["scores"]:
+        score["score"] -= 0.4 * (score["dtype"] == "int8") * (1 if score["model"] == "nxm" else 2)
+    absent = {"device": "cuda", "absent": "no CUDA device", "rows": [], "scores": []}
+    text = readme.speed(Evidence("embedded", [], None, deployment=[files[0], absent]))
+    assert "32 × 128 tokens" in text
+    assert "in other forms: PyTorch bf16 1.50 and ONNX INT8 2.50 (score -0.8 to -0.4);" in text
+    assert "PyTorch fp32: NxM 1.00, Student, dense 2.00 and Student, NxM 2.00." in text
+    assert "- CUDA: not measured (no CUDA device)." in text
+    assert "NxM, PyTorch bf16, 2:4 25.00" in readme.speed(Evidence("embedded", [], None, deployment=files))
+
+
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     make_study(tmp_path)

@@ -3,8 +3,8 @@
     python -m nxm.report.readme            # rewrite the blocks
     python -m nxm.report.readme --check    # exit 1 when one is stale
 
-A block stands between `<!-- generated:WHAT STUDY -->` and `<!-- /generated -->`; WHAT is `headline`, `timing` or a
-table's name. What it says is derived from results/<STUDY>, whichever way the numbers fall.
+A block stands between `<!-- generated:WHAT STUDY -->` and `<!-- /generated -->`; WHAT is `headline`, `timing`,
+`speed` or a table's name. What it says is derived from results/<STUDY>, whichever way the numbers fall.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from nxm import report
 from nxm.cli import run
 from nxm.errors import UserError
 from nxm.report import Evidence, facts
+from nxm.report.figures.deployment import Row, described
 from nxm.results import Result, write_text
 
 _BLOCK = re.compile(r"(<!-- generated:(?P<name>[^>]*?) -->\n)(?P<body>.*?)(<!-- /generated -->)", re.DOTALL)
@@ -36,6 +37,52 @@ def timing(evidence: Evidence) -> str:
     """What the study's runs took, and where."""
     sentences = (facts.cost_phrase(evidence.results), facts.machine_phrase(evidence.results))
     return f"Study {evidence.study}: {' '.join(sentences)}" if evidence.results else _nothing(evidence)
+
+
+def speed(evidence: Evidence) -> str:
+    """For each device, against the dense model in PyTorch fp32: its other forms, and the other models in fp32."""
+    lines = []
+    for file in evidence.deployment:
+        device = file["device"].upper()
+        timed = [row for row in file["rows"] if "median_ms" in row]
+        if not timed:
+            lines += [f"- {device}: not measured ({file['absent']})."] if "absent" in file else []
+            continue
+        batch, length = point = max((row["batch"], row["length"]) for row in timed)
+        rows = [row for row in timed if (row["batch"], row["length"]) == point]
+        forms = [row for row in rows if row["model"] == "dense" and not _is_plain(row)]
+        forms += [row for row in rows if row["kernel"] != "dense"]
+        models = [row for row in rows if row["model"] != "dense" and _is_plain(row)]
+        machine = facts.machine_text(file["provenance"]["machine"])
+        lines += [
+            f"- {device} ({machine}), {batch} × {length} tokens, how many times as fast as "
+            "the dense model in PyTorch fp32 of the same rounds:",
+            f"  - in other forms: {facts.listed(_form(row, file['scores']) for row in forms)};",
+            f"  - other models in PyTorch fp32: {facts.listed(_model(row) for row in models)}.",
+        ]
+    return "\n".join(lines) if lines else f"Study {evidence.study} has no form measured yet."
+
+
+def _is_plain(row: Row) -> bool:
+    return (row["way"], row["dtype"], row["kernel"]) == ("eager", "fp32", "dense")
+
+
+def _gain(row: Row) -> str:
+    return f"{row['speedup_over_dense_fp32']:.2f}" + (" ~" if row["noisy"] else "")
+
+
+def _model(row: Row) -> str:
+    return f"{facts.method_label(row['model'])} {_gain(row)}"
+
+
+def _form(row: Row, scores: list[Row]) -> str:
+    """A form with its speed-up and, where scores were taken, what it costs the models measured in it."""
+    name = described(row) if row["model"] == "dense" else f"{facts.method_label(row['model'])}, {described(row)}"
+    plain = {score["model"]: score["score"] for score in scores if _is_plain(score)}
+    own = [score for score in scores if all(score[key] == row[key] for key in ("way", "dtype", "kernel"))]
+    lost = [round(plain[score["model"]] - score["score"], 1) + 0.0 for score in own if score["model"] in plain]
+    costs = f" (score {-max(lost):+.1f} to {-min(lost):+.1f})" if lost and (min(lost) or max(lost)) else ""
+    return f"{name} {_gain(row)}{costs}"
 
 
 def _nothing(evidence: Evidence) -> str:
@@ -83,7 +130,7 @@ def _comparison(evidence: Evidence, runs: list[Result], task: str) -> str:
     return f"NxM is {nxm - asp:.1f} points above ASP{count}"
 
 
-BLOCKS: dict[str, Callable[[Evidence], str]] = {"headline": headline, "timing": timing}
+BLOCKS: dict[str, Callable[[Evidence], str]] = {"headline": headline, "timing": timing, "speed": speed}
 
 
 def block(name: str, root: Path) -> str:
