@@ -18,6 +18,7 @@ from nxm.results import read_study, result_path, write_result
 from nxm.settings import load_study, parse_study, read_yaml
 from nxm.study import MAIN, merge, planned_training, profiles, study_values, write_study
 from nxm.timing import JOBS, PLAN, STARTED, estimate_seconds, say_duration, say_progress
+from synthetic_study import make_result
 
 ROOT = Path(__file__).parent.parent
 STAGES = {
@@ -154,8 +155,17 @@ def test_what_a_search_decides_waits_for_it_and_so_does_what_needs_that(tmp_path
         "distil_plus@stsb-0-distil_nxm_plus": after("baseline@stsb-0"),
         "table@table1": after("plus@stsb-0-nxm_plus", "nxm@stsb-0"),
     }
-    assert waiting_stages(ablation(), stages, tmp_path) == {"plus@stsb-0-nxm_plus", variant, "table@table1"}
-    assert waiting_stages(load_study(ROOT / "params.yaml"), {"nxm@stsb-0": after()}, tmp_path) == set()
+    needing = {"plus@stsb-0-nxm_plus", variant, "table@table1"}
+    assert waiting_stages(ablation(), stages, stages, tmp_path) == needing
+    assert waiting_stages(load_study(ROOT / "params.yaml"), {"nxm@stsb-0": after()}, (), tmp_path) == set()
+
+    study = ablation()
+    for cell in study.searched_cells.values():
+        result = make_result(study.study, cell.task, cell.method, cell.seed, cell.cell)
+        result = result.model_copy(update={"hyperparameters": cell.values})
+        write_result(result_path(tmp_path, study.study, cell.task, cell.method, cell.seed, cell.cell), result)
+    assert waiting_stages(study, stages, {"plus@stsb-0-nxm_plus"}, tmp_path) == set()
+    assert waiting_stages(study, stages, {own, "plus@stsb-0-nxm_plus"}, tmp_path) == needing  # chosen, but of old cells
 
 
 def test_what_needs_a_stage_is_found_through_others():

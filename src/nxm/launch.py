@@ -72,7 +72,7 @@ def main() -> None:
     said = say_chosen(study, root, ())
     while True:  # what a search decides runs after it, and so does a search among what another one decides
         stages = read_stages(target)
-        waiting = waiting_stages(study, stages, root)
+        waiting = waiting_stages(study, stages, pending, root)
         todo = set(pending) - waiting - tried - that_need(stages, failed)
         failed |= reproduce(target, todo, jobs) if todo else set()
         if not (todo and waiting):
@@ -91,15 +91,16 @@ def main() -> None:
     point_at_results(study)
 
 
-def waiting_stages(study: Study, stages: Mapping[str, Stage], root: Path) -> set[str]:
-    """The stages that wait, themselves or upstream, for values that a search has not chosen yet."""
-    _, lacking = chosen_values(study, root)
-    undecided = set()
-    for name in stages:
-        planned = planned_training(study, name)
-        if planned is not None and not planned.searched and (planned.block, planned.task) in lacking:
-            undecided.add(name)
-    return that_need(stages, undecided)
+def waiting_stages(study: Study, stages: Mapping[str, Stage], pending: Collection[str], root: Path) -> set[str]:
+    """The stages that wait, themselves or upstream, for values that a search has yet to choose.
+
+    One that has chosen chooses anew when a cell of it is among the stages `pending`.
+    """
+    planned = {name: training for name in stages if (training := planned_training(study, name)) is not None}
+    searching = {name for name in pending if name in planned and planned[name].searched}
+    undecided = {*chosen_values(study, root)[1], *((planned[name].block, planned[name].task) for name in searching)}
+    waiting = {name for name, one in planned.items() if not one.searched and (one.block, one.task) in undecided}
+    return that_need(stages, waiting)
 
 
 def that_need(stages: Mapping[str, Stage], names: Collection[str]) -> set[str]:
