@@ -17,7 +17,7 @@ from nxm.methods import METHODS, get_method
 from nxm.results import read_study, result_path, write_result
 from nxm.settings import load_study, parse_study, read_yaml
 from nxm.study import MAIN, merge, planned_training, profiles, study_values, write_study
-from nxm.timing import JOBS, PLAN, STARTED, estimate_seconds, say_duration, say_progress
+from nxm.timing import JOBS, PLAN, STARTED, estimate_seconds, say_duration, say_progress, timed_runs
 from synthetic_study import make_result
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +116,19 @@ def test_estimates_follow_epochs_and_jobs_and_need_a_timed_run():
     assert say_duration(95) == "95 s"
     assert say_duration(600) == "10 min"
     assert say_duration(9000) == "2.5 h"
+
+
+def test_a_study_without_runs_is_judged_by_others_of_the_same_weights(tmp_path):
+    study = parse_study(study_values(ROOT, "glue"), "glue")
+    assert timed_runs(tmp_path, study) == []
+    results = [make_result("embedded", seed=seed) for seed in (1, 2)]
+    other = results[1].provenance.model_copy(update={"weights": "bert-base-uncased (hub)"})
+    for result in (results[0], results[1].model_copy(update={"provenance": other})):
+        write_result(result_path(tmp_path, result.study, result.task, result.method, result.seed), result)
+    assert timed_runs(tmp_path, study) == results[:1]
+    own = make_result("glue")
+    write_result(result_path(tmp_path, "glue", own.task, own.method, own.seed), own)
+    assert timed_runs(tmp_path, study) == [own]
 
 
 def test_progress_counts_what_this_launch_has_done(monkeypatch, tmp_path):

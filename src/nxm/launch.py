@@ -33,10 +33,9 @@ from nxm.errors import UserError
 from nxm.glue import get_task
 from nxm.job import JOBS, SLOT
 from nxm.provenance import cores
-from nxm.results import read_study
 from nxm.settings import Study, load_study
 from nxm.study import MAIN, chosen_values, planned_training, refresh_studies, write_study
-from nxm.timing import PLAN, STARTED, estimate_seconds, say_duration
+from nxm.timing import PLAN, STARTED, estimate_seconds, say_duration, timed_runs
 
 
 def main() -> None:
@@ -274,11 +273,13 @@ def announce(study: Study, pending: list[str], jobs: int) -> None:
     print(
         f"study {study.study}: {len(pending)} stages to run: " + ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
     )
-    seconds = estimate_seconds(study, pending, read_study("results", study.study), jobs)
+    timed = timed_runs(Path(), study)
+    seconds = estimate_seconds(study, pending, timed, jobs)
     if seconds is None:
-        print("no run of this study has been timed yet; an estimate follows after the first training")
+        print("no run with these weights has been timed yet; an estimate follows after the first training")
     else:
-        print(f"about {say_duration(seconds)}, judging by the runs that have been timed (perhaps on another machine)")
+        whose = "" if timed and timed[0].study == study.study else " in other studies"
+        print(f"about {say_duration(seconds)}, judging by the runs timed{whose} (perhaps on another machine)")
     print(f"results: results/{study.study}  figures: figures/{study.study}  tables: paper_tables/{study.study}")
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 from nxm.glue import TASKS
 from nxm.job import JOBS
-from nxm.results import Result, result_path
+from nxm.results import Result, read_study, result_path
 from nxm.settings import PlusMethod, Study
 from nxm.study import planned_training
 
@@ -37,6 +38,16 @@ def estimate_seconds(study: Study, stages: Sequence[str], timed: Sequence[Result
         return 0.0
     units = sum(_result_units(result) for result in timed)
     return sum(result.wall_seconds for result in timed) / units * work / jobs if units else None
+
+
+def timed_runs(root: Path, study: Study) -> list[Result]:
+    """The runs to judge a study's time by: its own, or, where it has none, other studies' of the same weights."""
+    own = read_study(root / "results", study.study)
+    if own:
+        return own
+    others = [path.name for path in sorted((root / "results").glob("*/"))]
+    found = [result for name in others for result in read_study(root / "results", name)]
+    return [result for result in found if result.provenance.weights.partition(" ")[0] == study.weights.name]
 
 
 def say_progress(study: Study, timed: Sequence[Result]) -> str | None:
