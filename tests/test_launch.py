@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from nxm.launch import Stage, longest_chains, side_by_side
+from nxm.launch import Stage, side_by_side, work_left
 
 TIMEOUT = 20  # seconds, for what never happens where the test passes
 
@@ -19,18 +19,24 @@ def stages(**needs: str) -> dict[str, Stage]:
 GRAPH = stages(prepare="", dense="prepare", asp="prepare", distil="dense", student="distil", table="student asp")
 
 
-def test_what_others_wait_for_goes_first():
-    assert longest_chains(GRAPH, set(GRAPH)) == {
-        "prepare": 4,
-        "dense": 3,
-        "distil": 2,
-        "asp": 1,
-        "student": 1,
-        "table": 0,
+def even(*names: str) -> dict[str, float]:
+    return dict.fromkeys(names, 1.0)
+
+
+def test_what_stands_before_the_most_work_goes_first():
+    needs = {name: stage.needs for name, stage in GRAPH.items()}
+    costs = even(*GRAPH) | {"asp": 2.5, "table": 0.0}
+    assert work_left(needs, costs) == {
+        "prepare": 4.0,
+        "dense": 3.0,
+        "asp": 2.5,
+        "distil": 2.0,
+        "student": 1.0,
+        "table": 0.0,
     }
     order = []
-    assert side_by_side(GRAPH, set(GRAPH), 1, lambda name, slot: not order.append(name)) == set()
-    assert order == ["prepare", "dense", "distil", "asp", "student", "table"]
+    assert side_by_side(GRAPH, costs, 1, lambda name, slot: not order.append(name)) == set()
+    assert order == ["prepare", "dense", "asp", "distil", "student", "table"]
 
 
 def test_a_stage_starts_while_a_longer_one_of_its_rank_still_runs():
@@ -41,7 +47,7 @@ def test_a_stage_starts_while_a_longer_one_of_its_rank_still_runs():
             started.set()
         return started.wait(TIMEOUT) if name == "asp" else True
 
-    assert side_by_side(GRAPH, set(GRAPH), 2, run) == set()
+    assert side_by_side(GRAPH, even(*GRAPH), 2, run) == set()
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3])
@@ -58,7 +64,7 @@ def test_no_more_than_jobs_run_and_what_takes_times_runs_alone(jobs):
             running.discard((name, slot))
         return True
 
-    side_by_side(graph, set(graph), jobs, run)
+    side_by_side(graph, even(*graph), jobs, run)
     assert {name for together in seen for name, _ in together} == set(graph)
     assert max(len(together) for together in seen) <= jobs
     assert [together for together in seen if ("benchmark", None) in together] == [{("benchmark", None)}]
@@ -76,11 +82,11 @@ def test_a_failure_stops_what_needs_it_and_nothing_else():
         ran.append(name)
         return name != "distil"
 
-    assert side_by_side(GRAPH, set(GRAPH), 2, run) == {"distil", "student", "table"}
+    assert side_by_side(GRAPH, even(*GRAPH), 2, run) == {"distil", "student", "table"}
     assert sorted(ran) == ["asp", "dense", "distil", "prepare"]
 
 
 def test_what_does_not_run_is_taken_as_done():
     ran = []
-    assert side_by_side(GRAPH, {"distil", "table"}, 2, lambda name, slot: not ran.append(name)) == set()
+    assert side_by_side(GRAPH, even("distil", "table"), 2, lambda name, slot: not ran.append(name)) == set()
     assert sorted(ran) == ["distil", "table"]

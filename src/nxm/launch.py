@@ -35,7 +35,7 @@ from nxm.job import JOBS, SLOT
 from nxm.provenance import cores
 from nxm.settings import Study, load_study
 from nxm.study import MAIN, chosen_values, planned_training, refresh_studies, write_study
-from nxm.timing import PLAN, STARTED, estimate_seconds, say_duration, timed_runs
+from nxm.timing import PLAN, STARTED, estimate_seconds, say_duration, stage_units, timed_runs
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def main() -> None:
         stages = read_stages(target)
         waiting = waiting_stages(study, stages, pending, root)
         todo = set(pending) - waiting - tried - that_need(stages, failed)
-        failed |= reproduce(target, todo, jobs) if todo else set()
+        failed |= reproduce(study, target, todo, jobs) if todo else set()
         if not (todo and waiting):
             break
         tried |= todo
@@ -117,7 +117,7 @@ def default_jobs() -> int:
     return 1 if alone else 2
 
 
-def reproduce(target: Path, names: set[str], jobs: int) -> set[str]:
+def reproduce(study: Study, target: Path, names: set[str], jobs: int) -> set[str]:
     """Run stages of a study, and those they need whose outputs are not here; returns those that failed or were stopped.
 
     A stage starts as soon as what it needs is done and a share of the machine is free. One that fails stops those that
@@ -128,22 +128,25 @@ def reproduce(target: Path, names: set[str], jobs: int) -> set[str]:
     os.environ |= {PLAN: "\n".join(sorted(run)), STARTED: str(time.time()), JOBS: str(jobs)}
     if jobs > 1 and torch.cuda.device_count() > 1:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
-    return side_by_side(stages, run, jobs, lambda name, slot: _run_stage(f"{target}:{name}", slot))
+    costs = {name: stage_units(study, name) for name in run}
+    return side_by_side(stages, costs, jobs, lambda name, slot: _run_stage(f"{target}:{name}", slot))
 
 
 def side_by_side(
-    stages: Mapping[str, Stage], run: Collection[str], jobs: int, run_stage: Callable[[str, int | None], bool]
+    stages: Mapping[str, Stage], costs: Mapping[str, float], jobs: int, run_stage: Callable[[str, int | None], bool]
 ) -> set[str]:
-    """Call `run_stage(name, slot)` for the stages of `run`, `jobs` at a time, each after those that it needs.
+    """Call `run_stage(name, slot)` for the stages that have a cost, `jobs` at a time, each after those that it needs.
 
     Args:
+        costs: what each stage takes, in any unit: what stands before the most work goes first.
         run_stage: returns whether the stage succeeded; its slot is None when it has the machine to itself.
 
     Returns:
         The stages that failed, and those that were not started since they need one that failed.
     """
-    chains = longest_chains(stages, run)
-    sorter = TopologicalSorter({name: stages[name].needs & set(run) for name in run})
+    needs = {name: stages[name].needs & costs.keys() for name in costs}
+    left = work_left(needs, costs)
+    sorter = TopologicalSorter(needs)
     sorter.prepare()
     ready, failed, free = list[str](), set[str](), set(range(jobs))
     running: dict[Future[bool], tuple[str, int]] = {}
@@ -155,7 +158,7 @@ def side_by_side(
                     sorter.done(name)
                 else:
                     ready.append(name)
-            ready.sort(key=lambda name: (is_timed(name), -chains[name], name))
+            ready.sort(key=lambda name: (is_timed(name), -left[name], name))
             while ready and free and not (is_timed(ready[0]) and running):
                 name, slot = ready.pop(0), free.pop()
                 shared = jobs > 1 and not is_timed(name)
@@ -174,13 +177,13 @@ def is_timed(name: str) -> bool:
     return name.startswith(("benchmark", "matrices", "deployment"))
 
 
-def longest_chains(stages: Mapping[str, Stage], run: Collection[str]) -> dict[str, int]:
-    """For each stage that runs, the length of the longest chain of stages after it: what others wait for goes first."""
-    chains = dict.fromkeys(run, 0)
-    for name in reversed(list(TopologicalSorter({name: stages[name].needs & set(run) for name in run}).static_order())):
-        for up in stages[name].needs & set(run):
-            chains[up] = max(chains[up], chains[name] + 1)
-    return chains
+def work_left(needs: Mapping[str, Collection[str]], costs: Mapping[str, float]) -> dict[str, float]:
+    """For each stage, the cost of the dearest chain of stages that starts with it."""
+    after = dict.fromkeys(costs, 0.0)
+    for name in reversed(list(TopologicalSorter(needs).static_order())):
+        for up in needs[name]:
+            after[up] = max(after[up], after[name] + costs[name])
+    return {name: after[name] + costs[name] for name in costs}
 
 
 def _run_stage(target: str, slot: int | None) -> bool:

@@ -33,7 +33,7 @@ def estimate_seconds(study: Study, stages: Sequence[str], timed: Sequence[Result
 
     Other stages take seconds and are not counted. With several `jobs` the runs timed are taken to have run so too.
     """
-    work = sum(_stage_units(study, stage) for stage in stages)
+    work = sum(stage_units(study, stage) for stage in stages)
     if not work:
         return 0.0
     units = sum(_result_units(result) for result in timed)
@@ -56,14 +56,14 @@ def say_progress(study: Study, timed: Sequence[Result]) -> str | None:
     Judged by what this launch has done so far, else by earlier runs. None outside `nxm.launch`: plain `dvc repro` does
     not say how much it will do. (DVC chooses the order anew each time, so the place in the plan says nothing.)
     """
-    planned = [stage for stage in os.environ.get(PLAN, "").splitlines() if _stage_units(study, stage)]
+    planned = [stage for stage in os.environ.get(PLAN, "").splitlines() if stage_units(study, stage)]
     current = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
     if current not in planned:
         return None
     started = float(os.environ[STARTED])
     done = [result for result in timed if _written(result) >= started]
     line = f"training {len(done) + 1} of {len(planned)}: {current}"
-    work = sum(_stage_units(study, stage) for stage in planned)
+    work = sum(stage_units(study, stage) for stage in planned)
     finished = sum(_result_units(result) for result in done)
     if finished:
         left: float | None = (time.time() - started) / finished * (work - finished)
@@ -79,7 +79,7 @@ def say_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _stage_units(study: Study, stage: str) -> float:
+def stage_units(study: Study, stage: str) -> float:
     """Examples x cost of a training stage, evaluated ones counting a third; 0 for stages that train nothing."""
     planned = planned_training(study, stage)
     if planned is None:
