@@ -312,6 +312,7 @@ def test_table_1_has_the_papers_row_beside_ours_over_the_same_tasks(many: Eviden
     assert rows["NxM", "paper"]["Geo. mean"] == f"{mean:.1f}"
     assert rows["NxM", "ours"]["STS-B"] == str(facts.task_score(many.results, "nxm", "stsb"))
     assert rows["Dense", "ours"]["Kept of dense"] == "100.0 %"
+    assert "Of the paper's columns SST-2, QNLI, MRPC and RTE are not in this study" in table.markdown()
 
 
 def test_tables_say_sizes_seeds_selection_and_machine(one: Evidence) -> None:

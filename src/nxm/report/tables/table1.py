@@ -61,6 +61,9 @@ def make(evidence: Evidence) -> Table:
         notes.append("Paper: BERT-base and DistilBERT on the whole tasks, the best of a grid on dev.")
     if several:
         notes.append("Geo. mean: over the columns shown, in the paper's rows too.")
+        if left_out := [facts.COLUMNS[column] for column in paper.COLUMNS if column not in columns]:
+            where = f"profiles/{evidence.study}.yaml"
+            notes.append(f"Of the paper's columns {facts.listed(left_out)} are not in this study: {where} says why.")
     header = pd.DataFrame(shown)
     if "of dense student" in header and (header["of dense student"] == facts.ABSENT).all():
         header = header.drop(columns="of dense student")
