@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 
 import pytest
 
@@ -34,6 +36,15 @@ def test_a_full_disk_is_named_with_the_file(capsys):
         cli.run(fails_with(OSError(errno.ENOSPC, "No space left on device", "models/x")))
     assert ended.value.code == 1
     assert "no space left on the disk for models/x; make room and run the same command again" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_gets_no_traceback():
+    code = "from nxm import cli; cli.run(lambda: [print(i) for i in range(100_000)])"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), PermissionError(errno.EACCES, "denied")])

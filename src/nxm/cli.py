@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -13,10 +14,15 @@ from nxm.errors import UserError
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a command; a `UserError` becomes its message on stderr and exit status 1, and so does a full disk.
 
-    Anything else is a bug and shows its traceback.
+    A reader that has gone (`| head`) ends it with status 1 and no message. Anything else is a bug and shows its
+    traceback.
     """
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
+        sys.exit(1)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
