@@ -17,7 +17,7 @@ help:
 	@echo "make lint                ruff and mypy alone"
 	@echo "make readme              rewrite README.md's generated blocks from the results"
 	@echo "make lock                renew requirements.lock from pyproject.toml"
-	@echo "make clean               remove the environment and what is cheap to make again; results stay"
+	@echo "make clean               remove the environment and what is cheap to make again; results, your data, checkpoints stay"
 
 setup: $(READY)
 
@@ -49,4 +49,4 @@ lock:
 	bash tools/lock.sh $(PYTHON)
 
 clean:
-	rm -rf $(VENV) .cache checkpoints .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .cache/carriers .pytest_cache .ruff_cache .mypy_cache

@@ -91,3 +91,22 @@ def test_it_is_a_command(sparse):
     done = subprocess.run([sys.executable, "-m", "nxm.check", str(sparse)], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "12 of 12" in done.stdout
+
+
+@pytest.mark.parametrize("pattern", [(), ("--pattern", "2:4")])
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:100]), "damaged or truncated"),
+        ("model.safetensors", lambda path: path.unlink(), "there is no such file"),
+        ("config.json", lambda path: path.write_text('{"model_type": '), "no config of a model"),
+        ("config.json", lambda path: path.write_text('{"model_type": "nonesuch"}'), "no config of a model"),
+    ],
+)
+def test_a_damaged_folder_is_said_in_a_line(sparse, check, pattern, name, damage, said):
+    damage(sparse / name)
+    done = check(sparse, *pattern)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert f"{sparse}/{name}" in done.stderr
+    assert said in done.stderr

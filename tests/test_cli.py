@@ -11,7 +11,7 @@ import pytest
 from nxm import UserError, cli
 
 
-def fails_with(error: Exception):
+def fails_with(error: BaseException):
     def main() -> None:
         raise error
 
@@ -36,6 +36,13 @@ def test_a_full_disk_is_named_with_the_file(capsys):
         cli.run(fails_with(OSError(errno.ENOSPC, "No space left on device", "models/x")))
     assert ended.value.code == 1
     assert "no space left on the disk for models/x; make room and run the same command again" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_that_it_can_go_on(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.run(fails_with(KeyboardInterrupt()))
+    assert ended.value.code == 130
+    assert "interrupted; what is done is kept" in capsys.readouterr().err
 
 
 def test_a_reader_that_has_gone_gets_no_traceback():

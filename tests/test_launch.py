@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from nxm import UserError, launch
+from nxm.job import share
 from nxm.launch import Stage, side_by_side, work_left
 
+ROOT = Path(__file__).parent.parent
 TIMEOUT = 20  # seconds, for what never happens where the test passes
 
 
@@ -90,3 +97,29 @@ def test_what_does_not_run_is_taken_as_done():
     ran = []
     assert side_by_side(GRAPH, even("distil", "table"), 2, lambda name, slot: not ran.append(name)) == set()
     assert sorted(ran) == ["distil", "table"]
+
+
+@pytest.mark.parametrize(("cores", "jobs", "width"), [(2, 2, 1), (3, 2, 1), (16, 3, 5), (8, 2, 4), (2, 4, 1)])
+def test_every_share_has_as_many_cores_and_none_twice_while_there_are_enough(monkeypatch, cores, jobs, width):
+    given = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(10, 10 + cores)), raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, own: given.append(set(own)), raising=False)
+    for slot in range(jobs):
+        share(slot, jobs)
+    assert [len(own) for own in given] == [width] * jobs
+    if jobs <= cores:
+        assert len(set().union(*given)) == width * jobs
+
+
+def test_a_mistake_in_params_yaml_is_said_of_it_and_not_of_a_profile(tmp_path, monkeypatch):
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("profiles", "studies"):
+        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True)
+    path = tmp_path / "params.yaml"
+    path.write_text(path.read_text().replace("    rho: 0.25", "    rhoo: 0.25", 1))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["nxm.launch", "--plan"])
+    with pytest.raises(UserError, match=r"params\.yaml: unknown key '\w+\.stsb\.rhoo'") as said:
+        launch.main()
+    assert "profiles" not in str(said.value)

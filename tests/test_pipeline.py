@@ -174,6 +174,20 @@ def test_several_jobs_run_what_is_missing_in_its_order(finished):
     assert "everything is up to date" in call(folder, sys.executable, "-m", "nxm.launch", "--plan", "smoke").stdout
 
 
+def test_what_is_not_here_is_announced_made_again_and_followed_by_what_reads_it(finished):
+    folder, _ = finished
+    shutil.rmtree(folder / "models/smoke/mnli/dense")
+    (folder / "results/smoke/mnli/distil/seed0.json").unlink()
+    process = launch(folder, jobs=2)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert re.search(r"\d+ stages to run: .*1 x baseline.*1 x distil\b", output)
+    assert "are up to date, but what they made is not here" in output
+    assert output.index("dense on mnli, seed 0") < output.index("distil on mnli, seed 0")
+    again = call(folder, sys.executable, "-m", "nxm.launch", "--plan", "smoke")
+    assert "everything is up to date" in again.stdout, again.stdout
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_stage_that_fails_stops_no_other_and_is_told(finished, jobs):
     folder, _ = finished

@@ -31,12 +31,18 @@ def load_matrices(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
         UserError: the file is missing or damaged, or has no such tensor.
     """
     path = folder / "model.safetensors"
+    stored = set(stored_names(path))
+    if missing := [name for name in names if name not in stored]:
+        raise UserError(f"{path}: no tensor '{missing[0]}'; the config's targets are not this model's")
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in names}
+
+
+def stored_names(path: Path) -> list[str]:
+    """The names of a safetensors file's tensors. Raises UserError when it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            missing = [name for name in names if name not in set(file.keys())]
-            if missing:
-                raise UserError(f"{path}: no tensor '{missing[0]}'; the config's targets are not this model's")
-            return {name: file.get_tensor(name) for name in names}
+            return list(file.keys())
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; give a folder saved by save_pretrained") from None
     except SafetensorError as error:
@@ -50,7 +56,10 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.folder / "config.json").is_file():
         raise UserError(f"{args.folder}: no model folder here (config.json is missing)")
-    config = AutoConfig.from_pretrained(args.folder, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(args.folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{args.folder}/config.json: no config of a model that transformers knows ({error})") from None
     if args.pattern:
         try:
             constraint = NM.parse(args.pattern)
@@ -59,8 +68,7 @@ def main() -> None:
         with torch.device("meta"):
             skeleton = AutoModel.from_config(config)
         # A head's checkpoint prefixes the encoder's names; match them by their ends.
-        with safe_open(args.folder / "model.safetensors", framework="pt") as file:
-            stored = list(file.keys())
+        stored = stored_names(args.folder / "model.safetensors")
         names = [
             full for name in find_targets(skeleton) for full in stored if full == name or full.endswith("." + name)
         ]

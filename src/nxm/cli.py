@@ -14,12 +14,15 @@ from nxm.errors import UserError
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a command; a `UserError` becomes its message on stderr and exit status 1, and so does a full disk.
 
-    A reader that has gone (`| head`) ends it with status 1 and no message. Anything else is a bug and shows its
-    traceback.
+    Ctrl-C ends it with a line and status 130, a reader that has gone (`| head`) with status 1 and no message. Anything
+    else is a bug and shows its traceback.
     """
     try:
         main()
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
         sys.exit(1)

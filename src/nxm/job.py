@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 SLOT, JOBS = "NXM_SLOT", "NXM_JOBS"
 
@@ -18,7 +19,9 @@ def share(slot: int, jobs: int) -> None:
     """Bind this process, and what it starts, to a share of the cores and to one of several GPUs."""
     if hasattr(os, "sched_setaffinity"):
         own = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, own[slot::jobs] or own)
+        width = max(1, len(own) // jobs)  # all alike: the number of threads decides how sums are rounded
+        first = slot * width % len(own)
+        os.sched_setaffinity(0, own[first : first + width])
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # nxm.launch names them
     if len(gpus) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
@@ -29,7 +32,11 @@ def main() -> None:
         share(int(os.environ[SLOT]), int(os.environ[JOBS]))
     # This stage alone: what it needs is done, and another job may be busy with a stage that reads the same files.
     dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", sys.argv[1]]
-    sys.exit(subprocess.run(dvc, check=False).returncode)
+    stage = subprocess.Popen(dvc)
+    while stage.poll() is None:
+        with suppress(KeyboardInterrupt):  # Ctrl-C has reached DVC and its stage as well; let them end first
+            stage.wait()
+    sys.exit(stage.returncode)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def main() -> None:
     jobs = args.jobs if args.jobs is not None else default_jobs()
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: give 1 or more")
+    load_study(root / "params.yaml")  # what is wrong in it is said of it, not of a profile that builds on it
     refresh_studies(root)  # DVC reads them all, whichever is to run
     folder = write_study(root, args.study)
     study = load_study(folder / "params.yaml")
@@ -60,27 +61,28 @@ def main() -> None:
     if args.write:
         print(f"study {study.study}: {target.parent / 'params.yaml'} is written; run it by: dvc repro {target}")
         return
-    pending = pending_stages(target)
-    announce(study, pending, jobs)
+    pending, stages = pending_stages(target), read_stages(target)
+    plan = with_what_is_missing(stages, pending)
+    announce(study, [name for name in stages if name in plan], len(plan - set(pending)), jobs)
     if args.plan or not pending:
         if not pending:
             point_at_results(study)
         return
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    os.environ |= {PLAN: "\n".join(sorted(plan)), STARTED: str(time.time()), JOBS: str(jobs)}
     failed, tried = set[str](), set[str]()
     said = say_chosen(study, root, ())
-    while True:  # what a search decides runs after it, and so does a search among what another one decides
-        stages = read_stages(target)
+    while True:  # what a search decides runs after it, and so does what reads a model or result that was made again
         waiting = waiting_stages(study, stages, pending, root)
         todo = set(pending) - waiting - tried - that_need(stages, failed)
-        failed |= reproduce(study, target, todo, jobs) if todo else set()
-        if not (todo and waiting):
+        if not todo:
             break
+        failed |= reproduce(study, target, todo, jobs)
         tried |= todo
         write_study(root, args.study)
         study = load_study(folder / "params.yaml")
         said = say_chosen(study, root, said)
-        pending = pending_stages(target)
+        pending, stages = pending_stages(target), read_stages(target)
     assert_chosen(study, root)
     if failed:
         raise UserError(
@@ -125,7 +127,6 @@ def reproduce(study: Study, target: Path, names: set[str], jobs: int) -> set[str
     """
     stages = read_stages(target)
     run = with_what_is_missing(stages, names)
-    os.environ |= {PLAN: "\n".join(sorted(run)), STARTED: str(time.time()), JOBS: str(jobs)}
     if jobs > 1 and torch.cuda.device_count() > 1:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
     costs = {name: stage_units(study, name) for name in run}
@@ -267,17 +268,17 @@ def _dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
 
 
-def announce(study: Study, pending: list[str], jobs: int) -> None:
-    """Say what is to do, about how long it takes, and where results will lie."""
-    if not pending:
+def announce(study: Study, plan: list[str], again: int, jobs: int) -> None:
+    """Say what is to do, about how long it takes, and where results will lie; `again`: stages done, but not here."""
+    if not plan:
         print(f"study {study.study}: nothing to do, everything is up to date")
         return
-    kinds = Counter(name.partition("@")[0] for name in pending)
-    print(
-        f"study {study.study}: {len(pending)} stages to run: " + ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
-    )
+    kinds = Counter(name.partition("@")[0] for name in plan)
+    print(f"study {study.study}: {len(plan)} stages to run: " + ", ".join(f"{n} x {kind}" for kind, n in kinds.items()))
+    if again:
+        print(f"({again} of them are up to date, but what they made is not here: data or models that the others need)")
     timed = timed_runs(Path(), study)
-    seconds = estimate_seconds(study, pending, timed, jobs)
+    seconds = estimate_seconds(study, plan, timed, jobs)
     if seconds is None:
         print("no run with these weights has been timed yet; an estimate follows after the first training")
     else:

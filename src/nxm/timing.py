@@ -31,7 +31,8 @@ _COSTS = {
 def estimate_seconds(study: Study, stages: Sequence[str], timed: Sequence[Result], jobs: int) -> float | None:
     """Seconds that the trainings among `stages` (DVC's names) will take; None when no run was timed yet.
 
-    Other stages take seconds and are not counted. With several `jobs` the runs timed are taken to have run so too.
+    Other stages are not counted: most take seconds, those that measure times some minutes. With several `jobs` the
+    runs timed are taken to have run so too.
     """
     work = sum(stage_units(study, stage) for stage in stages)
     if not work:
@@ -68,7 +69,7 @@ def say_progress(study: Study, timed: Sequence[Result]) -> str | None:
     if finished:
         left: float | None = (time.time() - started) / finished * (work - finished)
     else:
-        left = estimate_seconds(study, planned, timed, int(os.environ[JOBS]))
+        left = estimate_seconds(study, planned, timed or timed_runs(Path(), study), int(os.environ[JOBS]))
     return line + (f"; about {say_duration(left)} left in all" if left else "")
 
 

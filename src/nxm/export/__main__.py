@@ -48,7 +48,7 @@ def main() -> None:
         try:
             from nxm.export.onnx import write_int8, write_onnx
         except ImportError as missing:
-            raise UserError(f"--to {args.to} needs the package {missing.name}: pip install 'nxm[export]'") from None
+            raise UserError(f"--to {args.to} needs the package {missing.name}: pip install '.[export]' here") from None
         error = (write_onnx if args.to == "onnx" else write_int8)(trained, args.out, examples)
         source = (args.folder / "model.safetensors").stat().st_size
         share = args.out.stat().st_size / source
@@ -60,7 +60,7 @@ def main() -> None:
     for name, reason in dense.items():
         print(f"{name} stays dense: {reason}")
     matrices = len(trained.pattern[1]) if trained.pattern else 0
-    print(f"{args.out}: {matrices - len(dense)} of {matrices} matrices are packed when nxm.export.load_2of4 loads it")
+    print(f"{args.out}: {matrices - len(dense)} of {matrices} matrices are packed when loaded by load_2of4")
 
 
 def read_examples(path: Path) -> Sequence[Example]:
