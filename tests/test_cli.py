@@ -38,6 +38,27 @@ def test_a_full_disk_is_named_with_the_file(capsys):
     assert "no space left on the disk for models/x; make room and run the same command again" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        "import torch; cli.run(lambda: torch.save(torch.zeros(10**6), 'a.pt'))",
+        "import torch; from safetensors.torch import save_file\n"
+        "cli.run(lambda: save_file({'a': torch.zeros(10**6)}, 'a.safetensors'))",
+        "cli.run(lambda: open('a.txt', 'w').write('x' * 10**7))",
+    ],
+    ids=["torch", "safetensors", "python"],
+)
+def test_a_disk_that_fills_up_is_said_whoever_writes(tmp_path, write):
+    """With a limit on the size of files in place of a full disk: the same errors but for their number."""
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))\nfrom nxm import cli\n"
+    done = subprocess.run(
+        [sys.executable, "-c", limited + write], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no space left on the disk")
+    assert "Traceback" not in done.stderr
+
+
 def test_an_interrupted_command_says_that_it_can_go_on(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.run(fails_with(KeyboardInterrupt()))

@@ -13,7 +13,7 @@ import pytest
 
 from nxm import UserError, launch
 from nxm.job import share
-from nxm.launch import Stage, side_by_side, work_left
+from nxm.launch import Stage, side_by_side, stopped, work_left
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 20  # seconds, for what never happens where the test passes
@@ -82,15 +82,25 @@ def test_no_more_than_jobs_run_and_what_takes_times_runs_alone(jobs):
         assert not slots or jobs > 1  # one alone has the machine
 
 
-def test_a_failure_stops_what_needs_it_and_nothing_else():
+@pytest.mark.parametrize(
+    ("failing", "lost"),
+    [
+        ({"distil"}, {"distil", "student"}),  # the table is made, and says what is missing
+        ({"distil", "asp"}, {"distil", "student", "asp", "table"}),  # nothing is left to make it from
+        ({"prepare"}, set(GRAPH)),
+    ],
+)
+def test_a_failure_stops_what_cannot_do_without_it_and_nothing_else(failing, lost):
     ran = []
 
     def run(name: str, slot: int | None) -> bool:
         ran.append(name)
-        return name != "distil"
+        return name not in failing
 
-    assert side_by_side(GRAPH, even(*GRAPH), 2, run) == {"distil", "student", "table"}
-    assert sorted(ran) == ["asp", "dense", "distil", "prepare"]
+    assert side_by_side(GRAPH, even(*GRAPH), 2, run) == lost
+    assert set(ran) == set(GRAPH) - lost | failing
+    assert len(ran) == len(set(ran))
+    assert stopped(GRAPH, failing) == lost
 
 
 def test_what_does_not_run_is_taken_as_done():

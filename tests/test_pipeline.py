@@ -207,6 +207,25 @@ def test_a_stage_that_fails_stops_no_other_and_is_told(finished, jobs):
     assert dvc(folder, "repro", str(TARGET)).returncode == 0
 
 
+def test_tables_and_figures_are_made_without_a_run_that_diverged(finished):
+    folder, _ = finished
+    table = folder / "paper_tables/smoke/table1.md"
+    student = "distil_nxm_plus:\n  mnli:\n    epochs: 3\n    learning_rate: "
+    before = edited(folder / "profiles/smoke.yaml", student + "1e-3", student + "1e30")
+    whole = table.read_text()
+    try:
+        output, _ = (process := launch(folder, jobs=2)).communicate(timeout=300)
+        assert process.returncode == 1
+        assert "study smoke: a stage failed" in output
+        rows = [{line.split("|")[1].strip() for line in text.splitlines()[4:]} for text in (whole, table.read_text())]
+        assert rows[0] - rows[1] == {"Student, NxM+"}
+    finally:
+        (folder / "profiles/smoke.yaml").write_text(before)
+    output, _ = (process := launch(folder, jobs=2)).communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert table.read_text() == whole
+
+
 def test_a_second_launch_does_nothing_and_says_so(finished):
     process = launch(finished[0])
     output, _ = process.communicate(timeout=120)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from safetensors import SafetensorError
+
 from nxm.errors import UserError
+
+_CUT_SHORT = re.compile(r"\(os error (28|122|27)\)|PytorchStreamWriter failed|unexpected pos \d+ vs \d+")
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -29,10 +34,17 @@ def run(main: Callable[[], None]) -> NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _is_full_disk(error):
             raise
-        where = f" for {error.filename}" if error.filename else ""
+        where = f" for {error.filename}" if isinstance(error, OSError) and error.filename else ""
         print(f"error: no space left on the disk{where}; make room and run the same command again", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """No space left, a quota used up or a file too large; safetensors and torch say so in words alone."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return _CUT_SHORT.search(str(error)) is not None

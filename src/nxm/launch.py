@@ -74,7 +74,7 @@ def main() -> None:
     said = say_chosen(study, root, ())
     while True:  # what a search decides runs after it, and so does what reads a model or result that was made again
         waiting = waiting_stages(study, stages, pending, root)
-        todo = set(pending) - waiting - tried - that_need(stages, failed)
+        todo = set(pending) - waiting - tried - stopped(stages, failed)
         if not todo:
             break
         failed |= reproduce(study, target, todo, jobs)
@@ -113,6 +113,22 @@ def that_need(stages: Mapping[str, Stage], names: Collection[str]) -> set[str]:
     return found
 
 
+def stopped(stages: Mapping[str, Stage], failed: Collection[str]) -> set[str]:
+    """The stages that failed, and those that cannot run without them."""
+    found = set(failed)
+    for name in TopologicalSorter({name: stage.needs for name, stage in stages.items()}).static_order():
+        if is_stopped(name, stages[name].needs, found):
+            found.add(name)
+    return found
+
+
+def is_stopped(name: str, needs: Collection[str], failed: Collection[str]) -> bool:
+    """Whether a stage cannot run: one that it needs failed; of the report, which marks what is missing, all did."""
+    report = name.startswith(("compare", "figure", "table", "scores"))
+    lost = [up in failed for up in needs]
+    return bool(lost) and (all(lost) if report else any(lost))
+
+
 def default_jobs() -> int:
     """Two one-core trainings side by side are faster than one on two cores; a GPU, or several processes, take one."""
     alone = torch.cuda.is_available() or "ACCELERATE_CONFIG" in os.environ or cores() < 2
@@ -123,7 +139,7 @@ def reproduce(study: Study, target: Path, names: set[str], jobs: int) -> set[str
     """Run stages of a study, and those they need whose outputs are not here; returns those that failed or were stopped.
 
     A stage starts as soon as what it needs is done and a share of the machine is free. One that fails stops those that
-    need it and no others.
+    need it and no others; tables and figures are made without it.
     """
     stages = read_stages(target)
     run = with_what_is_missing(stages, names)
@@ -154,7 +170,7 @@ def side_by_side(
     with ThreadPoolExecutor(jobs) as pool:
         while sorter.is_active():
             for name in sorter.get_ready():
-                if stages[name].needs & failed:
+                if is_stopped(name, needs[name], failed):
                     failed.add(name)
                     sorter.done(name)
                 else:
