@@ -78,7 +78,7 @@ def main() -> None:
         if not todo:
             break
         failed |= reproduce(study, target, todo, jobs)
-        tried |= todo
+        tried = (tried - that_need(stages, todo)) | todo  # again if what a stage needs has run since
         write_study(root, args.study)
         study = load_study(folder / "params.yaml")
         said = say_chosen(study, root, said)
