@@ -103,6 +103,14 @@ def test_a_failure_stops_what_cannot_do_without_it_and_nothing_else(failing, los
     assert stopped(GRAPH, failing) == lost
 
 
+def test_the_report_is_made_of_what_was_done_before_when_all_that_runs_fails():
+    ran = []
+    assert side_by_side(GRAPH, even("asp", "table"), 1, lambda name, slot: bool(ran.append(name)) or name != "asp") == {
+        "asp"
+    }
+    assert ran == ["asp", "table"]
+
+
 def test_what_does_not_run_is_taken_as_done():
     ran = []
     assert side_by_side(GRAPH, even("distil", "table"), 2, lambda name, slot: not ran.append(name)) == set()

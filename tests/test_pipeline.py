@@ -214,14 +214,15 @@ def test_tables_and_figures_are_made_without_a_run_that_diverged(finished):
     before = edited(folder / "profiles/smoke.yaml", student + "1e-3", student + "1e30")
     whole = table.read_text()
     try:
-        output, _ = (process := launch(folder, jobs=2)).communicate(timeout=300)
+        output, _ = (process := launch(folder)).communicate(timeout=300)
         assert process.returncode == 1
         assert "study smoke: a stage failed" in output
-        rows = [{line.split("|")[1].strip() for line in text.splitlines()[4:]} for text in (whole, table.read_text())]
-        assert rows[0] - rows[1] == {"Student, NxM+"}
+        assert "| Student, NxM+ " in whole
+        assert "| Student, NxM+ " not in table.read_text()
+        assert "| Student, NxM " in table.read_text()
     finally:
         (folder / "profiles/smoke.yaml").write_text(before)
-    output, _ = (process := launch(folder, jobs=2)).communicate(timeout=300)
+    output, _ = (process := launch(folder)).communicate(timeout=300)
     assert process.returncode == 0, output
     assert table.read_text() == whole
 

@@ -170,7 +170,7 @@ def side_by_side(
     with ThreadPoolExecutor(jobs) as pool:
         while sorter.is_active():
             for name in sorter.get_ready():
-                if is_stopped(name, needs[name], failed):
+                if is_stopped(name, stages[name].needs, failed):
                     failed.add(name)
                     sorter.done(name)
                 else:
