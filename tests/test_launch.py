@@ -105,9 +105,12 @@ def test_a_failure_stops_what_cannot_do_without_it_and_nothing_else(failing, los
 
 def test_the_report_is_made_of_what_was_done_before_when_all_that_runs_fails():
     ran = []
-    assert side_by_side(GRAPH, even("asp", "table"), 1, lambda name, slot: bool(ran.append(name)) or name != "asp") == {
-        "asp"
-    }
+
+    def run(name: str, slot: int | None) -> bool:
+        ran.append(name)
+        return name != "asp"
+
+    assert side_by_side(GRAPH, even("asp", "table"), 1, run) == {"asp"}
     assert ran == ["asp", "table"]
 
 

@@ -38,7 +38,11 @@ def run(main: Callable[[], None]) -> NoReturn:
         if not _is_full_disk(error):
             raise
         where = f" for {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        print(f"error: no space left on the disk{where}; make room and run the same command again", file=sys.stderr)
+        print(
+            f"error: no space left on the disk{where}, or a limit on it is reached; make room and run the same command "
+            "again",
+            file=sys.stderr,
+        )
         sys.exit(1)
     sys.exit(0)
 
