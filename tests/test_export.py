@@ -119,6 +119,9 @@ def test_folders_that_are_no_models_are_named(sparse, tmp_path):
     (sparse / "config.json").write_text(config.replace("BertForSequenceClassification", "Path"))
     with pytest.raises(UserError, match="the model class 'Path', which transformers does not have"):
         load_trained(sparse)
+    (sparse / "config.json").write_text(config[:50])
+    with pytest.raises(UserError, match=r"config\.json is none of a model"):
+        load_trained(sparse)
     (sparse / "config.json").write_text(config)
     (sparse / "model.safetensors").write_bytes((sparse / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(UserError, match="not a saved model and its tokenizer"):

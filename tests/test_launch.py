@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nxm import UserError, launch
-from nxm.job import share
+from nxm.job import SHARED_GPU, share
 from nxm.launch import Stage, side_by_side, stopped, work_left
 
 ROOT = Path(__file__).parent.parent
@@ -125,11 +125,24 @@ def test_every_share_has_as_many_cores_and_none_twice_while_there_are_enough(mon
     given = []
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(10, 10 + cores)), raising=False)
     monkeypatch.setattr(os, "sched_setaffinity", lambda process, own: given.append(set(own)), raising=False)
+    monkeypatch.setattr(os, "environ", {})
     for slot in range(jobs):
         share(slot, jobs)
     assert [len(own) for own in given] == [width] * jobs
     if jobs <= cores:
         assert len(set().union(*given)) == width * jobs
+
+
+@pytest.mark.parametrize(("jobs", "shared"), [(1, False), (2, False), (3, True)])
+def test_a_job_knows_whether_its_gpu_is_its_own(monkeypatch, jobs, shared):
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, own: None, raising=False)
+    given = []
+    for slot in range(jobs):
+        monkeypatch.setattr(os, "environ", {"CUDA_VISIBLE_DEVICES": "4,5"})
+        share(slot, jobs)
+        given.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        assert (SHARED_GPU in os.environ) == shared
+    assert given == ["4", "5", "4"][:jobs]
 
 
 def test_a_mistake_in_params_yaml_is_said_of_it_and_not_of_a_profile(tmp_path, monkeypatch):

@@ -130,6 +130,12 @@ def test_a_grid_of_plus_methods_needs_their_blocks_and_a_dense_model(values, cha
     assert message in str(error.value)
 
 
+def test_a_grid_over_rho_alone_is_refused_since_its_cells_would_be_the_sweeps(values):
+    grid = {"seeds": [9], "small": {"nxm": {"rho": [0.1]}}, "large": {}}
+    with pytest.raises(UserError, match=r"grid\.small\.nxm: rho is searched alone"):
+        parse_study(values | {"grid": grid}, "params.yaml")
+
+
 def test_the_penalty_in_the_gradient_has_no_share_to_match():
     with pytest.raises(ValueError, match="recipe 'gradient' has full dual steps"):
         Admm(recipe="gradient", rho=0.1, dual_step="matched")

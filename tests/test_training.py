@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +161,11 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(source, tmp_path):
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no model here \(model\.safetensors is missing\)"):
         load_model(tmp_path, STSB, fresh_head=True)
+
+
+@pytest.mark.parametrize(("name", "size"), [("model.safetensors", 1000), ("config.json", 20)])
+def test_a_damaged_model_is_named(source, tmp_path, name, size):
+    damaged = shutil.copytree(source / "weights", tmp_path / "damaged")
+    (damaged / name).write_bytes((damaged / name).read_bytes()[:size])
+    with pytest.raises(UserError, match=r"damaged: no whole model; remove it and run the stage that makes it"):
+        load_model(damaged, STSB, fresh_head=True)

@@ -13,6 +13,7 @@ import sys
 from contextlib import suppress
 
 SLOT, JOBS = "NXM_SLOT", "NXM_JOBS"
+SHARED_GPU = "NXM_SHARED_GPU"  # set for a stage where other jobs may use the same GPU
 
 
 def share(slot: int, jobs: int) -> None:
@@ -22,9 +23,11 @@ def share(slot: int, jobs: int) -> None:
         width = max(1, len(own) // jobs)  # all alike: the number of threads decides how sums are rounded
         first = slot * width % len(own)
         os.sched_setaffinity(0, own[first : first + width])
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # nxm.launch names them
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # nxm.launch names them where there are several
     if len(gpus) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+    if len(gpus) < jobs:
+        os.environ[SHARED_GPU] = "1"
 
 
 def main() -> None:

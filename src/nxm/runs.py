@@ -22,7 +22,7 @@ from nxm.distil import Teacher, every_other_layer
 from nxm.energy import EnergyMeter
 from nxm.errors import Diverged, UserError
 from nxm.glue import get_task, paper_metric
-from nxm.job import SLOT
+from nxm.job import SHARED_GPU
 from nxm.methods import get_method, get_pattern
 from nxm.pattern import read_pattern, report
 from nxm.permute import permute_
@@ -69,8 +69,9 @@ def run(study: Study, cell: Cell, keep_model: bool = True, keep_predictions: boo
         keep_predictions: also write the logits on dev, for the bootstrap.
 
     Raises:
-        UserError: something needed is missing, or a whole run diverged.
-        torch.OutOfMemoryError: a whole run, or a cell beside other jobs, which may be what filled the GPU's memory.
+        UserError: something needed is missing, a whole run diverged, or the memory of a GPU that other jobs use too is
+            full (by whom, cannot be told).
+        torch.OutOfMemoryError: a whole run, alone on its GPU.
     """
     started, energy = time.perf_counter(), EnergyMeter()
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # else processes on a CPU would not join
@@ -131,10 +132,14 @@ def run(study: Study, cell: Cell, keep_model: bool = True, keep_predictions: boo
             distillation,
         )
     except (Diverged, torch.OutOfMemoryError) as error:
-        crowded = isinstance(error, torch.OutOfMemoryError) and SLOT in os.environ
-        if cell.name is None or state.num_processes > 1 or crowded:
+        if isinstance(error, torch.OutOfMemoryError) and SHARED_GPU in os.environ:
+            raise UserError(
+                f"{cell.method} on {cell.task}, seed {cell.seed}: the GPU's memory is full, perhaps of the jobs beside "
+                f"this one: run again with fewer jobs (JOBS=1 shows whether it fits alone): {_first_line(error)}"
+            ) from None
+        if cell.name is None or state.num_processes > 1:
             raise
-        failure = {"hyperparameters": hyperparameters, "failure": str(error).partition("\n")[0]}
+        failure = {"hyperparameters": hyperparameters, "failure": _first_line(error)}
         place = {"task": cell.task, "method": cell.method, "seed": cell.seed, "cell": cell.name}
         if keep_predictions:
             write_predictions(predictions_path(path), {})  # DVC expects the file
@@ -244,6 +249,10 @@ def _fingerprint(
         **hashes,
     }
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _admm_record(callback: SparsityCallback | None) -> dict[str, Any] | None:

@@ -236,6 +236,15 @@ class Searched(Settings):
     rho: list[Positive] = []
     decay: list[Positive] = []
 
+    @model_validator(mode="after")
+    def _not_rho_alone(self) -> Searched:
+        if self.rho and not (self.learning_rate or self.batch_size):
+            raise ValueError(
+                "rho is searched alone, so its cells would be named as those of 'sweep': name a learning_rate as well "
+                "(one will do)"
+            )
+        return self
+
 
 SearchedMethod = Literal["dense", "asp", "admm_unstructured", "nxm", "nxm_plus", "asp_plus", "gmp_plus", "sr_ste_plus"]
 

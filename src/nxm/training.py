@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
@@ -76,18 +77,21 @@ def load_model(folder: Path, task: Task, fresh_head: bool, mean_label: float | N
         mean_label: for regression with a fresh head, where the last layer's bias starts.
 
     Raises:
-        UserError: the folder is no model folder.
+        UserError: the folder is no model folder, or what is in it is damaged.
     """
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"{folder}: no model here (model.safetensors is missing); run the stage that makes it")
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder,
-        num_labels=task.num_labels,
-        problem_type=task.problem_type,
-        dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-    )
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            num_labels=task.num_labels,
+            problem_type=task.problem_type,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder}: no whole model; remove it and run the stage that makes it: {error}") from None
     if fresh_head and mean_label is not None:
         heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
         nn.init.constant_(heads[-1].bias, mean_label)

@@ -76,7 +76,10 @@ def load_trained(folder: Path) -> Trained:
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no model folder here (config.json is missing)")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: config.json is none of a model: {error}") from None
     name = (config.architectures or ["none"])[0]
     architecture = getattr(transformers, name, None)
     if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
