@@ -378,6 +378,7 @@ def test_the_ablation_says_what_failed_what_has_not_run_and_what_was_changed(abl
         cell="no-teacher",
         hyperparameters={"epochs": 5, "learning_rate": 1.0, "batch_size": 32},
         failure="the loss became nan at step 3",
+        wall_seconds=90.0,
     )
     results = [
         run.model_copy(update={"hyperparameters": run.hyperparameters | {"permute": True}})
@@ -449,6 +450,7 @@ def test_the_tuning_table_marks_a_cell_that_failed(one: Evidence) -> None:
         cell="lr1",
         hyperparameters={"epochs": 5, "learning_rate": 1.0, "batch_size": 32},
         failure="the loss became nan at step 3",
+        wall_seconds=90.0,
     )
     shown = report.load("tables", "table_tuning").make(replace(one, failures=[failure])).shown
     row = shown[shown["Learning rate"] == "1"].iloc[0]
@@ -510,6 +512,27 @@ def test_energy_is_a_column_only_where_a_device_told_it(one: Evidence) -> None:
     told = dict(zip(table["Method"], table["GPU energy (kJ)"], strict=True))
     assert told["NxM"] == "4.2"
     assert told["Dense"] == "–"
+
+
+def test_the_cost_of_the_search_counts_its_failures_and_no_sweep(one: Evidence) -> None:
+    make = report.load("tables", "table_cost").make
+    assert "Search (cells)" not in make(Evidence("embedded", [make_result(), make_result(cell="rho0.1")], None)).shown
+    cells = [make_result(cell=name) for name in ("lr0.0001", "lr0.0003", "rho0.1")]
+    failure = Failure(
+        study="embedded",
+        task="stsb",
+        method="nxm",
+        seed=0,
+        cell="lr1",
+        hyperparameters={"learning_rate": 1.0},
+        failure="the loss became nan at step 3",
+        wall_seconds=90.0,
+    )
+    table = make(Evidence("embedded", [make_result(), *cells, make_result(method="dense")], None, failures=[failure]))
+    searched = dict(zip(table.shown["Method"], table.shown["Search (cells)"], strict=True))
+    assert searched == {"Dense": "–", "NxM": "3"}
+    minutes = dict(zip(table.shown["Method"], table.shown["Search (min)"], strict=True))
+    assert minutes["NxM"] == f"{(sum(run.wall_seconds for run in cells[:2]) + 90.0) / 60:.1f}"
 
 
 def test_a_collapsed_seed_is_never_left_out_of_a_mean() -> None:

@@ -100,7 +100,14 @@ def test_a_failed_cell_is_no_result_and_is_found_with_its_reason(tmp_path: Path)
     done = make_result(cell="lr9e-5")
     write_result(result_path(tmp_path, "embedded", "stsb", "nxm", 1, "lr9e-5"), done)
     failure = Failure(
-        study="embedded", task="stsb", method="nxm", seed=1, cell="lr1", hyperparameters={"lr": 1.0}, failure="nan"
+        study="embedded",
+        task="stsb",
+        method="nxm",
+        seed=1,
+        cell="lr1",
+        hyperparameters={"lr": 1.0},
+        failure="nan",
+        wall_seconds=1.0,
     )
     write_result(result_path(tmp_path, "embedded", "stsb", "nxm", 1, "lr1"), failure)
     assert read_study(tmp_path / "results", "embedded") == [done]

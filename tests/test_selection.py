@@ -79,6 +79,7 @@ def test_nothing_is_chosen_before_all_cells_are_done_and_never_one_that_failed(c
         cell="lr0.0003",
         hyperparameters=failed["values"],
         failure="nan",
+        wall_seconds=1.0,
     )
     rest = [run for run in results if (run.cell, run.seed) != ("lr0.0003", failed["seed"])]
     assert selection.choose(cells, rest, [failure], "dev")["asp", "stsb"]["learning_rate"] == 5e-5

@@ -208,6 +208,7 @@ class Failure(Record):
     cell: CellName
     hyperparameters: dict[str, JsonValue]
     failure: str
+    wall_seconds: Seconds  # until it failed
 
 
 def result_path(root: str | Path, study: str, task: str, method: str, seed: int, cell: str | None = None) -> Path:

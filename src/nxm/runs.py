@@ -140,6 +140,7 @@ def run(study: Study, cell: Cell, keep_model: bool = True, keep_predictions: boo
         if cell.name is None or state.num_processes > 1:
             raise
         failure = {"hyperparameters": hyperparameters, "failure": _first_line(error)}
+        failure["wall_seconds"] = time.perf_counter() - started
         place = {"task": cell.task, "method": cell.method, "seed": cell.seed, "cell": cell.name}
         if keep_predictions:
             write_predictions(predictions_path(path), {})  # DVC expects the file

@@ -8,12 +8,13 @@ from nxm.report import Evidence, facts
 from nxm.report.table import Table
 from nxm.results import TIMES
 
-FIELDS = ["task", "method", "runs", "epochs", *TIMES]
+FIELDS = ["task", "method", "runs", "epochs", *TIMES, "search_cells", "search_seconds"]
 
 
 def make(evidence: Evidence) -> Table:
-    """One row a task and method: means over seeds (memory: the highest), and the sum of all runs in the notes."""
+    """One row a task and method: means over seeds (memory: the highest), and what the search took, its failures too."""
     runs = facts.whole_runs(evidence.results)
+    cells = [*facts.grid_cells(evidence.results), *facts.grid_cells(evidence.failures)]
     numbers = []
     for task in facts.tasks_of(runs):
         for method in facts.methods_of(runs):
@@ -22,7 +23,8 @@ def make(evidence: Evidence) -> Table:
                 epochs = pd.Series([float(run.hyperparameters["epochs"]) for run in own]).mean()
                 means = pd.DataFrame([{key: getattr(run, key) for key in TIMES} for run in own], dtype=float).mean()
                 means["peak_memory_mib"] = max(run.peak_memory_mib for run in own)
-                numbers.append([task, method, len(own), epochs, *means])
+                search = [cell.wall_seconds for cell in cells if (cell.task, cell.method) == (task, method)]
+                numbers.append([task, method, len(own), epochs, *means, len(search), sum(search)])
     table = pd.DataFrame(numbers, columns=FIELDS)
     told = table["energy_joules"].notna()
     shown = pd.DataFrame(
@@ -42,7 +44,12 @@ def make(evidence: Evidence) -> Table:
     )
     if told.any():
         energy = [f"{joules / 1e3:.1f}" for joules in table["energy_joules"]]
-        shown["GPU energy (kJ)"] = pd.Series(energy).where(told, "–")
+        shown["GPU energy (kJ)"] = pd.Series(energy).where(told, facts.ABSENT)
+    if cells:
+        searched = table["search_cells"] > 0
+        shown["Search (cells)"] = table["search_cells"].astype(str).where(searched, facts.ABSENT)
+        minutes = pd.Series([f"{seconds / 60:.1f}" for seconds in table["search_seconds"]])
+        shown["Search (min)"] = minutes.where(searched, facts.ABSENT)
     notes = [
         facts.study_phrase(evidence),
         facts.cost_phrase(evidence.results),
