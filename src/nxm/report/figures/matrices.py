@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from nxm.report import Evidence, facts, paper, style
 
@@ -33,17 +34,18 @@ def draw(evidence: Evidence) -> Figure:
     shapes = list(dict.fromkeys(tuple(row["shape"]) for measured, _ in panels for row in measured["rows"]))
     rows_of_panels = -(-len(panels) // 3)
     figure, grid = style.canvas(
-        style.TWO_COLUMNS, rows_of_panels * (0.22 * len(shapes) + 1.0) + 0.9, rows_of_panels, 3, sharey=True
+        style.TWO_COLUMNS, rows_of_panels * (0.22 * len(shapes) + 1.0) + 1.4, rows_of_panels, 3, sharey=True
     )
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     timed = [row for measured, _ in panels for row in measured["rows"] if "median_ms" in row]
     scale = max(1.0, *(abs(np.log2(row["speedup_over_dense"])) for row in timed))
     for axes, (measured, dtype) in zip(grid.flat, panels, strict=False):
-        _panel(axes, [row for row in measured["rows"] if row["dtype"] == dtype], shapes, scale)
+        image = _panel(axes, [row for row in measured["rows"] if row["dtype"] == dtype], shapes, scale)
         axes.set_title(f"{measured['device'].upper()}, {dtype}: {_what(measured, dtype)}")
     for axes in grid[:, 0]:
         axes.set_ylabel("Outputs × inputs")
+    _scale_with_the_papers_range(figure, image, grid)
     style.footnote(figure, _said(evidence, [measured for measured, _ in panels]))
     return figure
 
@@ -60,11 +62,11 @@ def best(rows: list[Row], shape: tuple[int, int], point: tuple[int, int]) -> Row
     return max(sparse or masked, key=lambda row: row["speedup_over_dense"], default=None)
 
 
-def _panel(axes: Axes, rows: list[Row], shapes: list[tuple[int, int]], scale: float) -> None:
+def _panel(axes: Axes, rows: list[Row], shapes: list[tuple[int, int]], scale: float) -> AxesImage:
     points = list(dict.fromkeys((row["batch"], row["length"]) for row in rows))
     found = [[best(rows, shape, point) for point in points] for shape in shapes]
     values = np.array([[np.log2(cell["speedup_over_dense"]) if cell else np.nan for cell in line] for line in found])
-    axes.imshow(values, cmap="RdBu", norm=TwoSlopeNorm(0.0, -scale, scale), aspect="auto")
+    image = axes.imshow(values, cmap="RdBu", norm=TwoSlopeNorm(0.0, -scale, scale), aspect="auto")
     for y, line in enumerate(found):
         for x, cell in enumerate(line):
             if cell:
@@ -76,6 +78,16 @@ def _panel(axes: Axes, rows: list[Row], shapes: list[tuple[int, int]], scale: fl
     axes.set_yticks(range(len(shapes)), [f"{out}×{inside}" for out, inside in shapes])
     axes.set_xlabel("Batch × tokens")
     axes.grid(False)
+    return image
+
+
+def _scale_with_the_papers_range(figure: Figure, image: AxesImage, grid: np.ndarray) -> None:
+    """The colours' scale, with the range that the paper cites beside it."""
+    low, high = paper.MATMUL_SPEEDUP
+    bar = figure.colorbar(image, ax=grid, location="bottom", aspect=60, pad=0.02, label="Speed-up over dense")
+    ticks = (0.5, 1.0, low, high, 2.0)
+    bar.set_ticks([float(np.log2(tick)) for tick in ticks], labels=[f"{tick:g}×" for tick in ticks])
+    bar.ax.plot(np.log2([low, high]), [0.5, 0.5], color=style.INK, linewidth=3, solid_capstyle="butt")
 
 
 def _fell_back(row: Row) -> bool:
@@ -107,5 +119,6 @@ def _said(evidence: Evidence, measured: list[dict[str, Any]]) -> list[str]:
         *(f"Absent: {reason}." for reason in reasons),
         *_absent(evidence),
         f"Machine: {'; '.join(machines)}.",
-        f"The paper cites {low}–{high}× for BERT's matrix products on an A100 (at most 1.8× in fp16, 1.9× in int8).",
+        f"Bar on the scale: the {low}–{high}× that the paper cites for BERT's matrix products on an A100 (at most 1.8× "
+        "in fp16, 1.9× in int8).",
     ]
