@@ -1,7 +1,7 @@
 """Products of single matrices, dense and 2:4: their time, which kernels ran, how near the machine's limits they are.
 
-One unit is a shape at a batch and length in one dtype; its ways are timed in rounds (`nxm.rounds`). A way whose
-output is wrong gives a row without a time.
+One unit is a shape at a batch and length in one dtype; its ways are timed in rounds (`nxm.rounds`), on CUDA by device
+events around the kernel alone (`nxm.rounds.time_kernel`). A way whose output is wrong gives a row without a time.
 
 The roofline: a product of `tokens` inputs with a matrix (out, in) takes 2 x tokens x out x in operations and must read
 and write its matrices once. From the bandwidth and the speed that this machine reached in the same run follows a time
@@ -30,7 +30,7 @@ from nxm.export.semi_structured import BACKENDS, pack_matrix, why_no_gpu, why_no
 from nxm.kernels import are_sparse, kernels_of
 from nxm.provenance import cores, machine, versions
 from nxm.results import write_text
-from nxm.rounds import Call, Row, Timer, paired_ratio, time_call, time_in_rounds, with_spread
+from nxm.rounds import Call, Row, Timer, paired_ratio, time_in_rounds, time_kernel, with_spread
 from nxm.rowlog import RowLog
 from nxm.settings import Matrices, Study
 
@@ -70,11 +70,11 @@ def run_matrices(study: Study, device_name: str, root: Path, timer: Timer | None
     Args:
         device_name: "cpu" or "cuda".
         root: the repository.
-        timer: replaces `nxm.rounds.time_call`, for tests.
+        timer: replaces `nxm.rounds.time_kernel`, for tests.
 
     Returns: the path of the file.
     """
-    timer = timer or time_call
+    timer = timer or time_kernel
     settings = study.matrices
     path = root / "results" / study.study / "matrices" / f"{device_name}.json"
     written: dict[str, Any] = {"study": study.study, "device": device_name}

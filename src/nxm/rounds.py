@@ -23,20 +23,42 @@ Row = dict[str, Any]
 MIN_ROUNDS = 5  # however long they take
 NOISY = 0.10  # a spread above this marks a row
 
+# Cleared before a kernel is timed: more than a GPU's cache, so often that an H200 is busy for some 0.4 ms.
+_FLUSH_BYTES, _FLUSHES = 256 * 2**20, 8
+
 
 def time_call(call: Call, device: torch.device) -> float:
     """Run once, return seconds: by device events on CUDA, by the clock on the CPU."""
     if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
+        return _time_events(call)
     start_time = time.perf_counter()
     call()
     return time.perf_counter() - start_time
+
+
+def time_kernel(call: Call, device: torch.device) -> float:
+    """As `time_call`, but on CUDA without the time that the host takes to launch the call, and with a cold cache.
+
+    The GPU is first kept busy with clearing memory, as `triton.testing.do_bench` does, for longer than a single
+    product takes to launch. (A small product would else be timed as long as its launch, whatever its kernel.) For a
+    whole model, whose launches are part of its latency, use `time_call`.
+    """
+    if device.type == "cuda":
+        scratch = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)
+        for _ in range(_FLUSHES):
+            scratch.zero_()
+        return _time_events(call)
+    return time_call(call, device)
+
+
+def _time_events(call: Call) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 def time_in_rounds(
