@@ -78,6 +78,15 @@ def test_mnli_keeps_both_validation_splits(source, tmp_path):
     assert rows == {"train": 20, "validation_matched": ROWS, "validation_mismatched": ROWS}
 
 
+def test_a_task_can_have_its_own_number_and_leaves_the_files_of_others_alone(source, tmp_path):
+    own = SETTINGS.model_copy(update={"train_examples_by_task": {"mnli": 7, "sst2": None}})
+    for task, rows in (("mnli", 7), ("sst2", ROWS), ("stsb", 20)):
+        prepare(task, source, own, tmp_path / "own" / task)
+        assert load_prepared(tmp_path / "own" / task)["train"].num_rows == rows
+    prepare("stsb", source, SETTINGS, tmp_path / "stsb")
+    assert sha256_tree(tmp_path / "stsb") == sha256_tree(tmp_path / "own/stsb")
+
+
 def drawn(source: Path, out: Path, examples: int | None, seed: int) -> list[tuple]:
     prepare("stsb", source, Prepare(train_examples=examples, sample_seed=seed, max_length=64), out)
     datasets = load_prepared(out)

@@ -30,6 +30,12 @@ def test_no_value_of_a_training_comes_from_a_default(values):
         assert values[block] == study[block]
 
 
+def test_a_number_of_examples_for_a_task_that_does_not_run_is_refused(values):
+    values["prepare"]["train_examples_by_task"] = {"cola": 100}
+    with pytest.raises(UserError, match=r"'prepare\.train_examples_by_task' names cola, which 'tasks' does not"):
+        parse_study(values, "params.yaml")
+
+
 def test_learning_rates_are_numbers(values):
     assert values["dense"]["stsb"]["learning_rate"] == 9e-5
 

@@ -32,10 +32,10 @@ _TYPES = {"input_ids": pa.int32(), "attention_mask": pa.int8(), "token_type_ids"
 def prepare(task_name: str, source: Path, settings: Prepare, out: Path) -> None:
     """Tokenise the splits of a task and save them as a `datasets.DatasetDict` in the folder `out`.
 
-    Of the training split, at most `settings.train_examples` rows are drawn: the first of a permutation of all rows by
-    `numpy.random.default_rng(settings.sample_seed)`, so a smaller sample is part of a larger one of the same seed. The
-    permutation's last `settings.heldout_examples` rows become the split `heldout`: none of them is in any sample, and
-    they are the same for samples of any size. Rows are kept in the order of the original table. The bytes written
+    Of the training split, at most `settings.most_examples(task)` rows are drawn: the first of a permutation of all rows
+    by `numpy.random.default_rng(settings.sample_seed)`, so a smaller sample is part of a larger one of the same seed.
+    The permutation's last `settings.heldout_examples` rows become the split `heldout`: none of them is in any sample,
+    and they are the same for samples of any size. Rows are kept in the order of the original table. The bytes written
     depend on the inputs, the settings and the versions of the libraries alone.
 
     Args:
@@ -66,7 +66,9 @@ def prepare(task_name: str, source: Path, settings: Prepare, out: Path) -> None:
         files = {path.relative_to(folder).as_posix(): "nxm.prepare" for path in folder.rglob("*") if path.is_file()}
         described = {
             "task": task.name,
-            "settings": settings.model_dump(),
+            # The task's own: what is set for another one leaves this one's files as they are
+            "settings": settings.model_dump(exclude={"train_examples_by_task"})
+            | {"train_examples": settings.most_examples(task.name)},
             "rows": {split: table.num_rows for split, table in tables.items()},
             "glue_sha256": sha256_tree(source / "glue" / task.name),
         }
@@ -128,7 +130,7 @@ def _sample(task: Task, table: pa.Table, settings: Prepare) -> dict[str, pa.Tabl
         raise UserError(
             f"prepare.heldout_examples = {heldout}, but task {task.name} has {rows} training rows: hold out fewer"
         )
-    wanted = min(settings.train_examples or rows, rows - heldout)
+    wanted = min(settings.most_examples(task.name) or rows, rows - heldout)
     order = np.random.default_rng(settings.sample_seed).permutation(rows)
     sampled = {"train": table.take(pa.array(np.sort(order[:wanted])))}
     return sampled | ({"heldout": table.take(pa.array(np.sort(order[rows - heldout :])))} if heldout else {})

@@ -58,9 +58,14 @@ class Prepare(Settings):
     """What is taken of a task and how it is tokenised."""
 
     train_examples: PositiveInt | None = None  # at most; null: all. Those held out are not among them
+    train_examples_by_task: dict[str, PositiveInt | None] = {}  # the same for tasks that have another number
     heldout_examples: Annotated[int, Field(ge=0)] = 0  # of the training split, never trained on: to choose values by
     sample_seed: int = 0  # draws the examples, whatever the training seed
     max_length: Annotated[int, Field(ge=8, le=512)] = 128  # tokens, as the paper's GLUE scripts
+
+    def most_examples(self, task: str) -> int | None:
+        """How many training examples of a task are taken at most; None: all."""
+        return self.train_examples_by_task.get(task, self.train_examples)
 
 
 class Pattern(Settings):
@@ -388,8 +393,13 @@ class Study(Settings):
             missing = [task for task in self.tasks if task not in getattr(self, method)]
             if missing:
                 raise ValueError(f"'{method}' has no block for the task(s) {', '.join(missing)} that 'tasks' names")
-        if strange := set(self.sweep.tasks) - set(self.tasks):
-            raise ValueError(f"'sweep.tasks' names {', '.join(sorted(strange))}, which 'tasks' does not")
+        named = {
+            "sweep.tasks": self.sweep.tasks,
+            "prepare.train_examples_by_task": [*self.prepare.train_examples_by_task],
+        }
+        for key, tasks in named.items():
+            if strange := set(tasks) - set(self.tasks):
+                raise ValueError(f"'{key}' names {listed(strange)}, which 'tasks' does not")
         if self.weights.source == "teacher" or self.data.source == "teacher":
             raise ValueError("source 'teacher' is for 'student' alone")
         return self

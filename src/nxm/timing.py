@@ -87,7 +87,7 @@ def stage_units(study: Study, stage: str) -> float:
         return 0.0
     rows = TASKS[planned.task].rows
     heldout = study.prepare.heldout_examples
-    train = min(study.prepare.train_examples or rows["train"], rows["train"] - heldout)
+    train = min(study.prepare.most_examples(planned.task) or rows["train"], rows["train"] - heldout)
     dev = sum(count for split, count in rows.items() if split != "train")
     evaluated = -(-planned.epochs // study.trainer.evaluate_every) * dev + heldout
     return _COSTS.get(planned.method, 1.0) * (planned.epochs * train + evaluated / 3)
