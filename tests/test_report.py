@@ -503,6 +503,15 @@ def test_table_3_counts_the_cells_that_each_method_had(one: Evidence) -> None:
     assert (cells["NxM"], cells["ASP"], cells["Dense"]) == ("3", "3", "0")
 
 
+def test_what_a_run_computed_in_is_said_where_it_was_not_fp32() -> None:
+    run = make_result()
+    autocast = run.model_copy(update={"provenance": run.provenance.model_copy(update={"precision": "bf16"})})
+    plain = facts.machine_phrase([run])
+    assert facts.machine_phrase([autocast]) == f"{plain[:-1]}, bf16 autocast."
+    assert facts.machine_phrase([run, autocast]).count(";") == 1
+    assert "autocast" not in plain
+
+
 def test_energy_is_a_column_only_where_a_device_told_it(one: Evidence) -> None:
     make = report.load("tables", "table_cost").make
     assert "GPU energy (kJ)" not in make(one).shown

@@ -32,6 +32,12 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
+def precision() -> str:
+    """What a training computes in: "fp32", or accelerate's mixed precision ("bf16", ...), with its state in fp32."""
+    mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # set by accelerate launch
+    return "fp32" if mixed == "no" else mixed
+
+
 def use_cores() -> None:
     """Let torch use the cores that this process may use (`taskset` limits them), shared with its local siblings.
 

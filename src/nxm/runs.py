@@ -176,6 +176,7 @@ def run(study: Study, cell: Cell, keep_model: bool = True, keep_predictions: boo
                 "energy_joules": energy.joules(),
                 "provenance": {
                     "machine": provenance.machine(),
+                    "precision": provenance.precision(),
                     "versions": provenance.versions(),
                     "weights": _origin(study, origin),
                     "data": _describe(study.data),
@@ -244,7 +245,7 @@ def _fingerprint(
         "teacher": sha256_file(dense / "model.safetensors") if dense else None,
         "versions": provenance.versions(),
         "processes": os.environ.get("WORLD_SIZE", "1"),
-        "precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
+        "precision": provenance.precision(),
         "device": torch.cuda.is_available(),
         "code": code.hexdigest(),
         **hashes,

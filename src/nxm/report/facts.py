@@ -298,8 +298,12 @@ def study_phrase(evidence: Evidence, tasks: list[str] | None = None) -> str:
 
 
 def machine_phrase(results: Iterable[Result]) -> str:
-    """One sentence: the machines of these runs."""
-    machines = sorted({machine_text(result.provenance.machine.model_dump()) for result in results})
+    """One sentence: the machines of these runs, and what they computed in where it was not fp32."""
+    made_with = {(result.provenance.machine, result.provenance.precision) for result in results}
+    machines = sorted(
+        machine_text(machine.model_dump()) + ("" if precision == "fp32" else f", {precision} autocast")
+        for machine, precision in made_with
+    )
     return f"Machine: {'; '.join(machines)}." if machines else ""
 
 
