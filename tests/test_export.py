@@ -120,7 +120,7 @@ def test_folders_that_are_no_models_are_named(sparse, tmp_path):
     with pytest.raises(UserError, match="the model class 'Path', which transformers does not have"):
         load_trained(sparse)
     (sparse / "config.json").write_text(config[:50])
-    with pytest.raises(UserError, match=r"config\.json is none of a model"):
+    with pytest.raises(UserError, match=r"config\.json: no config of a model"):
         load_trained(sparse)
     (sparse / "config.json").write_text(config)
     (sparse / "model.safetensors").write_bytes((sparse / "model.safetensors").read_bytes()[:1000])

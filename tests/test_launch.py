@@ -135,6 +135,7 @@ def test_every_share_has_as_many_cores_and_none_twice_while_there_are_enough(mon
 
 @pytest.mark.parametrize(("jobs", "shared"), [(1, False), (2, False), (3, True)])
 def test_a_job_knows_whether_its_gpu_is_its_own(monkeypatch, jobs, shared):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
     monkeypatch.setattr(os, "sched_setaffinity", lambda process, own: None, raising=False)
     given = []
     for slot in range(jobs):
@@ -143,6 +144,9 @@ def test_a_job_knows_whether_its_gpu_is_its_own(monkeypatch, jobs, shared):
         given.append(os.environ["CUDA_VISIBLE_DEVICES"])
         assert (SHARED_GPU in os.environ) == shared
     assert given == ["4", "5", "4"][:jobs]
+    monkeypatch.setattr(os, "environ", {})  # nxm.launch names no GPU where there is one at most
+    share(0, jobs)
+    assert (SHARED_GPU in os.environ) == (jobs > 1)
 
 
 def test_a_mistake_in_params_yaml_is_said_of_it_and_not_of_a_profile(tmp_path, monkeypatch):

@@ -108,6 +108,13 @@ def test_a_way_whose_output_is_wrong_gets_no_time(monkeypatch: pytest.MonkeyPatc
     assert rows["dense"]["median_ms"] == 1.0
 
 
+def test_kernels_are_timed_without_their_launch(study, tmp_path, monkeypatch) -> None:
+    used: list[str] = []
+    monkeypatch.setattr(matrices, "time_kernel", lambda call, device: used.append(device.type) or 1e-3)
+    run_matrices(study, "cpu", tmp_path)
+    assert set(used) == {"cpu"}
+
+
 def test_speedups_are_within_rounds_and_noise_is_marked() -> None:
     seconds = iter(
         [9.0, 9.0, 1.0, 0.5, 1.0, 2.0, 4.0, 2.0] + [1.0, 0.5] * 10

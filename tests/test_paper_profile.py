@@ -32,7 +32,10 @@ def cut_down(profile: dict, tasks: list[str]) -> dict:
 
 @pytest.mark.parametrize(
     "tasks",
-    [["mnli", "stsb"], pytest.param(list(TASKS), marks=[pytest.mark.long, pytest.mark.timeout(3600)])],
+    [
+        pytest.param(["mnli", "stsb"], marks=pytest.mark.timeout(1800)),
+        pytest.param(list(TASKS), marks=[pytest.mark.long, pytest.mark.timeout(3600)]),
+    ],
     ids=",".join,
 )
 def test_the_papers_study_runs_to_its_tables_from_the_hub(tmp_path, tasks):

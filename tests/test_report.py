@@ -512,6 +512,27 @@ def test_what_a_run_computed_in_is_said_where_it_was_not_fp32() -> None:
     assert "autocast" not in plain
 
 
+def test_the_speed_ups_that_the_paper_cites_are_drawn() -> None:
+    low, high = np.log2(paper.MATMUL_SPEEDUP)
+    figure = report.load("figures", "matrices").draw(Evidence("embedded", [], None, matrices=make_matrices()))
+    bars = [
+        line.get_xdata() for axes in figure.axes for line in axes.lines if axes.get_xlabel() == "Speed-up over dense"
+    ]
+    assert any(np.allclose(bar, (low, high)) for bar in bars)
+
+    files = make_deployment()
+    figure = report.load("figures", "deployment").draw(Evidence("embedded", [], None, deployment=files))
+    dense = 2.0 + 8.0 * 32  # ms, in fp32 on the CPU; the GPU has 2:4 kernels in bf16, there 20 times faster
+    for axes, reference in zip(figure.axes[::2], (dense, dense / 20), strict=True):
+        (band,) = axes.patches
+        assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((reference / 1.6, reference / 1.3))
+    assert "Band: dense PyTorch fp32 and PyTorch bf16" in texts(figure)
+    for file in files:
+        file["rows"] = [row for row in file["rows"] if row["model"] != "dense"]
+    figure = report.load("figures", "deployment").draw(Evidence("embedded", [], None, deployment=files))
+    assert "Band:" not in texts(figure)
+
+
 def test_energy_is_a_column_only_where_a_device_told_it(one: Evidence) -> None:
     make = report.load("tables", "table_cost").make
     assert "GPU energy (kJ)" not in make(one).shown

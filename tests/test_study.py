@@ -17,7 +17,7 @@ from nxm.methods import METHODS, get_method
 from nxm.results import read_study, result_path, write_result
 from nxm.settings import load_study, parse_study, read_yaml
 from nxm.study import MAIN, merge, planned_training, profiles, study_values, write_study
-from nxm.timing import JOBS, PLAN, STARTED, estimate_seconds, say_duration, say_progress, timed_runs
+from nxm.timing import JOBS, PLAN, STARTED, estimate_seconds, say_duration, say_progress, stage_units, timed_runs
 from synthetic_study import make_result
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +116,16 @@ def test_estimates_follow_epochs_and_jobs_and_need_a_timed_run():
     assert say_duration(95) == "95 s"
     assert say_duration(600) == "10 min"
     assert say_duration(9000) == "2.5 h"
+
+
+def test_a_task_with_more_examples_than_others_takes_longer():
+    study = parse_study(study_values(ROOT, "glue"), "glue")
+    assert study.prepare.train_examples_by_task == {"cola": None}
+    capped = study.prepare.model_copy(update={"train_examples_by_task": {}})
+    other = study.model_copy(update={"prepare": capped})
+    cola, mrpc = "asp@cola-0", "asp@mrpc-0"
+    assert stage_units(study, cola) > 2 * stage_units(other, cola)
+    assert stage_units(study, mrpc) == stage_units(other, mrpc)
 
 
 def test_a_study_without_runs_is_judged_by_others_of_the_same_weights(tmp_path):

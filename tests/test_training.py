@@ -167,5 +167,7 @@ def test_a_folder_without_a_model_is_named(tmp_path):
 def test_a_damaged_model_is_named(source, tmp_path, name, size):
     damaged = shutil.copytree(source / "weights", tmp_path / "damaged")
     (damaged / name).write_bytes((damaged / name).read_bytes()[:size])
-    with pytest.raises(UserError, match=r"damaged: no whole model; remove it and run the stage that makes it"):
+    with pytest.raises(
+        UserError, match=r"damaged: cannot be loaded; if it is damaged, remove it and run the stage that makes it"
+    ):
         load_model(damaged, STSB, fresh_head=True)

@@ -15,12 +15,12 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 from nxm import cli
 from nxm.constraints import NM
 from nxm.errors import UserError
-from nxm.pattern import read_pattern, report
+from nxm.pattern import load_config, read_pattern, report
 from nxm.targets import find_targets
 
 
@@ -54,12 +54,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="a from_pretrained folder with model.safetensors")
     parser.add_argument("--pattern", help="check this N:M pattern, such as 2:4, instead of the config's own")
     args = parser.parse_args()
-    if not (args.folder / "config.json").is_file():
-        raise UserError(f"{args.folder}: no model folder here (config.json is missing)")
-    try:
-        config = AutoConfig.from_pretrained(args.folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{args.folder}/config.json: no config of a model that transformers knows ({error})") from None
+    config = load_config(args.folder)
     if args.pattern:
         try:
             constraint = NM.parse(args.pattern)

@@ -17,7 +17,10 @@ SHARED_GPU = "NXM_SHARED_GPU"  # set for a stage where other jobs may use the sa
 
 
 def share(slot: int, jobs: int) -> None:
-    """Bind this process, and what it starts, to a share of the cores and to one of several GPUs."""
+    """Bind this process, and what it starts, to a share of the cores and to one of several GPUs.
+
+    Sets NXM_SHARED_GPU where the GPU may be another job's too.
+    """
     if hasattr(os, "sched_setaffinity"):
         own = sorted(os.sched_getaffinity(0))
         width = max(1, len(own) // jobs)  # all alike: the number of threads decides how sums are rounded

@@ -6,7 +6,7 @@ events around the kernel alone (`nxm.rounds.time_kernel`). A way whose output is
 The roofline: a product of `tokens` inputs with a matrix (out, in) takes 2 x tokens x out x in operations and must read
 and write its matrices once. From the bandwidth and the speed that this machine reached in the same run follows a time
 that no product can be much under; `share` is that time over the one measured. (The bandwidth is the main memory's:
-small matrices that stay in a cache may exceed it.)
+on a CPU, small matrices that stay in a cache may exceed it.)
 """
 
 from __future__ import annotations

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from nxm.constraints import NM, SparseSet, Unstructured
 from nxm.errors import UserError
 
 _KINDS: dict[str, type[SparseSet]] = {"nm": NM, "unstructured": Unstructured}
+
+
+def load_config(folder: Path) -> PretrainedConfig:
+    """The config.json of a saved model. Raises UserError when it is missing or transformers knows no such model."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no model folder here (config.json is missing)")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/config.json: no config of a model that transformers knows ({error})") from None
 
 
 def write_pattern(config: PretrainedConfig, constraint: SparseSet, names: Iterable[str]) -> None:

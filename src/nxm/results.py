@@ -209,7 +209,7 @@ class Failure(Record):
     cell: CellName
     hyperparameters: dict[str, JsonValue]
     failure: str
-    wall_seconds: Seconds  # until it failed
+    wall_seconds: Seconds | None = None  # of the process that failed, not what one killed before it took
 
 
 def result_path(root: str | Path, study: str, task: str, method: str, seed: int, cell: str | None = None) -> Path:

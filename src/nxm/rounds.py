@@ -40,9 +40,9 @@ def time_call(call: Call, device: torch.device) -> float:
 def time_kernel(call: Call, device: torch.device) -> float:
     """As `time_call`, but on CUDA without the time that the host takes to launch the call, and with a cold cache.
 
-    The GPU is first kept busy with clearing memory, as `triton.testing.do_bench` does, for longer than a single
-    product takes to launch. (A small product would else be timed as long as its launch, whatever its kernel.) For a
-    whole model, whose launches are part of its latency, use `time_call`.
+    The GPU is first kept busy with clearing memory, as `triton.testing.do_bench` does, for what is meant to be longer
+    than a single product takes to launch. (A small product would else be timed as long as its launch, whatever its
+    kernel.) For a whole model, whose launches are part of its latency, use `time_call`.
     """
     if device.type == "cuda":
         scratch = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)

@@ -71,7 +71,7 @@ def run(study: Study, cell: Cell, keep_model: bool = True, keep_predictions: boo
     Raises:
         UserError: something needed is missing, a whole run diverged, or the memory of a GPU that other jobs use too is
             full (by whom, cannot be told).
-        torch.OutOfMemoryError: a whole run, alone on its GPU.
+        torch.OutOfMemoryError: a whole run, alone on its GPU, or one with several processes.
     """
     started, energy = time.perf_counter(), EnergyMeter()
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # else processes on a CPU would not join
@@ -139,8 +139,8 @@ def run(study: Study, cell: Cell, keep_model: bool = True, keep_predictions: boo
             ) from None
         if cell.name is None or state.num_processes > 1:
             raise
-        failure = {"hyperparameters": hyperparameters, "failure": _first_line(error)}
-        failure["wall_seconds"] = time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        failure = {"hyperparameters": hyperparameters, "failure": _first_line(error), "wall_seconds": seconds}
         place = {"task": cell.task, "method": cell.method, "seed": cell.seed, "cell": cell.name}
         if keep_predictions:
             write_predictions(predictions_path(path), {})  # DVC expects the file

@@ -91,7 +91,9 @@ def load_model(folder: Path, task: Task, fresh_head: bool, mean_label: float | N
             local_files_only=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder}: no whole model; remove it and run the stage that makes it: {error}") from None
+        raise UserError(
+            f"{folder}: cannot be loaded; if it is damaged, remove it and run the stage that makes it: {error}"
+        ) from None
     if fresh_head and mean_label is not None:
         heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
         nn.init.constant_(heads[-1].bias, mean_label)

@@ -12,11 +12,11 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nxm.constraints import SparseSet
 from nxm.errors import UserError
-from nxm.pattern import read_pattern, report
+from nxm.pattern import load_config, read_pattern, report
 
 Example = str | tuple[str, str]
 
@@ -74,12 +74,7 @@ def load_trained(folder: Path) -> Trained:
         UserError: it is no model folder, its class is none of transformers', or a matrix leaves the pattern that
             config.json claims.
     """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no model folder here (config.json is missing)")
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: config.json is none of a model: {error}") from None
+    config = load_config(folder)
     name = (config.architectures or ["none"])[0]
     architecture = getattr(transformers, name, None)
     if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):

@@ -381,14 +381,15 @@ def plain(value: float) -> str:
     return text
 
 
-def cost_phrase(results: Iterable[Result]) -> str:
-    """One sentence: what all runs, cells included, took; empty when there are none."""
-    results = list(results)
+def cost_phrase(evidence: Evidence) -> str:
+    """One sentence: what all runs took, cells and failed ones included; empty when there are none."""
+    results, failures = evidence.results, evidence.failures
     if not results:
         return ""
-    minutes = sum(result.wall_seconds for result in results) / 60
+    seconds = sum(run.wall_seconds for run in results) + sum(run.wall_seconds or 0.0 for run in failures)
     memory = max(result.peak_memory_mib for result in results) / 1024
-    cells = sum(result.cell is not None for result in results)
-    kinds = f" ({'all' if cells == len(results) else cells} of them cells of sweeps or grids)" if cells else ""
-    noun = "training run" if len(results) == 1 else "training runs"
-    return f"{len(results)} {noun}{kinds} took {minutes:.1f} minutes in all and {memory:.1f} GiB of memory at most."
+    runs = len(results) + len(failures)
+    cells = sum(run.cell is not None for run in (*results, *failures))
+    kinds = f" ({'all' if cells == runs else cells} of them cells of sweeps or grids)" if cells else ""
+    noun = "training run" if runs == 1 else "training runs"
+    return f"{runs} {noun}{kinds} took {seconds / 60:.1f} minutes in all and {memory:.1f} GiB of memory at most."

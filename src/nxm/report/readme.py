@@ -18,7 +18,7 @@ from nxm import report
 from nxm.cli import run
 from nxm.errors import UserError
 from nxm.report import Evidence, facts
-from nxm.report.figures.deployment import Row, described
+from nxm.report.figures.deployment import Row, described, is_plain
 from nxm.results import Result, write_text
 
 _BLOCK = re.compile(r"(<!-- generated:(?P<name>[^>]*?) -->\n)(?P<body>.*?)(<!-- /generated -->)", re.DOTALL)
@@ -35,7 +35,7 @@ def headline(evidence: Evidence) -> str:
 
 def timing(evidence: Evidence) -> str:
     """What the study's runs took, and where."""
-    sentences = (facts.cost_phrase(evidence.results), facts.machine_phrase(evidence.results))
+    sentences = (facts.cost_phrase(evidence), facts.machine_phrase(evidence.results))
     return f"Study {evidence.study}: {' '.join(sentences)}" if evidence.results else _nothing(evidence)
 
 
@@ -50,9 +50,9 @@ def speed(evidence: Evidence) -> str:
             continue
         batch, length = point = max((row["batch"], row["length"]) for row in timed)
         rows = [row for row in timed if (row["batch"], row["length"]) == point]
-        forms = [row for row in rows if row["model"] == "dense" and not _is_plain(row)]
+        forms = [row for row in rows if row["model"] == "dense" and not is_plain(row)]
         forms += [row for row in rows if row["kernel"] != "dense"]
-        models = [row for row in rows if row["model"] != "dense" and _is_plain(row)]
+        models = [row for row in rows if row["model"] != "dense" and is_plain(row)]
         machine = facts.machine_text(file["provenance"]["machine"])
         lines += [
             f"- {device} ({machine}), {batch} × {length} tokens, how many times as fast as "
@@ -61,10 +61,6 @@ def speed(evidence: Evidence) -> str:
             f"  - other models in PyTorch fp32: {facts.listed(_model(row) for row in models)}.",
         ]
     return "\n".join(lines) if lines else f"Study {evidence.study} has no form measured yet."
-
-
-def _is_plain(row: Row) -> bool:
-    return (row["way"], row["dtype"], row["kernel"]) == ("eager", "fp32", "dense")
 
 
 def _gain(row: Row) -> str:
@@ -78,7 +74,7 @@ def _model(row: Row) -> str:
 def _form(row: Row, scores: list[Row]) -> str:
     """A form with its speed-up and, where scores were taken, what it costs the models measured in it."""
     name = described(row) if row["model"] == "dense" else f"{facts.method_label(row['model'])}, {described(row)}"
-    plain = {score["model"]: score["score"] for score in scores if _is_plain(score)}
+    plain = {score["model"]: score["score"] for score in scores if is_plain(score)}
     own = [score for score in scores if all(score[key] == row[key] for key in ("way", "dtype", "kernel"))]
     lost = [round(plain[score["model"]] - score["score"], 1) + 0.0 for score in own if score["model"] in plain]
     costs = f" (score {-max(lost):+.1f} to {-min(lost):+.1f})" if lost and (min(lost) or max(lost)) else ""

@@ -82,7 +82,7 @@ def _panel(axes: Axes, rows: list[Row], shapes: list[tuple[int, int]], scale: fl
 
 
 def _scale_with_the_papers_range(figure: Figure, image: AxesImage, grid: np.ndarray) -> None:
-    """The colours' scale, with the range that the paper cites beside it."""
+    """The colours' scale, with the range that the paper cites on it."""
     low, high = paper.MATMUL_SPEEDUP
     bar = figure.colorbar(image, ax=grid, location="bottom", aspect=60, pad=0.02, label="Speed-up over dense")
     ticks = (0.5, 1.0, low, high, 2.0)

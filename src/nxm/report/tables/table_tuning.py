@@ -76,7 +76,7 @@ def make(evidence: Evidence) -> Table:
         "Score × 100 of the last epoch; bold: the best of its method and task. Held out: training rows that no run "
         "trains on.",
         "Cells a task: " + ", ".join(f"{facts.method_label(m)} {effort[m]}" for m in facts.methods_of(cells)) + ".",
-        facts.cost_phrase(evidence.results),
+        facts.cost_phrase(evidence),
         facts.machine_phrase(cells),
     )
     return Table(title, shown, table, notes)
