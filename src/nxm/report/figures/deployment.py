@@ -152,7 +152,7 @@ def _said(evidence: Evidence, files: list[dict[str, Any]]) -> list[str]:
         *(f"Absent: {facts.listed(names)}: {reason.rstrip('.')}." for reason, names in reasons.items()),
         *_absent_devices(evidence),
         f"Machine: {'; '.join(machines)}.",
-        f"Band: dense {facts.listed(forms)}, had the model the {low}–{high}× that the paper cites for products on an A100."
+        f"Band: dense {facts.listed(forms)}, had it the {low}–{high}× that the paper cites for products on an A100."
         if forms
         else "",
     ]
