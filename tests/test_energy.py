@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nxm.energy import EnergyMeter
+from nxm.job import SHARED_GPU
 
 
 @pytest.fixture
@@ -37,6 +38,11 @@ def test_a_device_that_does_not_count_tells_nothing(gpus, monkeypatch):
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
 
     monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", refuse)
+    assert EnergyMeter().joules() is None
+
+
+def test_what_other_jobs_take_of_the_same_gpu_is_not_counted_as_this_ones(gpus, monkeypatch):
+    monkeypatch.setenv(SHARED_GPU, "1")
     assert EnergyMeter().joules() is None
 
 

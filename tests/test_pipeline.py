@@ -227,6 +227,23 @@ def test_tables_and_figures_are_made_without_a_run_that_diverged(finished):
     assert table.read_text() == whole
 
 
+def test_where_every_cell_of_a_search_failed_the_report_says_so(finished):
+    folder, _ = finished
+    table = folder / "paper_tables/smoke/table_tuning.md"
+    cells = "nxm: {learning_rate: "
+    before = edited(folder / "profiles/smoke.yaml", cells + "[2e-3, 1e30]", cells + "[1e30]")
+    try:
+        output, _ = (process := launch(folder)).communicate(timeout=300)
+        assert process.returncode == 1
+        assert "the grid has chosen nothing for nxm on mnli" in output
+        (row,) = [line for line in table.read_text().splitlines() if line.startswith("| MNLI") and "| NxM " in line]
+        assert "diverged" in row
+    finally:
+        (folder / "profiles/smoke.yaml").write_text(before)
+    output, _ = (process := launch(folder)).communicate(timeout=300)
+    assert process.returncode == 0, output
+
+
 def test_a_second_launch_does_nothing_and_says_so(finished):
     process = launch(finished[0])
     output, _ = process.communicate(timeout=120)

@@ -106,9 +106,9 @@ def test_the_papers_grid_is_by_size_of_task() -> None:
     assert paper.grid("distil", "stsb") is None
 
 
-@pytest.mark.parametrize("values", [[], [0.0, 50.0], [-3.0, 50.0]])
-def test_there_is_no_geometric_mean_of_nothing_or_of_what_is_not_positive(values: list[float]) -> None:
-    assert paper.geometric_mean(values) is None
+@pytest.mark.parametrize("values", [[0.0, 50.0], [-3.0, 50.0]])
+def test_a_score_that_is_not_positive_makes_a_geometric_mean_0(values: list[float]) -> None:
+    assert paper.geometric_mean(values) == 0.0
 
 
 # --- scores --------------------------------------------------------------------------------------------------------
@@ -571,7 +571,49 @@ def test_a_collapsed_seed_is_never_left_out_of_a_mean() -> None:
     ]
     assert facts.average_score(runs, "asp", ["cola"]).mean == pytest.approx(8 / 3)
     runs += [make_result(task="stsb", method="asp", seed=seed, score=80.0) for seed in range(3)]
-    assert facts.average_score(runs, "asp", ["cola", "stsb"]) is None
+    average = facts.average_score(runs, "asp", ["cola", "stsb"])
+    assert average.mean == pytest.approx((8 / 3 * 80.0) ** 0.5)
+    assert average.values == pytest.approx((400.0**0.5, 0.0, 240.0**0.5))
+    assert facts.collapsed_phrase(runs).endswith("for a score of 0 or less: ASP on CoLA, seed 1.")
+    assert not facts.collapsed_phrase(run for run in runs if run.task == "cola")
+
+
+@pytest.mark.parametrize("rival", [0.0, -2.0])
+def test_a_rival_that_collapsed_is_still_compared_with(rival: float) -> None:
+    """As after an hour on CoLA: a difference and its interval are there, what is kept of nothing is not."""
+    scores = {("cola", "nxm"): 9.0, ("cola", "asp"): rival, ("stsb", "nxm"): 84.0, ("stsb", "asp"): 80.0}
+    runs = [make_result(task=task, method=method, score=score) for (task, method), score in scores.items()]
+    draws = np.linspace(-3.0, 3.0, 101, dtype=np.float32)[:, None]
+    bootstrap = {task: {m: scores[task, m] + draws for m in ("nxm", "asp")} for task in ("cola", "stsb")}
+    evidence = Evidence("embedded", runs, None, bootstrap)
+    for tasks, expected in ((["cola"], 9.0 - rival), (["cola", "stsb"], (9.0 * 84.0) ** 0.5)):
+        difference = facts.difference(evidence, "nxm", "asp", tasks)
+        assert difference.value == pytest.approx(expected)
+        assert difference.certain
+        assert facts.kept(evidence, "nxm", "asp", tasks) is None
+    shown = report.load("tables", "table_comparison").make(evidence).shown
+    assert list(shown["Kept in % [95 %]"]) == ["–", shown["Kept in % [95 %]"].iloc[1], "–"]
+    assert list(shown["Task"]) == ["CoLA", "STS-B", "Geo. mean"]
+    table = report.load("tables", "table1").make(evidence)
+    assert list(table.shown[table.shown["Method"] == "ASP"]["Geo. mean"]) == ["0.0"]
+    assert any("score of 0 or less: ASP on CoLA" in note for note in table.notes)
+    assert "0.0 %" in texts(report.load("figures", "summary").draw(replace(evidence, results=[*runs, *dense_runs()])))
+
+
+def dense_runs() -> list[Result]:
+    return [make_result(task=task, method="dense", score=60.0) for task in ("cola", "stsb")]
+
+
+def test_the_headline_ends_with_the_geometric_mean_of_several_tasks(many: Evidence) -> None:
+    lines = readme.headline(many).splitlines()
+    assert len(lines) == len(facts.tasks_of(many.results)) + 1
+    columns = facts.columns_of(facts.whole_runs(many.results))
+    means = {method: facts.average_score(many.results, method, columns) for method in ("dense", "nxm", "asp")}
+    assert lines[-1].startswith("- Geometric mean over these tasks, seed")
+    assert f"NxM keeps **{100 * means['nxm'].mean / means['dense'].mean:.1f} %** of the dense score" in lines[-1]
+    theirs = {method: paper.average(method, columns) for method in ("dense", "nxm", "asp")}
+    assert f"same tasks, whole: {100 * theirs['nxm'] / theirs['dense']:.1f} %" in lines[-1]
+    assert "points above ASP" in lines[-1] or "does not beat ASP" in lines[-1]
 
 
 def test_what_params_no_longer_names_is_no_evidence(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from nxm import Admm, UserError
 from nxm.methods import METHODS
-from nxm.settings import Study, load_study, parse_study, read_yaml
+from nxm.settings import Distillation, Study, load_study, parse_study, read_yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,6 +28,13 @@ def test_no_value_of_a_training_comes_from_a_default(values):
     blocks = {"trainer", "pattern", "targets", "prepare"} | {method.block for method in METHODS.values()}
     for block in sorted(blocks):
         assert values[block] == study[block]
+
+
+def test_a_distillation_without_a_teacher_weighs_the_labels_with_1():
+    terms = {"logits": 0.0, "hidden": 0.0, "temperature": 2.0}
+    assert Distillation(task=1.0, **terms).task == 1.0
+    with pytest.raises(ValueError, match=r"there is no teacher, and task = 0\.5 would change nothing"):
+        Distillation(task=0.5, **terms)
 
 
 def test_a_number_of_examples_for_a_task_that_does_not_run_is_refused(values):

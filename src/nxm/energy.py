@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pynvml
 import torch
+
+from nxm.job import SHARED_GPU
 
 
 class EnergyMeter:
@@ -13,7 +17,9 @@ class EnergyMeter:
         self._start = _counted_joules()
 
     def joules(self) -> float | None:
-        """Joules since the meter was made; None where there is no GPU or it does not count."""
+        """Joules since the meter was made; None where there is no GPU, it does not count, or other jobs use it too."""
+        if SHARED_GPU in os.environ:
+            return None
         now = _counted_joules()
         return None if now is None or self._start is None else now - self._start
 

@@ -75,6 +75,9 @@ def main() -> None:
     while True:  # what a search decides runs after it, and so does what reads a model or result that was made again
         waiting = waiting_stages(study, stages, pending, root)
         todo = set(pending) - waiting - tried - stopped(stages, failed)
+        if not todo:  # what still waits is for a search that cannot choose: the report is made without it
+            reports = {name for name in waiting if is_report(name) and all(path.exists() for path in stages[name].deps)}
+            todo = reports & set(pending) - tried - stopped(stages, failed)
         if not todo:
             break
         failed |= reproduce(study, target, todo, jobs)
@@ -124,9 +127,13 @@ def stopped(stages: Mapping[str, Stage], failed: Collection[str]) -> set[str]:
 
 def is_stopped(name: str, needs: Collection[str], failed: Collection[str]) -> bool:
     """Whether a stage cannot run: one that it needs failed; of the report, which marks what is missing, all did."""
-    report = name.startswith(("compare", "figure", "table", "scores"))
     lost = [up in failed for up in needs]
-    return bool(lost) and (all(lost) if report else any(lost))
+    return bool(lost) and (all(lost) if is_report(name) else any(lost))
+
+
+def is_report(name: str) -> bool:
+    """Whether a stage makes something of results files alone, of as many as there are."""
+    return name.startswith(("compare", "figure", "table", "scores"))
 
 
 def default_jobs() -> int:

@@ -185,7 +185,7 @@ class Result(Record):
     wall_seconds: Seconds
     train_seconds: Seconds
     peak_memory_mib: Mebibytes
-    energy_joules: Joules | None = None  # of the GPUs; None: the device does not tell
+    energy_joules: Joules | None = None  # of the GPUs; None: not known (`nxm.energy`, or a run that was resumed)
     provenance: Provenance
 
     @model_validator(mode="after")

@@ -101,7 +101,8 @@ def run(study: Study, cell: Cell, keep_model: bool = True, keep_predictions: boo
     if isinstance(training, Extras) and training.permute:
         permute_(model, get_pattern(study, training), study.targets.include, study.targets.exclude)
     distillation = training.distillation if method.teacher else None
-    teacher = Teacher(load_model(dense, task, False), distillation.hidden > 0) if distillation else None
+    teaches = distillation is not None and (distillation.logits > 0 or distillation.hidden > 0)
+    teacher = Teacher(load_model(dense, task, False), distillation.hidden > 0) if teaches else None
     tokenizer = load_tokenizer(start)
     callback = method.callback(study, training) if method.callback else None
 
@@ -173,7 +174,7 @@ def run(study: Study, cell: Cell, keep_model: bool = True, keep_predictions: boo
                 "wall_seconds": trained.seconds_before + time.perf_counter() - started,
                 "train_seconds": trained.seconds,
                 "peak_memory_mib": provenance.peak_memory_mib(),
-                "energy_joules": energy.joules(),
+                "energy_joules": None if trained.seconds_before else energy.joules(),  # of a killed part nobody knows
                 "provenance": {
                     "machine": provenance.machine(),
                     "precision": provenance.precision(),

@@ -148,6 +148,14 @@ class Distillation(Settings):
     hidden: Annotated[float, Field(ge=0.0)]  # mean squared error of matching hidden states
     temperature: Positive  # classification only; regression matches the score itself
 
+    @model_validator(mode="after")
+    def _a_teacher_teaches(self) -> Distillation:
+        if self.logits == 0 and self.hidden == 0 and self.task != 1:
+            raise ValueError(
+                f"without logits and hidden there is no teacher, and task = {self.task:g} would change nothing: set it to 1"
+            )
+        return self
+
 
 class AdmmTraining(Training, Admm):
     """A run of nxm or admm_unstructured."""

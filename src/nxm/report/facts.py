@@ -130,17 +130,31 @@ def column_score(results: Iterable[Result], method: str, column: str) -> Score |
 
 
 def average_score(results: Iterable[Result], method: str, columns: list[str]) -> Score | None:
-    """Geometric mean over `columns`, a seed at a time, of the seeds that have all of them; of one column the score.
+    """Geometric mean over `columns` of the means over seeds; None where one is missing. Of one column the score.
 
-    None where a score is not above zero: a collapsed run has no geometric mean, and leaving it out would flatter.
+    `values` and `spread` are of the geometric means of single seeds, of those that have all columns. A collapsed run,
+    which scores 0 or less, counts as 0: leaving it out would flatter.
     """
+    scores = [column_score(results, method, column) for column in columns]
+    means = [score.mean for score in scores if score is not None]
+    if not means or len(means) < len(columns):
+        return None
     if len(columns) == 1:
-        return column_score(results, method, columns[0])
+        return scores[0]
+    seeds = score(seed_averages(results, method, columns).values())
+    return Score(paper.geometric_mean(means), seeds.spread if seeds else None, seeds.values if seeds else ())
+
+
+def seed_averages(results: Iterable[Result], method: str, columns: list[str]) -> dict[int, float]:
+    """A method's geometric mean over `columns` by seed, of the seeds that have all of them."""
     by_seed: dict[int, dict[str, float]] = {}
     for result in runs_of(results, method):
         by_seed.setdefault(result.seed, {}).update(column_values(result))
-    means = [paper.geometric_mean(run[c] for c in columns) for run in by_seed.values() if set(columns) <= run.keys()]
-    return None if None in means else score(means)
+    return {
+        seed: paper.geometric_mean(values[column] for column in columns)
+        for seed, values in sorted(by_seed.items())
+        if set(columns) <= values.keys()
+    }
 
 
 def task_score(results: Iterable[Result], method: str, task: str) -> Score | None:
@@ -183,12 +197,15 @@ class Interval:
 
 def difference(evidence: Evidence, method: str, rival: str, tasks: list[str]) -> Interval | None:
     """How many points a method is above another, on one task or in the geometric mean over several."""
-    return _interval(evidence, method, rival, tasks, lambda ours, theirs: ours - theirs)
+    return _interval(evidence, method, rival, tasks, lambda ours, theirs: ours - theirs, ratio=False)
 
 
 def kept(evidence: Evidence, method: str, whole: str, tasks: list[str]) -> Interval | None:
-    """Percent of another method's score that a method keeps, on one task or in the geometric mean over several."""
-    return _interval(evidence, method, whole, tasks, lambda ours, theirs: 100 * ours / theirs)
+    """Percent of another method's score that a method keeps, on one task or in the geometric mean over several.
+
+    None where the other one's score is 0 or less; without an interval where it is in some draw.
+    """
+    return _interval(evidence, method, whole, tasks, lambda ours, theirs: 100 * ours / theirs, ratio=True)
 
 
 def score_interval(evidence: Evidence, method: str, tasks: list[str]) -> tuple[float, float] | None:
@@ -226,31 +243,31 @@ def _mean(results: list[Result], method: str, tasks: list[str], columns: list[st
     if len(tasks) == 1:
         own = task_score(results, method, tasks[0])
         return own.mean if own else None
-    scores = [column_score(results, method, column) for column in columns]
-    return None if None in scores else paper.geometric_mean(own.mean for own in scores if own is not None)
+    average = average_score(results, method, columns)
+    return average.mean if average else None
 
 
 def _draws(evidence: Evidence, method: str, tasks: list[str]) -> np.ndarray | None:
-    """A method's score in each bootstrap draw; None where a task has none, or several have no geometric mean."""
+    """A method's score in each bootstrap draw; None where a task has none."""
     series = [evidence.bootstrap.get(task, {}).get(method) for task in tasks]
     if any(draws is None for draws in series):
         return None
     columns = np.concatenate([draws for draws in series if draws is not None], axis=1)  # (draws, columns)
     if len(tasks) == 1:
         return columns.mean(axis=1)
-    return np.exp(np.log(columns).mean(axis=1)) if columns.min() > 0 else None
+    return columns.clip(min=0.0).prod(axis=1) ** (1 / columns.shape[1])
 
 
 def _interval(
-    evidence: Evidence, method: str, rival: str, tasks: list[str], combine: Callable[[Any, Any], Any]
+    evidence: Evidence, method: str, rival: str, tasks: list[str], combine: Callable[[Any, Any], Any], ratio: bool
 ) -> Interval | None:
     columns = columns_of(run for run in whole_runs(evidence.results) if run.task in tasks)
     paired = _paired(evidence.results, method, rival)
     means = [_mean(paired, name, tasks, columns) for name in (method, rival)]
-    if means[0] is None or means[1] is None or means[1] <= 0:
+    if means[0] is None or means[1] is None or (ratio and means[1] <= 0):
         return None
     draws = [_draws(evidence, name, tasks) for name in (method, rival)]
-    if draws[0] is None or draws[1] is None or draws[1].min() <= 0:
+    if draws[0] is None or draws[1] is None or (ratio and draws[1].min() <= 0):
         return Interval(combine(*means), None, None)
     return Interval(combine(*means), *interval(combine(*draws)))
 
@@ -327,6 +344,19 @@ def missing_phrase(evidence: Evidence, methods: Iterable[str]) -> str:
     return f"No results file: {'; '.join(gaps)}." if gaps else ""
 
 
+def collapsed_phrase(results: Iterable[Result]) -> str:
+    """One sentence: which runs scored 0 or less, where there are several tasks to average; empty when none did."""
+    runs = whole_runs(results)
+    columns = columns_of(runs)
+    found = [
+        f"{method_label(run.method)} on {COLUMNS.get(column, column)}, seed {run.seed}"
+        for run in sorted(runs, key=lambda run: (run.task, run.method, run.seed))
+        for column, value in column_values(run).items()
+        if value <= 0 and len(columns) > 1
+    ]
+    return f"0 in a geometric mean, for a score of 0 or less: {'; '.join(found)}." if found else ""
+
+
 def selection_phrase(evidence: Evidence) -> str:
     """A few sentences: what was chosen by which score, and of which runs that is not true."""
     others = [f"{method_label(method)} on {TASKS.get(task, task)}" for method, task in _not_the_best(evidence)]
@@ -359,7 +389,8 @@ def notes(evidence: Evidence, methods: Iterable[str]) -> list[str]:
     spread = "± is the standard deviation over seeds." if several else "One seed: no spread."
     lines = [study_phrase(evidence)]
     if runs:
-        lines += [f"{selection_phrase(evidence)} {spread}", machine_phrase(runs), missing_phrase(evidence, methods)]
+        lines += [f"{selection_phrase(evidence)} {spread}", machine_phrase(runs)]
+        lines += [collapsed_phrase(runs), missing_phrase(evidence, methods)]
     return [line for line in lines if line]
 
 

@@ -74,12 +74,10 @@ MAGNITUDE_KEPT = {0: 1.00, 1: 0.85, 2: 0.75}
 MATMUL_SPEEDUP = (1.3, 1.6)
 
 
-def geometric_mean(values: Iterable[float]) -> float | None:
-    """The paper's average; None for no values or where one is not positive (Matthews correlation can be)."""
+def geometric_mean(values: Iterable[float]) -> float:
+    """The paper's average of one value or more. One of 0 or less (Matthews correlation can be) makes it 0."""
     values = list(values)
-    if not values or min(values) <= 0:
-        return None
-    return math.exp(sum(math.log(value) for value in values) / len(values))
+    return math.prod(max(value, 0.0) for value in values) ** (1 / len(values))
 
 
 def average(method: str, columns: Iterable[str]) -> float | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from nxm import report
 from nxm.cli import run
 from nxm.errors import UserError
-from nxm.report import Evidence, facts
+from nxm.report import Evidence, facts, paper
 from nxm.report.figures.deployment import Row, described, is_plain
 from nxm.results import Result, write_text
 
@@ -25,9 +25,10 @@ _BLOCK = re.compile(r"(<!-- generated:(?P<name>[^>]*?) -->\n)(?P<body>.*?)(<!-- 
 
 
 def headline(evidence: Evidence) -> str:
-    """What NxM and ASP keep of the dense score, one sentence a task, then what the paper kept."""
+    """What NxM and ASP keep of the dense score, then what the paper kept: one sentence a task, and one over all."""
     runs = facts.whole_runs(evidence.results)
-    sentences = [_verdict(evidence, runs, task) for task in facts.tasks_of(runs)]
+    tasks = facts.tasks_of(runs)
+    sentences = [_verdict(evidence, runs, group) for group in [[task] for task in tasks] + [tasks] * (len(tasks) > 1)]
     if not sentences:
         return f"Study {evidence.study} has no results yet."
     return "\n".join(f"- {sentence}" for sentence in sentences) if len(sentences) > 1 else sentences[0]
@@ -85,38 +86,53 @@ def _nothing(evidence: Evidence) -> str:
     return f"Study {evidence.study} has no results yet."
 
 
-def _verdict(evidence: Evidence, runs: list[Result], task: str) -> str:
-    scores = {method: facts.task_score(runs, method, task) for method in ("dense", "nxm", "asp")}
+def _verdict(evidence: Evidence, runs: list[Result], tasks: list[str]) -> str:
+    """On one task, or in the geometric mean over several."""
+    own = [run for run in runs if run.task in tasks and run.method in ("dense", "nxm", "asp")]
+    columns = facts.columns_of(own)
+    scores = {method: _score(own, method, tasks, columns) for method in ("dense", "nxm", "asp")}
     lacking = [facts.method_label(method) for method, score in scores.items() if score is None]
-    own = [r for r in runs if r.task == task and r.method in scores]
-    where = f"On {facts.size_phrase(own or runs, [task])}"
+    where = f"On {facts.size_phrase(own or runs, tasks)}" if len(tasks) == 1 else "Geometric mean over these tasks"
     if lacking:
-        return f"{where} there is no result of {facts.listed(lacking)} yet, so nothing can be said of NxM against ASP."
+        return f"{where}: no result of {facts.listed(lacking)} yet, so nothing can be said of NxM against ASP."
     dense, nxm, asp = scores["dense"], scores["nxm"], scores["asp"]
     kept = {m: facts.percent(facts.retention(scores[m].mean, dense.mean)) for m in ("nxm", "asp")}
-    metric = facts.METRICS.get(own[0].metric.name, own[0].metric.name)
+    metric = facts.METRICS.get(own[0].metric.name, own[0].metric.name) if len(tasks) == 1 else "score"
     text = (
         f"{where}, {facts.seeds_phrase(own)}: NxM keeps **{kept['nxm']}** of the dense score ({nxm} of {dense}, "
-        f"{metric} × 100), ASP **{kept['asp']}** ({asp}); {_comparison(evidence, runs, task)}."
+        f"{metric} × 100), ASP **{kept['asp']}** ({asp}); {_comparison(evidence, own, tasks, columns)}."
     )
-    paper = {method: facts.paper_task_score(method, task) for method in scores}
-    if None not in paper.values():
-        theirs = [facts.percent(facts.retention(paper[method], paper["dense"])) for method in ("nxm", "asp")]
-        text += f" (The paper, BERT-base on the whole task: {theirs[0]} and {theirs[1]}.)"
+    paper_scores = {m: _paper_score(m, tasks, columns) for m in scores}
+    if None not in paper_scores.values():
+        theirs = [facts.percent(facts.retention(paper_scores[m], paper_scores["dense"])) for m in ("nxm", "asp")]
+        what = "the whole task" if len(tasks) == 1 else "the same tasks, whole"
+        text += f" (The paper, BERT-base on {what}: {theirs[0]} and {theirs[1]}.)"
     return text
 
 
-def _comparison(evidence: Evidence, runs: list[Result], task: str) -> str:
+def _score(runs: list[Result], method: str, tasks: list[str], columns: list[str]) -> facts.Score | None:
+    if len(tasks) == 1:
+        return facts.task_score(runs, method, tasks[0])
+    return facts.average_score(runs, method, columns)
+
+
+def _paper_score(method: str, tasks: list[str], columns: list[str]) -> float | None:
+    return facts.paper_task_score(method, tasks[0]) if len(tasks) == 1 else paper.average(method, columns)
+
+
+def _comparison(evidence: Evidence, runs: list[Result], tasks: list[str], columns: list[str]) -> str:
     """NxM against ASP in words that are true whichever is ahead, with seeds and interval where there are any."""
     by_seed = {
-        method: {r.seed: r.metric.value for r in runs if (r.method, r.task) == (method, task)}
+        method: {run.seed: run.metric.value for run in runs if run.method == method}
+        if len(tasks) == 1
+        else facts.seed_averages(runs, method, columns)
         for method in ("nxm", "asp")
     }
-    nxm, asp = (facts.task_score(runs, method, task).mean for method in ("nxm", "asp"))
+    nxm, asp = (_score(runs, method, tasks, columns).mean for method in ("nxm", "asp"))
     common = sorted(by_seed["nxm"].keys() & by_seed["asp"].keys())
     ahead = sum(by_seed["nxm"][seed] > by_seed["asp"][seed] for seed in common)
     count = f", ahead in {ahead} of {len(common)} seeds" if len(common) > 1 else ""
-    points = facts.difference(evidence, "nxm", "asp", [task])
+    points = facts.difference(evidence, "nxm", "asp", tasks)
     if points is not None and points.certain is not None:
         count += f" (paired bootstrap, 95 %: {points.low:+.1f} to {points.high:+.1f})"
     if f"{abs(nxm - asp):.1f}" == "0.0":

@@ -10,7 +10,10 @@ from nxm.report import Evidence, facts
 
 
 def scores(evidence: Evidence) -> str:
-    """JSON: task -> method -> mean dev score over seeds, in percent points, to two decimals."""
+    """JSON: task -> method -> mean dev score over seeds, in percent points, to two decimals.
+
+    Where there are several tasks, `geometric_mean` is one more.
+    """
     runs = facts.whole_runs(evidence.results)
     found = {
         task: {
@@ -20,6 +23,10 @@ def scores(evidence: Evidence) -> str:
         }
         for task in facts.tasks_of(runs)
     }
+    columns = facts.columns_of(runs)
+    if len(columns) > 1:
+        averages = {method: facts.average_score(runs, method, columns) for method in facts.methods_of(runs)}
+        found["geometric_mean"] = {method: round(own.mean, 2) for method, own in averages.items() if own is not None}
     return json.dumps(found, indent=1) + "\n"
 
 

@@ -30,9 +30,11 @@ class Point:
 
 
 def draw(evidence: Evidence) -> Figure:
-    """One panel a task that has points; each point is named by its rho."""
+    """One panel a task with several rhos, or, where no task has, each with points; each point is named by its rho."""
     points = {task: _points(evidence.results, task) for task in facts.tasks_of(evidence.results)}
     points = {task: found for task, found in points.items() if found}
+    swept = {task: found for task, found in points.items() if len({point.rho for point in found}) > 1}
+    points = swept or points
     if not points:
         figure, ((axes,),) = style.canvas(style.ONE_COLUMN, 2.6)
         style.missing(
@@ -57,17 +59,20 @@ def draw(evidence: Evidence) -> Figure:
 
 
 def _points(results: list[Result], task: str) -> list[Point]:
-    groups: dict[tuple[str, float, bool], list[Result]] = {}
     in_force = {_but_rho(result) for result in facts.whole_runs(results)}
-    for result in results:
-        # A sweep's cell, or a cell of a grid over rho and more that differs in rho alone from what is in force.
-        swept = result.cell is not None and (
-            result.cell.startswith("rho") or ("rho" in result.cell and _but_rho(result) in in_force)
-        )
-        own = result.task == task and result.method in LABELS and (swept or result.cell is None)
-        if own and mean_similarity(result) is not None:
-            key = (result.method, float(result.hyperparameters["rho"]), result.cell is None)
-            groups.setdefault(key, []).append(result)
+    own = [run for run in results if run.task == task and run.method in LABELS and mean_similarity(run) is not None]
+    # A sweep's cell, or a cell of a grid over rho and more that differs in rho alone from what is in force.
+    cells = [
+        run
+        for run in own
+        if run.cell is not None and (run.cell.startswith("rho") or ("rho" in run.cell and _but_rho(run) in in_force))
+    ]
+    seeds = {run.seed for run in cells}  # points on one curve are of the same seeds, where they can be
+    whole = facts.whole_runs(own)
+    whole = [run for run in whole if run.seed in seeds] or whole
+    groups: dict[tuple[str, float, bool], list[Result]] = {}
+    for run in (*cells, *whole):
+        groups.setdefault((run.method, float(run.hyperparameters["rho"]), run.cell is None), []).append(run)
     points = []
     for (method, rho, whole), runs in sorted(groups.items()):
         metrics = [run.metric.value for run in runs]

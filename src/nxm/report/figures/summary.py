@@ -40,6 +40,7 @@ def draw(evidence: Evidence) -> Figure:
             else "",
             "Right: percent of the dense score kept. Open diamond: the paper's percentage, of our dense score.",
             facts.selection_phrase(evidence),
+            facts.collapsed_phrase(runs),
             facts.missing_phrase(evidence, facts.EVERYWHERE),
         ],
     )

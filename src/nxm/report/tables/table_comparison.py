@@ -40,7 +40,7 @@ def make(evidence: Evidence) -> Table:
         for method, rival in PAIRS:
             points = facts.difference(evidence, method, rival, group)
             share = facts.kept(evidence, method, rival, group)
-            if points is None or share is None:
+            if points is None:
                 continue
             heldout = facts.heldout_difference(evidence, method, rival, group[0]) if len(group) == 1 else None
             theirs = _paper(evidence, method, rival, group)
@@ -51,12 +51,12 @@ def make(evidence: Evidence) -> Table:
                     "Against": facts.method_label(rival),
                     "Points [95 %]": points.text(),
                     "Excludes 0": {True: "yes", False: "no", None: facts.ABSENT}[points.certain],
-                    "Kept in % [95 %]": share.text(".1f"),
+                    "Kept in % [95 %]": share.text(".1f") if share else facts.ABSENT,
                     "Held out, points": facts.ABSENT if heldout is None else f"{heldout:+.1f}",
                     "Paper, points": facts.ABSENT if theirs is None else f"{theirs:+.1f}",
                 }
             )
-            of_share = (share.value, share.low, share.high)
+            of_share = (share.value, share.low, share.high) if share else (None, None, None)
             key = group[0] if len(group) == 1 else "geometric_mean"
             numbers.append([key, method, rival, points.value, points.low, points.high, *of_share, heldout, theirs])
     notes = facts.notes(evidence, ())

@@ -70,7 +70,7 @@ def make(evidence: Evidence) -> Table:
         shown = shown.drop(columns="In force")
     if table["heldout"].isna().all():
         shown = shown.drop(columns="Held out")
-    effort = table.groupby("method")["cell"].nunique()
+    effort = table.groupby("method", sort=False).apply(_cells_a_task)
     notes = (
         f"{facts.study_phrase(evidence)} Grid: {facts.seeds_phrase(cells)}.",
         "Score × 100 of the last epoch; bold: the best of its method and task. Held out: training rows that no run "
@@ -80,6 +80,14 @@ def make(evidence: Evidence) -> Table:
         facts.machine_phrase(cells),
     )
     return Table(title, shown, table, notes)
+
+
+def _cells_a_task(rows: pd.DataFrame) -> str:
+    """`3`, or, where tasks differ, `15 (MNLI) and 30 (CoLA)`."""
+    by_task = rows.groupby("task", sort=False)["cell"].nunique()
+    if by_task.nunique() == 1:
+        return str(by_task.iloc[0])
+    return facts.listed(f"{count} ({facts.TASKS.get(task, task)})" for task, count in by_task.items())
 
 
 def _scores(table: pd.DataFrame, key: str) -> list[str]:
