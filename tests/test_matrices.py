@@ -108,6 +108,21 @@ def test_a_way_whose_output_is_wrong_gets_no_time(monkeypatch: pytest.MonkeyPatc
     assert rows["dense"]["median_ms"] == 1.0
 
 
+def test_what_a_library_refuses_is_absent_with_its_reason(monkeypatch) -> None:
+    """Such as `_int_mm` on CUDA, which refuses few rows."""
+
+    def refuse(x: torch.Tensor, W: torch.Tensor) -> Product:
+        if NM(2, 4).contains(W):
+            raise RuntimeError("self.size(0) needs to be greater than 16\nand more")
+        return honest(x, W)
+
+    honest = matrices._dense
+    monkeypatch.setattr(matrices, "_dense", refuse)
+    rows = {row["way"]: row for row in measure_unit((32, 64), (1, 16), "fp32", CPU, SETTINGS, LIMITS, unit_timer)}
+    assert rows["masked"]["absent"] == "PyTorch refused: self.size(0) needs to be greater than 16"
+    assert rows["dense"]["median_ms"] == 1.0
+
+
 def test_kernels_are_timed_without_their_launch(study, tmp_path, monkeypatch) -> None:
     used: list[str] = []
     monkeypatch.setattr(matrices, "time_kernel", lambda call, device: used.append(device.type) or 1e-3)
@@ -149,6 +164,7 @@ def test_a_packed_matrix_is_half_its_values_and_two_bits_for_each() -> None:
 def test_kernels_are_told_by_their_names() -> None:
     assert are_sparse(["void cutlass::Kernel<cutlass::gemm::kernel::SparseGemmRowBroadcast<...>>"])
     assert are_sparse(["memset", "sm80_xmma_sparse_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize64x64x64"])
+    assert are_sparse(["cutlass_80_tensorop_h16816spgemm_128x128_64x3_tn_align8"])
     assert not are_sparse(["ampere_fp16_s16816gemm_fp16_128x128_ldg8_f2f_stages_32x5_tn", "sparse_copy"])
 
 

@@ -32,7 +32,7 @@ from nxm.export.trained import EXAMPLES, Trained, assert_agreement, load_trained
 from nxm.glue import Task, compute_metrics, get_task, paper_metric
 from nxm.kernels import are_sparse, kernels_of
 from nxm.prepare import load_prepared
-from nxm.provenance import cores, machine, versions
+from nxm.provenance import cores, libraries, machine
 from nxm.results import write_text
 from nxm.rounds import Row, Timer, paired_ratio, time_call, time_in_rounds, with_spread
 from nxm.rowlog import RowLog
@@ -153,7 +153,7 @@ def run_deployment(study: Study, device_name: str, root: Path, timer: Timer | No
                 rows += log.get(unit) or []
             for row in log.get(units[-1]) or []:
                 (rows if "absent" in row else scores).append(row)
-    provenance = {"machine": machine(), "versions": versions()}
+    provenance = {"machine": machine(), "versions": libraries()}
     write_text(path, _dump(written | {"provenance": provenance, "rows": rows, "scores": scores}))
     log.clear()
     return path

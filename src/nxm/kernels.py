@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+
+_SPARSE_PRODUCT = re.compile(r"sparse.*gemm|gemm.*sparse|spgemm|sptensorop|spmma", re.IGNORECASE)
 
 
 def kernels_of(call: Callable[[], object], device: torch.device) -> list[str]:
@@ -35,6 +38,6 @@ def kernels_of(call: Callable[[], object], device: torch.device) -> list[str]:
 def are_sparse(kernels: Iterable[str]) -> bool:
     """Whether one of these kernels multiplies a sparse matrix, by its name.
 
-    cuSPARSELt's are called `sm80_xmma_sparse_gemm_...` and the like, CUTLASS's `...SparseGemm...`.
+    cuSPARSELt's are called `sm80_xmma_sparse_gemm_...` and the like, CUTLASS's `...SparseGemm...` or `...spgemm...`.
     """
-    return any("sparse" in kernel.lower() and "gemm" in kernel.lower() for kernel in kernels)
+    return any(_SPARSE_PRODUCT.search(kernel) for kernel in kernels)

@@ -28,7 +28,7 @@ from nxm.constraints import NM
 from nxm.errors import UserError
 from nxm.export.semi_structured import BACKENDS, pack_matrix, why_no_gpu, why_not
 from nxm.kernels import are_sparse, kernels_of
-from nxm.provenance import cores, machine, versions
+from nxm.provenance import cores, libraries, machine
 from nxm.results import write_text
 from nxm.rounds import Call, Row, Timer, paired_ratio, time_in_rounds, time_kernel, with_spread
 from nxm.rowlog import RowLog
@@ -104,7 +104,7 @@ def run_matrices(study: Study, device_name: str, root: Path, timer: Timer | None
                         log, name, partial(measure_unit, shape, point, dtype, device, settings, limits, timer)
                     )
                     bar.update()
-    provenance = {"machine": machine(), "versions": versions()}
+    provenance = {"machine": machine(), "versions": libraries()}
     write_text(path, _dump(written | {"provenance": provenance, "ceilings": ceilings, "rows": rows}))
     log.clear()
     return path
@@ -143,18 +143,21 @@ def measure_unit(
     where: Row = {"shape": list(shape), "batch": point[0], "length": point[1], "dtype": dtype}
     x, W = _operands(shape, tokens, dtype, device)
     sparse = W * NM(2, 4).mask(W)
-    products = {"dense": _dense(x, W), "masked": _dense(x, sparse)}
+    makers = {"dense": partial(_dense, x, W), "masked": partial(_dense, x, sparse)}
+    makers |= {backend: partial(_packed, x, sparse, backend) for backend in BACKENDS}
+    products: dict[str, Product] = {}
     rows: list[Row] = []
-    for backend in BACKENDS:
-        if reason := _why_absent(backend, shape, dtype, device):
-            rows.append(where | {"way": backend, "absent": reason})
-            continue
-        try:
-            products[backend] = _packed(x, sparse, backend)
-            products[backend].call()
-        except (RuntimeError, NotImplementedError, UserError) as error:  # what the library offers it may still refuse
-            products.pop(backend, None)
-            rows.append(where | {"way": backend, "absent": f"PyTorch refused: {str(error).splitlines()[0]}"})
+    for way, make in makers.items():
+        reason = _why_absent(way, shape, dtype, device) if way in BACKENDS else None
+        if reason is None:
+            try:
+                product = make()
+                product.call()
+                products[way] = product
+            except (RuntimeError, NotImplementedError, UserError) as error:  # what a library offers it may still refuse
+                reason = f"PyTorch refused: {str(error).splitlines()[0]}"
+        if reason is not None:
+            rows.append(where | {"way": way, "absent": reason})
     errors = {way: _error(product, x) for way, product in products.items()}
     for way in [way for way, error in errors.items() if not error <= TOLERANCE[dtype]]:
         rows.append(where | {"way": way, "absent": f"its output is wrong: relative error {errors[way]:.1e}"})
@@ -233,10 +236,10 @@ def _packed(x: Tensor, W: Tensor, backend: str) -> Product:
         algorithm = torch._cslt_sparse_mm_search(packed.packed, x.t(), out_dtype=torch.int32)
         return Product(partial(multiply, alg_id=algorithm), W, transposed=True)
     if backend == "cusparselt":
-        algorithm = torch._cslt_sparse_mm_search(packed.packed, x.t())
+        # F.linear has the product written in its reader's order, so that is the one to search for.
+        algorithm = torch._cslt_sparse_mm_search(packed.packed, x.t(), transpose_result=True)
         packed = pack_matrix(W, backend, algorithm=algorithm)
-    # The product arrives transposed in memory; its reader wants it in order, so that is part of its cost.
-    return Product(lambda: F.linear(x, packed).contiguous(), W)
+    return Product(partial(F.linear, x, packed), W)
 
 
 def _why_absent(backend: str, shape: tuple[int, int], dtype: str, device: torch.device) -> str | None:

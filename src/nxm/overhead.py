@@ -25,7 +25,7 @@ from nxm.errors import UserError
 from nxm.glue import get_task
 from nxm.methods import get_method
 from nxm.prepare import load_prepared
-from nxm.provenance import machine, versions
+from nxm.provenance import libraries, machine
 from nxm.results import write_text
 from nxm.rounds import Call, Row, Timer, paired_ratio, summarise, time_call, time_in_rounds
 from nxm.settings import AdmmTraining, Study, Training
@@ -73,7 +73,7 @@ def run_benchmark(study: Study, root: Path, timer: Timer | None = None) -> Path:
     projection = measure_projection(study, timer)
     benchmark = {
         "study": study.study,
-        "provenance": {"machine": machine(), "versions": versions()},
+        "provenance": {"machine": machine(), "versions": libraries()},
         "training_step": training_step,
         "projection": projection,
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pynvml
 import torch
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")  # what can change a result
@@ -30,6 +31,19 @@ def machine() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Python's and the packages' versions."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def libraries() -> dict[str, str]:
+    """`versions`, and what else a measurement of speed depends on: ONNX Runtime; of a GPU its driver and libraries."""
+    found = versions() | {"onnxruntime": importlib.metadata.version("onnxruntime")}
+    if torch.cuda.is_available():
+        pynvml.nvmlInit()
+        found |= {
+            "driver": pynvml.nvmlSystemGetDriverVersion(),
+            "cuda": str(torch.version.cuda),
+            "cusparselt": str(torch.backends.cusparselt.version()),
+        }
+    return found
 
 
 def precision() -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nxm.provenance import machine, versions
+from nxm.provenance import libraries, machine
 
 
 class RowLog:
@@ -25,7 +25,7 @@ class RowLog:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        deciding = {"settings": settings, "machine": machine(), "versions": versions()}
+        deciding = {"settings": settings, "machine": machine(), "versions": libraries()}
         name = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
         self._folder = folder
         self._path = folder / f"{name}.jsonl"

@@ -152,7 +152,7 @@ class Distillation(Settings):
     def _a_teacher_teaches(self) -> Distillation:
         if self.logits == 0 and self.hidden == 0 and self.task != 1:
             raise ValueError(
-                f"without logits and hidden there is no teacher, and task = {self.task:g} would change nothing: set it to 1"
+                f"without logits and hidden there is no teacher, and task = {self.task:g} would change nothing: set 1"
             )
         return self
 
