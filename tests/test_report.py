@@ -56,12 +56,15 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     return report.read_evidence(root, "several")
 
 
+COMPARED = {name: name.partition("/")[0] for name in VARIANTS}
+
+
 @pytest.fixture(scope="module")
 def ablation(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     """NxM+, its rivals and three variants on two tasks with two seeds."""
     root = tmp_path_factory.mktemp("ablation")
     make_ablation(root, tasks=("stsb", "cola"))
-    return replace(report.read_evidence(root, "ablation"), variants=tuple(VARIANTS))
+    return replace(report.read_evidence(root, "ablation"), variants=COMPARED)
 
 
 EMPTY = Evidence("empty", [], None)
@@ -358,6 +361,31 @@ def test_the_ablation_compares_a_variant_with_its_method_and_a_rival_with_nxm_pl
     assert both["low"] < both["difference"] < both["high"]
 
 
+def test_a_variant_is_compared_with_another_where_the_profile_says_so(ablation: Evidence) -> None:
+    variants = COMPARED | {"nxm_plus/no-teacher": "asp_plus/pattern-1-4"}
+    evidence = replace(ablation, variants=variants)
+    shown = report.load("tables", "table_ablation").make(evidence).shown
+    own = shown[(shown["Task"] == "STS-B") & (shown["Variant"] == "no teacher")].iloc[0]
+    assert own["Against"] == "ASP+, pattern 1 4"
+    assert own["Points [95 %]"].startswith(f"{84.0 * (0.97 - 0.9):+.1f} [")
+    left, _ = report.load("figures", "ablation").draw(evidence).axes
+    assert "no teacher\n(against pattern 1 4)" in [label.get_text() for label in left.get_yticklabels()]
+
+
+def test_the_ablation_tells_the_cost_beside_the_dense_model(ablation: Evidence) -> None:
+    numbers = report.load("tables", "table_ablation").make(ablation)
+    own = numbers.shown[numbers.shown["Task"] == "STS-B"].set_index(["Method", "Variant"]).loc[("NxM+", "permuted")]
+    seconds, memory = (
+        [
+            sum(getattr(run, field) for run in facts.runs_of(ablation.results, name) if run.task == "stsb")
+            for name in ("nxm_plus/permuted", "dense")
+        ]
+        for field in ("train_seconds", "peak_memory_mib")
+    )
+    assert own["Time"] == f"{seconds[0] / seconds[1]:.2f}x"
+    assert own["Memory"] == f"{memory[0] / memory[1]:.2f}x"
+
+
 def test_a_difference_is_of_the_seeds_that_both_have(ablation: Evidence) -> None:
     results = [run for run in ablation.results if (run.method, run.cell, run.seed) != ("nxm_plus", "no-teacher", 2)]
     points = facts.difference(replace(ablation, results=results), "nxm_plus/no-teacher", "nxm_plus", ["stsb"])
@@ -647,7 +675,7 @@ def test_selection_shows_the_best_on_dev_beside_the_final_runs(one: Evidence) ->
 
 def test_scores_and_courses_hold_what_the_results_hold(many: Evidence) -> None:
     found = json.loads(scores.scores(many))
-    assert list(found) == ["mnli", "cola", "stsb"]
+    assert list(found) == ["mnli", "cola", "stsb", "geometric_mean"]
     assert found["stsb"]["nxm"] == round(facts.task_score(many.results, "nxm", "stsb").mean, 2)
     course = pd.read_csv(StringIO(scores.courses(many)))
     row = course[(course["task"] == "cola") & (course["method"] == "asp") & (course["epoch"] == 10)]

@@ -100,6 +100,18 @@ def test_cells_from_the_dense_model_say_which_one():
     assert cell["values"] == {"epochs": 6, "learning_rate": 2e-4}
 
 
+def test_where_a_run_starts_can_be_searched_too():
+    block = {"epochs": 5, "learning_rate": 1e-4, "batch_size": 32, "start": "dense"}
+    searched = {"learning_rate": [3e-4], "start": ["dense", "pretrained"]}
+    values = VALUES | {
+        "asp_plus": {"stsb": block},
+        "grid": VALUES["grid"] | {"small": {"asp_plus": searched}, "large": {}},
+    }
+    found = selection.expand(values | {"tasks": ["stsb"]})
+    starts = {cell["cell"]: cell["values"]["start"] for cell in found.values()}
+    assert starts == {"lr0.0003-from-dense": "dense", "lr0.0003-from-pretrained": "pretrained"}
+
+
 def test_variants_are_their_methods_values_with_one_changed_from_the_dense_model_of_their_seed():
     assert selection.expand_ablation(VALUES | {"seeds": [3]}) == {
         "stsb-asp_plus-longer-seed3": {

@@ -114,6 +114,10 @@ ABLATION = {"longer": {"method": "asp_plus", "values": {"epochs": 20}}}
             {"ablation": {"x": {"method": "asp_plus", "values": {"distillation": {"hidden": 0.0}}}}},
             "ablation variant 'x': 'distillation.task' is missing",
         ),
+        (
+            {"ablation": {"x": {"method": "asp_plus", "values": {}, "against": "y"}, "z": ABLATION["longer"]}},
+            "ablation variant 'x': against = 'y' is no other variant; there are z",
+        ),
         ({"ablation": {"lr5": {"method": "asp_plus", "values": {}}}}, "'lr5' is named as a cell of the grid"),
         ({"asp_plus": {}}, "'asp_plus' has no block for the task(s) stsb"),
     ],
@@ -143,9 +147,10 @@ def test_a_grid_of_plus_methods_needs_their_blocks_and_a_dense_model(values, cha
     assert message in str(error.value)
 
 
-def test_a_grid_over_rho_alone_is_refused_since_its_cells_would_be_the_sweeps(values):
-    grid = {"seeds": [9], "small": {"nxm": {"rho": [0.1]}}, "large": {}}
-    with pytest.raises(UserError, match=r"grid\.small\.nxm: rho is searched alone"):
+@pytest.mark.parametrize(("method", "searched"), [("nxm", {"rho": [0.1]}), ("nxm_plus", {"start": ["dense"]})])
+def test_a_grid_whose_cells_would_be_named_as_others_is_refused(values, method, searched):
+    grid = {"seeds": [9], "small": {method: searched}, "large": {}}
+    with pytest.raises(UserError, match=rf"grid\.small\.{method}: {next(iter(searched))} is searched alone"):
         parse_study(values | {"grid": grid}, "params.yaml")
 
 

@@ -168,7 +168,7 @@ def test_what_a_search_decides_waits_for_it_and_so_does_what_needs_that(tmp_path
     def after(*needs: str) -> Stage:
         return Stage(frozenset(needs), (), (), ())
 
-    own, variant = "plus_cell@stsb-nxm_plus-lr0_0003-seed100", "plus_cell@stsb-nxm_plus-permuted-seed0"
+    own, variant = "plus_cell@stsb-nxm_plus-lr0_0003-from-dense-seed100", "plus_cell@stsb-nxm_plus-permuted-seed0"
     stages = {
         "baseline@stsb-0": after(),  # not searched in this study
         own: after("baseline@stsb-0"),
@@ -222,4 +222,4 @@ def test_what_a_stage_trains_is_known_from_its_name(stage, method, epochs):
     assert (planned.task, planned.method, planned.epochs) == ("stsb", method, epochs)
     assert not planned.searched
     assert planned_training(ablation(), "figure@summary") is None
-    assert planned_training(ablation(), "plus_cell@stsb-nxm_plus-lr0_0003-seed100").searched
+    assert planned_training(ablation(), "plus_cell@stsb-nxm_plus-lr0_0003-from-dense-seed100").searched

@@ -33,6 +33,7 @@ from nxm.errors import UserError
 from nxm.glue import get_task
 from nxm.job import JOBS, SLOT
 from nxm.provenance import cores
+from nxm.selection import say_value
 from nxm.settings import Study, load_study
 from nxm.study import MAIN, chosen_values, planned_training, refresh_studies, write_study
 from nxm.timing import PLAN, STARTED, estimate_seconds, say_duration, stage_units, timed_runs
@@ -318,7 +319,7 @@ def say_chosen(study: Study, root: Path, said: Collection[tuple[str, str]]) -> C
         print(f"\nchosen by the grid ({study.selection}), now in {study.params}:")
     for (method, task), values in new.items():
         searched = getattr(study.grid, get_task(task).group)[method].model_dump()
-        words = ", ".join(f"{key} {values[key]:g}" for key, tried in searched.items() if tried)
+        words = ", ".join(f"{key} {say_value(values[key])}" for key, tried in searched.items() if tried)
         print(f"  {method} on {task}: {words}", flush=True)
     return chosen
 

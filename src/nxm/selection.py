@@ -16,7 +16,7 @@ from nxm.results import Failure, Result
 from nxm.settings import PlusMethod
 
 # In the order in which they stand in a cell's name, with what they are called there.
-_SHORT = {"learning_rate": "lr", "batch_size": "bs", "rho": "rho", "decay": "decay"}
+_SHORT = {"learning_rate": "lr", "batch_size": "bs", "rho": "rho", "decay": "decay", "start": "from-"}
 PLUS = get_args(PlusMethod)  # start from the dense model, so their cells are stages that wait for it
 
 
@@ -35,12 +35,17 @@ def expand(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             searched = {name: searched[name] for name in _SHORT if searched.get(name)}
             for combination in itertools.product(*searched.values()):
                 own = dict(zip(searched, combination, strict=True))
-                cell = "-".join(f"{_SHORT[name]}{value:g}".replace("+", "") for name, value in own.items())
+                cell = "-".join(_SHORT[name] + say_value(value).replace("+", "") for name, value in own.items())
                 block = dict(values[method].get(task, {})) | own
                 for seed in grid.get("seeds", []):
                     dense_seed = next(iter(values["seeds"]), seed) if method in PLUS else None
                     cells |= _cell(task, method, seed, cell, block, dense_seed)
     return cells
+
+
+def say_value(value: float | str) -> str:
+    """A value that was searched: `0.0003`, `dense`."""
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def expand_ablation(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

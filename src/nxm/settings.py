@@ -223,10 +223,15 @@ PlusMethod = Literal["nxm_plus", "asp_plus", "gmp_plus", "sr_ste_plus"]
 
 
 class Variant(Settings):
-    """One row of the ablation: a method with some of its values changed."""
+    """One row of the ablation: a method with some of its values changed.
+
+    `against` names what it is compared with where that is not its method: another variant, from which it differs in one
+    ingredient, or which answers for a rival.
+    """
 
     method: PlusMethod
     values: dict[str, JsonValue]
+    against: str | None = None
 
 
 VariantName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
@@ -248,14 +253,16 @@ class Searched(Settings):
     batch_size: list[PositiveInt] = []
     rho: list[Positive] = []
     decay: list[Positive] = []
+    start: list[Literal["pretrained", "dense"]] = []
 
     @model_validator(mode="after")
-    def _not_rho_alone(self) -> Searched:
-        if self.rho and not (self.learning_rate or self.batch_size):
-            raise ValueError(
-                "rho is searched alone, so its cells would be named as those of 'sweep': name a learning_rate as well "
-                "(one will do)"
-            )
+    def _cells_have_names_of_their_own(self) -> Searched:
+        for key in ("rho", "start"):
+            if getattr(self, key) and not (self.learning_rate or self.batch_size or self.decay):
+                raise ValueError(
+                    f"{key} is searched alone, so its cells could be taken for those of 'sweep' or 'ablation': name a "
+                    "learning_rate as well (one will do)"
+                )
         return self
 
 
@@ -417,6 +424,11 @@ class Study(Settings):
         for name, variant in self.ablation.items():
             if re.match(r"(lr|bs|rho|decay)\d", name):
                 raise ValueError(f"ablation variant '{name}' is named as a cell of the grid; take another name")
+            if variant.against is not None and variant.against not in self.ablation.keys() - {name}:
+                raise ValueError(
+                    f"ablation variant '{name}': against = '{variant.against}' is no other variant; there are "
+                    f"{listed(self.ablation.keys() - {name})}"
+                )
             if variant.method not in self.plus_methods:
                 raise ValueError(
                     f"ablation variant '{name}' is of {variant.method}, which 'plus_methods' does not name"

@@ -39,7 +39,7 @@ class Evidence:
     `bootstrap` holds, by task and method, the scores of each draw of `nxm.bootstrap`; `failures` the grid's cells that
     could not be trained; `selection` says what the hyper-parameters were chosen by (`nxm.settings.Study.selection`);
     `matrices` and `deployment` are the files of the stages of these names, one a device; `variants` names the
-    ablation's, as `nxm_plus/no-teacher`, in the order in which they are stated.
+    ablation's, as `nxm_plus/no-teacher`, in the order in which they are stated, each with what it is compared with.
     """
 
     study: str
@@ -50,7 +50,7 @@ class Evidence:
     selection: str = "params"
     matrices: list[dict[str, Any]] = field(default_factory=list)
     deployment: list[dict[str, Any]] = field(default_factory=list)
-    variants: tuple[str, ...] = ()
+    variants: dict[str, str] = field(default_factory=dict)
 
 
 def read_evidence(root: str | Path, study: str) -> Evidence:
@@ -77,8 +77,16 @@ def read_evidence(root: str | Path, study: str) -> Evidence:
         settings.selection if settings is not None else "params",
         read_measurements(root / "results" / study / "matrices"),
         read_measurements(root / "results" / study / "deployment"),
-        tuple(f"{variant.method}/{name}" for name, variant in settings.ablation.items()) if settings else (),
+        _variants(settings) if settings is not None else {},
     )
+
+
+def _variants(settings: Study) -> dict[str, str]:
+    names = {name: f"{variant.method}/{name}" for name, variant in settings.ablation.items()}
+    return {
+        names[name]: variant.method if variant.against is None else names[variant.against]
+        for name, variant in settings.ablation.items()
+    }
 
 
 def _settings(root: Path, study: str) -> Study | None:

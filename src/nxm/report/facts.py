@@ -42,7 +42,7 @@ _SELECTED = {
     "dev": " Hyper-parameters are the best of a grid on these same dev rows, as in the paper: optimistic.",
 }
 ABSENT = "–"
-SEARCHED = {"learning_rate": "Learning rate", "batch_size": "Batch", "rho": "ρ", "decay": "Decay"}
+SEARCHED = {"learning_rate": "Learning rate", "batch_size": "Batch", "rho": "ρ", "decay": "Decay", "start": "Start"}
 Run = TypeVar("Run", Result, Failure)
 
 
@@ -399,6 +399,13 @@ def millions(count: float) -> str:
     if count >= 1e6:
         return f"{count / 1e6:.1f} M"
     return f"{count / 1e3:.0f} k" if count >= 1e4 else f"{count:,.0f}"
+
+
+def said(value: float | str | bool) -> str:
+    """A hyper-parameter of any kind."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else plain(value)
 
 
 def plain(value: float) -> str:

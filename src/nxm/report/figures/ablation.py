@@ -46,14 +46,14 @@ def _other_pattern(evidence: Evidence, name: str) -> bool:
 
 
 def _differences(axes: Axes, evidence: Evidence, names: list[str], tasks: list[str]) -> None:
-    axes.set(title="NxM+, one ingredient changed", xlabel="points against NxM+")
+    axes.set(title="NxM+, one ingredient changed", xlabel="points against NxM+, or what is named")
     if not names:
         style.missing(axes, "No variant of NxM+ has run yet.")
         return
     axes.axvline(0, color=style.INK, linewidth=1.0)
     look = style.look("nxm_plus")
     for y, name in enumerate(names):
-        points = facts.difference(evidence, name, "nxm_plus", tasks)
+        points = facts.difference(evidence, name, evidence.variants[name], tasks)
         if points is None:
             continue
         if points.low is not None and points.high is not None:
@@ -61,8 +61,13 @@ def _differences(axes: Axes, evidence: Evidence, names: list[str], tasks: list[s
         _mark(axes, look, points.value, y, filled=bool(points.certain))
         by_seed = _by_seed(evidence, name, tasks)
         axes.plot(by_seed, [y] * len(by_seed), **_DOTS)
-    axes.set(yticks=range(len(names)), yticklabels=[name.partition("/")[2].replace("-", " ") for name in names])
+    axes.set(yticks=range(len(names)), yticklabels=[_label(evidence, name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _label(evidence: Evidence, name: str) -> str:
+    ours, rival = (which.partition("/")[2].replace("-", " ") for which in (name, evidence.variants[name]))
+    return f"{ours}\n(against {rival})" if rival else ours
 
 
 def _mark(axes: Axes, look: style.Look, x: float, y: float, filled: bool) -> None:
@@ -74,12 +79,12 @@ _DOTS = {"linestyle": "", "marker": "|", "markersize": 6, "color": style.GREY, "
 
 
 def _by_seed(evidence: Evidence, name: str, tasks: list[str]) -> list[float]:
-    """The difference to NxM+ of each seed that both have, on one task; of several nothing is shown by seed."""
+    """The difference of each seed that both have, on one task; of several nothing is shown by seed."""
     if len(tasks) > 1:
         return []
     ours, base = (
         {run.seed: run.metric.value for run in facts.runs_of(evidence.results, method) if run.task == tasks[0]}
-        for method in (name, "nxm_plus")
+        for method in (name, evidence.variants[name])
     )
     return [ours[seed] - base[seed] for seed in sorted(ours.keys() & base.keys())]
 

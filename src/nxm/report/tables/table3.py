@@ -90,14 +90,8 @@ def _values(runs: list[Result], key: str) -> str:
 
 
 def _list(values: Iterable[Any]) -> str:
-    texts = [_text(value) for value in values]
+    texts = [facts.said(value) for value in values]
     return ", ".join(texts) or facts.ABSENT
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return value if isinstance(value, str) else facts.plain(value)
 
 
 def _distillation(runs: list[Result]) -> str:

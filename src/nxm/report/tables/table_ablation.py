@@ -11,11 +11,24 @@ from nxm.report import Evidence, facts
 from nxm.report.table import Table
 from nxm.selection import PLUS
 
-FIELDS = ["task", "name", "rival", "mean", "spread", "difference", "low", "high", "heldout", "kept", "train_seconds"]
+FIELDS = [
+    "task",
+    "name",
+    "rival",
+    "mean",
+    "spread",
+    "difference",
+    "low",
+    "high",
+    "heldout",
+    "kept",
+    *("seconds", "memory"),
+]
 
 
 def make(evidence: Evidence) -> Table:
-    """One row a task and variant, beside the method that it varies; rivals beside NxM+. A last group for all tasks."""
+    """One row a task and variant, beside the method that it varies or what it names; rivals beside NxM+. A last group
+    for all tasks."""
     title = "Ablation: one ingredient changed"
     runs = [run for run in evidence.results if _name(run.method, run.cell) in _compared(evidence)]
     if not runs:
@@ -32,10 +45,10 @@ def make(evidence: Evidence) -> Table:
     notes = facts.notes(evidence, ())
     notes += [
         "Each variant is its method with the values named changed, at the learning rate chosen for the method; rivals "
-        "have their own.",
+        "have their own. Where it differs from its method in more than one ingredient, it is compared with a variant.",
         *_gaps(evidence, tasks),
         f"Points: mean over seeds; intervals by paired bootstrap over dev examples and seeds, {DRAWS:,} draws.",
-        "Time: of training, beside the method's own.",
+        "Time and memory: of this training, beside the dense model's, which come on top where it is start or teacher.",
     ]
     return Table(title, pd.DataFrame(shown), pd.DataFrame(numbers, columns=FIELDS), tuple(notes))
 
@@ -45,7 +58,7 @@ def _compared(evidence: Evidence) -> dict[str, str | None]:
     own: dict[str, str | None] = {}
     for method in PLUS:
         own[method] = None if method == "nxm_plus" else "nxm_plus"
-        own |= {name: method for name in evidence.variants if name.startswith(f"{method}/")}
+        own |= {name: rival for name, rival in evidence.variants.items() if name.startswith(f"{method}/")}
     return own
 
 
@@ -66,9 +79,9 @@ def _gaps(evidence: Evidence, tasks: list[str]) -> list[str]:
     return sentences
 
 
-def _changed(evidence: Evidence, name: str, rival: str) -> str:
-    """What a variant's values are where its method's are others: `dual step full`."""
-    ours, base = (facts.runs_of(evidence.results, which)[:1] for which in (name, rival))
+def _changed(evidence: Evidence, name: str) -> str:
+    """What a variant's values are where its method's are others: `dual step full`; empty for a method itself."""
+    ours, base = (facts.runs_of(evidence.results, which)[:1] for which in (name, name.partition("/")[0]))
     if not ours or not base:
         return ""
     values, before = ours[0].hyperparameters, base[0].hyperparameters
@@ -82,9 +95,7 @@ def _value(value: Any) -> str:
         return ", ".join(f"{key.replace('_', ' ')} {_value(own)}" for key, own in value.items())
     if value is None:
         return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return value if isinstance(value, str) else facts.plain(value)
+    return facts.said(value)
 
 
 def _name(method: str, cell: str | None) -> str:
@@ -109,13 +120,14 @@ def _row(evidence: Evidence, name: str, rival: str | None, tasks: list[str]) -> 
         "high": points.high if points else None,
         "heldout": heldout.mean if heldout else None,
         "kept": kept.value if kept else None,
-        "train_seconds": _seconds(evidence, name, tasks),
+        "seconds": _mean(evidence, name, tasks, "train_seconds"),
+        "memory": _mean(evidence, name, tasks, "peak_memory_mib"),
     }
 
 
-def _seconds(evidence: Evidence, name: str, tasks: list[str]) -> float:
-    seconds = [run.train_seconds for run in facts.runs_of(evidence.results, name) if run.task in tasks]
-    return sum(seconds) / len(seconds)
+def _mean(evidence: Evidence, name: str, tasks: list[str], field: str) -> float | None:
+    values = [getattr(run, field) for run in facts.runs_of(evidence.results, name) if run.task in tasks]
+    return sum(values) / len(values) if values else None
 
 
 def _score(evidence: Evidence, name: str, tasks: list[str]) -> facts.Score | None:
@@ -134,12 +146,18 @@ def _shown(evidence: Evidence, row: dict[str, Any], tasks: list[str]) -> dict[st
         "Task": facts.TASKS.get(row["task"], "Geo. mean"),
         "Method": facts.method_label(method),
         "Variant": variant.replace("-", " "),
-        "Changed": _changed(evidence, name, rival) if variant and rival else "",
+        "Changed": _changed(evidence, name),
         "Score": f"{row['mean']:.1f}{spread}",
         "Kept of dense": facts.percent(row["kept"]),
         "Points [95 %]": own.text() if own else facts.ABSENT,
         "Against": facts.method_label(rival) if rival else facts.ABSENT,
         "Excludes 0": {True: "yes", False: "no", None: facts.ABSENT}[own.certain if own else None],
         "Held out": facts.ABSENT if row["heldout"] is None else f"{row['heldout']:.1f}",
-        "Time": f"{row['train_seconds'] / _seconds(evidence, rival, tasks):.2f}x" if own and rival else facts.ABSENT,
+        "Time": _beside_dense(evidence, row["seconds"], tasks, "train_seconds"),
+        "Memory": _beside_dense(evidence, row["memory"], tasks, "peak_memory_mib"),
     }
+
+
+def _beside_dense(evidence: Evidence, value: float, tasks: list[str], field: str) -> str:
+    dense = _mean(evidence, "dense", tasks, field)
+    return f"{value / dense:.2f}x" if dense else facts.ABSENT

@@ -44,7 +44,7 @@ def make(evidence: Evidence) -> Table:
                         "failure": failed.failure if failed else None,
                     }
                 )
-            numbers += sorted(rows, key=lambda row: tuple(row[key] or 0.0 for key in facts.SEARCHED))
+            numbers += sorted(rows, key=lambda row: [(row[key] is not None, row[key]) for key in facts.SEARCHED])
     table = pd.DataFrame(numbers, columns=FIELDS)
     shown = pd.DataFrame(
         {
@@ -52,7 +52,7 @@ def make(evidence: Evidence) -> Table:
             "Method": [facts.method_label(method) for method in table["method"]],
         }
         | {
-            label: [facts.ABSENT if pd.isna(value) else facts.plain(value) for value in table[key]]
+            label: [facts.ABSENT if pd.isna(value) else facts.said(value) for value in table[key]]
             for key, label in facts.SEARCHED.items()
             if (table.groupby(["task", "method"])[key].nunique() > 1).any()
         }
