@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nxm.results import Result, bootstrap_path, result_path, write_predictions, write_result, write_text
+from nxm.results import Failure, Result, bootstrap_path, result_path, write_predictions, write_result, write_text
 
 METRICS = {"stsb": "spearman", "mrpc": "f1", "cola": "matthews"}
 DENSE = {"stsb": 84.0, "mrpc": 88.0, "cola": 45.0, "mnli": 80.0, "sst2": 91.0, "qnli": 88.0, "rte": 64.0}
@@ -116,6 +116,18 @@ def make_result(
             },
         }
     )
+
+
+def make_failure(study: str = "embedded", task: str = "stsb", method: str = "nxm", **changes: Any) -> Failure:
+    """A grid's cell that could not be trained."""
+    values = {
+        "seed": 1,
+        "cell": "lr1",
+        "hyperparameters": {"epochs": 5, "learning_rate": 1.0, "batch_size": 32},
+        "failure": "the loss became nan at step 3",
+        "wall_seconds": 90.0,
+    }
+    return Failure.model_validate({"study": study, "task": task, "method": method} | values | changes)
 
 
 def _admm(

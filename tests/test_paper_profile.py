@@ -14,7 +14,6 @@ from nxm.glue import TASKS
 from nxm.report.facts import TASKS as TABLE_NAMES
 from nxm.results import read_study
 
-pytestmark = pytest.mark.pipeline
 METHODS = {"dense", "asp", "admm_unstructured", "nxm", "distil", "distil_nxm"}
 
 
@@ -33,7 +32,7 @@ def cut_down(profile: dict, tasks: list[str]) -> dict:
 @pytest.mark.parametrize(
     "tasks",
     [
-        pytest.param(["mnli", "stsb"], marks=pytest.mark.timeout(1800)),
+        pytest.param(["mnli", "stsb"], marks=[pytest.mark.pipeline, pytest.mark.timeout(1800)]),
         pytest.param(list(TASKS), marks=[pytest.mark.long, pytest.mark.timeout(3600)]),
     ],
     ids=",".join,

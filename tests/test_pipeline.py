@@ -207,41 +207,29 @@ def test_a_stage_that_fails_stops_no_other_and_is_told(finished, jobs):
     assert dvc(folder, "repro", str(TARGET)).returncode == 0
 
 
-def test_tables_and_figures_are_made_without_a_run_that_diverged(finished):
+def test_the_report_is_made_without_a_run_and_a_search_that_diverged_and_says_so(finished):
     folder, _ = finished
-    table = folder / "paper_tables/smoke/table1.md"
-    student = "distil_nxm_plus:\n  mnli:\n    epochs: 3\n    learning_rate: "
-    before = edited(folder / "profiles/smoke.yaml", student + "1e-3", student + "1e30")
-    whole = table.read_text()
+    profile, tables = folder / "profiles/smoke.yaml", folder / "paper_tables/smoke"
+    student, cells = "distil_nxm_plus:\n  mnli:\n    epochs: 3\n    learning_rate: ", "nxm: {learning_rate: "
+    whole = (tables / "table1.md").read_text()
+    before = edited(profile, student + "1e-3", student + "1e30")
     try:
+        edited(profile, cells + "[2e-3, 1e30]", cells + "[1e30]")
         output, _ = (process := launch(folder)).communicate(timeout=300)
         assert process.returncode == 1
         assert "study smoke: a stage failed" in output
-        assert "| Student, NxM+ " in whole
-        assert "| Student, NxM+ " not in table.read_text()
-        assert "| Student, NxM " in table.read_text()
-    finally:
-        (folder / "profiles/smoke.yaml").write_text(before)
-    output, _ = (process := launch(folder)).communicate(timeout=300)
-    assert process.returncode == 0, output
-    assert table.read_text() == whole
-
-
-def test_where_every_cell_of_a_search_failed_the_report_says_so(finished):
-    folder, _ = finished
-    table = folder / "paper_tables/smoke/table_tuning.md"
-    cells = "nxm: {learning_rate: "
-    before = edited(folder / "profiles/smoke.yaml", cells + "[2e-3, 1e30]", cells + "[1e30]")
-    try:
-        output, _ = (process := launch(folder)).communicate(timeout=300)
-        assert process.returncode == 1
         assert "the grid has chosen nothing for nxm on mnli" in output
-        (row,) = [line for line in table.read_text().splitlines() if line.startswith("| MNLI") and "| NxM " in line]
+        assert "| Student, NxM+ " in whole
+        assert "| Student, NxM+ " not in (tables / "table1.md").read_text()
+        assert "| Student, NxM " in (tables / "table1.md").read_text()
+        rows = (tables / "table_tuning.md").read_text().splitlines()
+        (row,) = [line for line in rows if line.startswith("| MNLI") and "| NxM " in line]
         assert "diverged" in row
     finally:
-        (folder / "profiles/smoke.yaml").write_text(before)
+        profile.write_text(before)
     output, _ = (process := launch(folder)).communicate(timeout=300)
     assert process.returncode == 0, output
+    assert (tables / "table1.md").read_text() == whole
 
 
 def test_a_second_launch_does_nothing_and_says_so(finished):

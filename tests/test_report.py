@@ -23,7 +23,7 @@ from nxm import report
 from nxm.errors import UserError
 from nxm.report import Evidence, facts, paper, readme, scores, style
 from nxm.report.table import write_table
-from nxm.results import Failure, Result, read_study, result_path, write_result
+from nxm.results import Result, read_study, result_path, write_result
 from nxm.settings import load_study
 from synthetic_study import (
     PLUS,
@@ -31,6 +31,7 @@ from synthetic_study import (
     make_ablation,
     make_benchmark,
     make_deployment,
+    make_failure,
     make_matrices,
     make_result,
     make_study,
@@ -398,16 +399,7 @@ def test_the_ablation_says_what_failed_what_has_not_run_and_what_was_changed(abl
     def gone(run: Result) -> bool:
         return (run.method, run.cell) == ("nxm_plus", "no-teacher")
 
-    failure = Failure(
-        study="ablation",
-        task="stsb",
-        method="nxm_plus",
-        seed=1,
-        cell="no-teacher",
-        hyperparameters={"epochs": 5, "learning_rate": 1.0, "batch_size": 32},
-        failure="the loss became nan at step 3",
-        wall_seconds=90.0,
-    )
+    failure = make_failure("ablation", method="nxm_plus", cell="no-teacher")
     results = [
         run.model_copy(update={"hyperparameters": run.hyperparameters | {"permute": True}})
         if run.cell == "permuted"
@@ -470,16 +462,7 @@ def test_the_tuning_table_marks_the_best_and_what_is_in_force(one: Evidence) -> 
 
 
 def test_the_tuning_table_marks_a_cell_that_failed(one: Evidence) -> None:
-    failure = Failure(
-        study="embedded",
-        task="stsb",
-        method="asp",
-        seed=1,
-        cell="lr1",
-        hyperparameters={"epochs": 5, "learning_rate": 1.0, "batch_size": 32},
-        failure="the loss became nan at step 3",
-        wall_seconds=90.0,
-    )
+    failure = make_failure(method="asp")
     shown = report.load("tables", "table_tuning").make(replace(one, failures=[failure])).shown
     row = shown[shown["Learning rate"] == "1"].iloc[0]
     assert (row["Dev"], row["Held out"]) == (facts.ABSENT, facts.ABSENT)
@@ -576,16 +559,7 @@ def test_the_cost_of_the_search_counts_its_failures_and_no_sweep(one: Evidence) 
     make = report.load("tables", "table_cost").make
     assert "Search (cells)" not in make(Evidence("embedded", [make_result(), make_result(cell="rho0.1")], None)).shown
     cells = [make_result(cell=name) for name in ("lr0.0001", "lr0.0003", "rho0.1")]
-    failure = Failure(
-        study="embedded",
-        task="stsb",
-        method="nxm",
-        seed=0,
-        cell="lr1",
-        hyperparameters={"learning_rate": 1.0},
-        failure="the loss became nan at step 3",
-        wall_seconds=90.0,
-    )
+    failure = make_failure(seed=0)
     table = make(Evidence("embedded", [make_result(), *cells, make_result(method="dense")], None, failures=[failure]))
     searched = dict(zip(table.shown["Method"], table.shown["Search (cells)"], strict=True))
     assert searched == {"Dense": "–", "NxM": "3"}

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from nxm.errors import UserError
 from nxm.results import (
     FRAME_COLUMNS,
-    Failure,
     mean_similarity,
     predictions_path,
     read_benchmark,
@@ -29,7 +28,7 @@ from nxm.results import (
     write_predictions,
     write_result,
 )
-from synthetic_study import make_benchmark, make_result, make_study
+from synthetic_study import make_benchmark, make_failure, make_result, make_study
 
 
 @pytest.mark.parametrize("method", ["dense", "asp", "nxm", "distil_nxm_kd"])
@@ -99,16 +98,7 @@ def test_damaged_predictions_are_named_and_no_pickle_is_read(tmp_path: Path) -> 
 def test_a_failed_cell_is_no_result_and_is_found_with_its_reason(tmp_path: Path) -> None:
     done = make_result(cell="lr9e-5")
     write_result(result_path(tmp_path, "embedded", "stsb", "nxm", 1, "lr9e-5"), done)
-    failure = Failure(
-        study="embedded",
-        task="stsb",
-        method="nxm",
-        seed=1,
-        cell="lr1",
-        hyperparameters={"lr": 1.0},
-        failure="nan",
-        wall_seconds=1.0,
-    )
+    failure = make_failure()
     write_result(result_path(tmp_path, "embedded", "stsb", "nxm", 1, "lr1"), failure)
     assert read_study(tmp_path / "results", "embedded") == [done]
     assert read_failures(tmp_path / "results", "embedded") == [failure]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nxm import selection
-from nxm.results import Failure, Result
-from synthetic_study import make_result
+from nxm.results import Result
+from synthetic_study import make_failure, make_result
 
 VALUES = {
     "tasks": ["stsb", "mnli"],
@@ -71,16 +71,7 @@ def test_nothing_is_chosen_before_all_cells_are_done_and_never_one_that_failed(c
     results = [done(cell, 80.0 if cell["cell"] == "lr0.0003" else 60.0, 0.0) for cell in asp]
     assert selection.choose(cells, results[:-1], [], "dev") == {}
     failed = next(cell for cell in asp if cell["cell"] == "lr0.0003")
-    failure = Failure(
-        study="s",
-        task="stsb",
-        method="asp",
-        seed=failed["seed"],
-        cell="lr0.0003",
-        hyperparameters=failed["values"],
-        failure="nan",
-        wall_seconds=1.0,
-    )
+    failure = make_failure("s", method="asp", seed=failed["seed"], cell="lr0.0003", hyperparameters=failed["values"])
     rest = [run for run in results if (run.cell, run.seed) != ("lr0.0003", failed["seed"])]
     assert selection.choose(cells, rest, [failure], "dev")["asp", "stsb"]["learning_rate"] == 5e-5
 
