@@ -84,7 +84,7 @@ def test_every_form_has_a_row_at_every_point_and_a_score(root: Path, study: Stud
     (file,) = read_measurements(path.parent)
     timed = [row for row in file["rows"] if "median_ms" in row]
     models = ("dense", "nxm", "distil_nxm")
-    forms = (("eager", "fp32"), ("eager", "bf16"), ("onnx", "fp32"), ("onnx", "int8"))
+    forms = (("eager", "fp32"), ("eager", "bf16"), ("onnx", "fp32"), ("onnx", "int8"), ("pt2e", "int8"))
     expected = {
         (model, *form, "dense", batch, n) for model in models for form in forms for batch in (1, 2) for n in (8, 16)
     }
@@ -106,7 +106,7 @@ def test_every_form_has_a_row_at_every_point_and_a_score(root: Path, study: Stud
     assert all(found[model, "onnx", "fp32", "dense"] == found[model, "eager", "fp32", "dense"] for model in models)
     sizes = {key(row): row["size_mib"] for row in timed}
     assert sizes["nxm", "eager", "bf16", "dense"] == pytest.approx(sizes["nxm", "eager", "fp32", "dense"] / 2, abs=0.02)
-    assert sizes["nxm", "onnx", "int8", "dense"] < sizes["nxm", "onnx", "fp32", "dense"]
+    assert all(sizes["nxm", way, "int8", "dense"] < sizes["nxm", "onnx", "fp32", "dense"] for way in ("onnx", "pt2e"))
     assert not (root / "checkpoints/tiny/deployment-cpu").exists()
 
 

@@ -15,8 +15,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from nxm.constraints import NM
 from nxm.errors import UserError
+from nxm.export import int8, semi_structured, x86
 from nxm.export import onnx as onnx_export
-from nxm.export import semi_structured
 from nxm.export.__main__ import read_examples
 from nxm.export.trained import EXAMPLES, load_trained, outputs, relative_error
 from nxm.targets import find_targets
@@ -78,6 +78,38 @@ def test_what_differs_is_not_written(sparse, tmp_path, monkeypatch):
         onnx_export.write_onnx(load_trained(sparse), path)
     assert path.read_text() == "the one before"
     assert {entry.name for entry in tmp_path.iterdir()} == {"model", "model.onnx"}
+
+
+# --- PyTorch's integers for CPUs ----------------------------------------------------------------------------------
+
+
+def test_a_program_in_integers_answers_at_any_batch_and_length_and_keeps_the_pattern(sparse, tmp_path):
+    source = load_trained(sparse)
+    path = tmp_path / "out" / "model.pt2"
+    error = x86.write_x86(source, path)
+    assert 0 < error <= x86.X86_TOLERANCE
+    assert [entry.name for entry in path.parent.iterdir()] == ["model.pt2"]
+    program = x86.open_x86(path)
+    for examples in (EXAMPLES[:1], EXAMPLES[2:5], ["a", "one sentence alone"]):
+        inputs = source.encode(examples)
+        assert relative_error(program(inputs), outputs(source.model, inputs)) <= x86.X86_TOLERANCE
+    integers = [W for W in torch.export.load(path).state_dict.values() if W.dtype == torch.int8]
+    targets = list(find_targets(source.model).values())
+    assert sorted(W.shape for W in integers if NM(2, 4).contains(W.float())) == sorted(W.shape for W in targets)
+    floats = sum(W.numel() for W in torch.export.load(path).state_dict.values() if W.dtype == torch.float32)
+    # fp32 weights that integers replaced are not stored beside them
+    assert floats < sum(W.numel() for W in source.model.parameters()) - sum(W.numel() for W in targets) + 100
+
+
+def test_a_file_that_is_no_program_is_named(sparse, tmp_path):
+    path = tmp_path / "model.pt2"
+    x86.write_x86(load_trained(sparse), path)
+    for content in (path.read_bytes()[:500], b"", b"no archive"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"model\.pt2: no exported program"):
+            x86.open_x86(path)
+    with pytest.raises(UserError, match="absent: no exported program"):
+        x86.open_x86(tmp_path / "absent")
 
 
 # --- the source --------------------------------------------------------------------------------------------------
@@ -147,7 +179,7 @@ def test_a_packed_folder_is_a_plain_folder_in_half_precision_that_says_what_to_p
     assert copy.config.nxm_2of4 == {"dtype": dtype, "matrices": list(find_targets(source.model))}
     for name, W in find_targets(source.model).items():
         half = dict(copy.named_parameters())[name]
-        assert half.dtype == semi_structured.DTYPES[dtype]
+        assert half.dtype == semi_structured.STORED[dtype]
         assert torch.equal(half, W.to(half.dtype))
         assert NM(2, 4).contains(half)
 
@@ -155,8 +187,9 @@ def test_a_packed_folder_is_a_plain_folder_in_half_precision_that_says_what_to_p
 @pytest.mark.parametrize("dtype", semi_structured.DTYPES)
 def test_reference_packing_brings_2of4_back_and_nothing_else(dtype):
     torch.manual_seed(0)
-    W = torch.randn(64, 128).to(semi_structured.DTYPES[dtype])
-    assert semi_structured.survives_packing(NM(2, 4).project(W))
+    W = torch.randn(64, 128)
+    W = int8.quantise(W)[0] if dtype == "int8" else W.to(semi_structured.DTYPES[dtype])
+    assert semi_structured.survives_packing(W * NM(2, 4).mask(W.float()))
     assert not semi_structured.survives_packing(W)  # the packer drops half of it in silence
 
 
@@ -205,6 +238,74 @@ def test_a_packed_model_must_be_as_exact_as_its_dense_self():
     semi_structured.assert_sparse_is_as_exact({"logits": np.array([1.0, 2.015])}, dense, exact, "model")
     with pytest.raises(UserError, match="model: the 2:4 output is wrong"):
         semi_structured.assert_sparse_is_as_exact({"logits": np.array([1.0, 2.1])}, dense, exact, "model")
+
+
+# --- 8-bit integers ----------------------------------------------------------------------------------------------
+
+
+def test_integers_are_within_half_a_step_and_zeros_stay_zeros():
+    torch.manual_seed(0)
+    W = NM(2, 4).project(torch.randn(64, 128)) * torch.logspace(-3, 3, 64)[:, None]
+    W[7] = 0.0
+    integers, scale = int8.quantise(W)
+    assert integers.dtype == torch.int8
+    assert (integers.abs().amax(dim=1)[W.abs().amax(dim=1) > 0] == 127).all()
+    assert ((integers * scale - W).abs() <= 0.5001 * scale).all()
+    assert NM(2, 4).contains(integers.float())
+    assert (integers[7] == 0).all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_integer_layer_is_the_product_of_integers_and_near_its_source(bias):
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(64, 32, bias=bias), torch.randn(3, 5, 64)
+    found = int8.Int8Linear(linear)(x)
+    (W, s_W), (X, s_X) = int8.quantise(linear.weight.data), int8.quantise(x.reshape(15, 64))
+    exact = (X.double() @ W.double().t()) * (s_X.double() * s_W.double().t())
+    exact = exact + linear.bias.data if bias else exact
+    torch.testing.assert_close(found, exact.float().reshape(3, 5, 32))
+    assert 0 < relative_error({"y": found.detach().numpy()}, {"y": linear(x).detach().numpy()}) < 0.02
+    assert int8.Int8Linear(linear.to(torch.bfloat16))(x.to(torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("rows", [1, 32, 33])
+def test_packed_integers_are_multiplied_as_cusparselt_takes_them(rows, monkeypatch):
+    def stand_in(packed, columns, out_dtype):
+        """What torch's operator promises: (out, in) times (in, tokens), of whole multiples."""
+        assert columns.dtype == packed.dtype == torch.int8
+        assert columns.shape[1] % 16 == 0
+        return packed.to(out_dtype) @ columns.to(out_dtype)
+
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", stand_in)
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(64, 32), torch.randn(rows, 64)
+    sparse = int8.Int8Linear(linear, pack=lambda W: W)
+    assert torch.equal(sparse(x), int8.Int8Linear(linear)(x))
+
+
+def test_integers_that_change_the_answers_too_much_are_not_written(sparse, tmp_path, monkeypatch):
+    monkeypatch.setattr(semi_structured, "INT8_TOLERANCE", 0.0)
+    with pytest.raises(UserError, match="outputs of the int8 model differ"):
+        semi_structured.write_2of4(load_trained(sparse), tmp_path / "packed", "int8")
+    assert not (tmp_path / "packed").exists()
+
+
+def test_integers_have_one_backend(sparse):
+    model = load_trained(sparse).model
+    with pytest.raises(UserError, match="PyTorch offers none through cutlass"):
+        semi_structured.pack(model, list(find_targets(model)), "int8", "cutlass")
+
+
+# --- on a GPU ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))
+def test_a_gpu_answers_in_integers_as_the_model_does(sparse, tmp_path):
+    source = load_trained(sparse)
+    semi_structured.write_2of4(source, tmp_path / "packed", "int8")
+    packed = semi_structured.load_2of4(tmp_path / "packed")
+    inputs = source.encode(EXAMPLES)
+    assert relative_error(outputs(packed, inputs), outputs(source.model, inputs)) < semi_structured.INT8_TOLERANCE
 
 
 @pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import sys
@@ -12,6 +13,9 @@ from typing import NoReturn
 from safetensors import SafetensorError
 
 from nxm.errors import UserError
+
+# transformers imports it where it is installed, and it warns of parts for GPUs that nothing here uses.
+logging.getLogger("torchao").setLevel(logging.ERROR)
 
 _CUT_SHORT = re.compile(r"\(os error (28|122|27)\)|PytorchStreamWriter failed|unexpected pos \d+ vs \d+")
 

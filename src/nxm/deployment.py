@@ -1,7 +1,8 @@
 """Trained models in the forms that they are deployed in: latency, throughput, size, and the score that is left.
 
-A form is a way to run a model: by PyTorch as it is (`fp32`, `bf16`, `fp16`), compiled by PyTorch, or by ONNX Runtime in
-fp32 or 8 bits; on CUDA PyTorch's forms also run with 2:4 kernels, in all target matrices or in the feed-forward ones.
+A form is a way to run a model: by PyTorch as it is (`fp32`, `bf16`, `fp16`), compiled by PyTorch, by ONNX Runtime, or
+in 8 bits (on a CPU by ONNX Runtime and by PyTorch's PT2E, on CUDA by `nxm.export.int8`); on CUDA PyTorch's forms also
+run with 2:4 kernels, in all target matrices or in the feed-forward ones.
 One unit is a form at a batch and length: all models in it and the reference, the dense model in fp32 as it is, are
 timed in rounds (`nxm.rounds`), so that every speed-up is over what ran side by side. A form whose outputs differ from
 the model's, or that the machine cannot run, is absent with the reason.
@@ -27,7 +28,15 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from nxm.errors import UserError
-from nxm.export.semi_structured import HALF_TOLERANCE, assert_sparse_is_as_exact, pack, why_no_gpu
+from nxm.export.int8 import Int8Linear, use_int8
+from nxm.export.semi_structured import (
+    HALF_TOLERANCE,
+    INT8_TOLERANCE,
+    STORED,
+    assert_sparse_is_as_exact,
+    pack,
+    why_no_gpu,
+)
 from nxm.export.trained import EXAMPLES, Trained, assert_agreement, load_trained, outputs, relative_error
 from nxm.glue import Task, compute_metrics, get_task, paper_metric
 from nxm.kernels import are_sparse, kernels_of
@@ -38,11 +47,12 @@ from nxm.rounds import Row, Timer, paired_ratio, time_call, time_in_rounds, with
 from nxm.rowlog import RowLog
 from nxm.settings import Study
 from nxm.sources import sha256_file
+from nxm.targets import find_targets
 
 MODELS = ("dense", "asp", "nxm", "distil", "distil_nxm")
 BUDGET_SECONDS = 4.0  # a unit stops after this long, though not before five rounds
 COMPILED_TOLERANCE = 1e-4  # relative error of the outputs: other orders of fp32 sums
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = STORED | {"fp32": torch.float32}
 FEED_FORWARD = ("intermediate.dense", "output.dense", "ffn.lin1", "ffn.lin2")  # BERT's names, DistilBERT's
 ATTENTION_OUTPUT = "attention.output.dense"
 
@@ -51,7 +61,7 @@ Runner = Callable[[Mapping[str, Tensor]], dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Form:
-    """A way to run a model. `way`: eager, compiled or onnx; `kernel`: dense, 2:4 or 2:4 FFN."""
+    """A way to run a model. `way`: eager, compiled, onnx or pt2e; `kernel`: dense, 2:4 or 2:4 FFN."""
 
     way: str
     dtype: str
@@ -63,13 +73,14 @@ class Form:
 
 
 REFERENCE = Form("eager", "fp32")
+EXPORTED = ("onnx", "pt2e")  # written to a file first, for the CPU
 _CPU_FORMS = {
     "fp32": [REFERENCE],
     "bf16": [Form("eager", "bf16"), Form("eager", "bf16", "2:4")],  # the latter absent, with the reason
     "fp16": [],  # no processor here computes in it
     "compiled": [Form("compiled", "fp32")],
     "onnx": [Form("onnx", "fp32")],
-    "int8": [Form("onnx", "int8")],
+    "int8": [Form("onnx", "int8"), Form("pt2e", "int8")],
 }
 _KERNELS = ("dense", "2:4", "2:4 FFN")
 _CUDA_FORMS = {
@@ -78,7 +89,7 @@ _CUDA_FORMS = {
     "fp16": [Form("eager", "fp16", kernel) for kernel in _KERNELS],
     "compiled": [Form("compiled", "bf16", kernel) for kernel in _KERNELS],
     "onnx": [],  # measured on the CPU
-    "int8": [],
+    "int8": [Form("compiled", "int8", kernel) for kernel in _KERNELS],  # else what makes the integers is most of it
 }
 
 
@@ -174,11 +185,13 @@ class _Running:
 
     def __init__(self, trained: Trained, form: Form, device: torch.device) -> None:
         self.trained = trained
-        if form.way == "onnx":
-            self._call, self.size = _onnx(trained, form)
+        if form.way in EXPORTED:
+            self._call, self.size = (_onnx if form.way == "onnx" else _pt2e)(trained, form)
         else:
             model = _torch_model(trained, form, device)
-            self.size = sum(_stored_bytes(parameter) for parameter in model.parameters())
+            integers = [module for module in model.modules() if isinstance(module, Int8Linear)]
+            stored = [*model.parameters(), *(own for module in integers for own in module.buffers())]
+            self.size = sum(map(_stored_bytes, stored))
             if form.way == "compiled":
                 try:
                     model = torch.compile(model, dynamic=True)
@@ -217,25 +230,26 @@ def _assert_right(running: _Running, trained: Trained, form: Form, device: torch
     if form.kernel != "dense":
         dense = _torch_model(trained, Form("eager", form.dtype), device)
         assert_sparse_is_as_exact(found, outputs(dense, inputs), exact, str(trained.folder))
-    elif form.way != "onnx":  # an export has compared itself
-        tolerance = COMPILED_TOLERANCE if form.dtype == "fp32" else HALF_TOLERANCE
+    elif form.way not in EXPORTED:  # an export has compared itself
+        tolerance = {"fp32": COMPILED_TOLERANCE, "int8": INT8_TOLERANCE}.get(form.dtype, HALF_TOLERANCE)
         assert_agreement(relative_error(found, exact), tolerance, trained.folder, f"{form.way} {form.dtype} model")
 
 
 def _torch_model(trained: Trained, form: Form, device: torch.device) -> PreTrainedModel:
     model = copy.deepcopy(trained.model).to(device, DTYPES[form.dtype])
+    names = list(find_targets(trained.model)) if trained.pattern is None else trained.pattern[1]
+    if form.kernel == "2:4 FFN":
+        names = [name for name in names if is_feed_forward(name)]
     if form.kernel != "dense":
-        assert trained.pattern is not None
-        names = trained.pattern[1]
-        if form.kernel == "2:4 FFN":
-            names = [name for name in names if is_feed_forward(name)]
         if reason := why_no_gpu(device):
             raise _AbsentError(reason)
         try:
-            pack(model, names)
+            pack(model, names, form.dtype)
             outputs(model, trained.encode(EXAMPLES[:2]))
         except (RuntimeError, NotImplementedError) as error:
             raise _AbsentError(f"PyTorch could not pack or multiply: {_first_line(error)}") from None
+    elif form.dtype == "int8":
+        use_int8(model, names)
     return model
 
 
@@ -263,6 +277,17 @@ def _onnx(trained: Trained, form: Form) -> tuple[Callable[..., dict[str, np.ndar
     return call, size
 
 
+def _pt2e(trained: Trained, form: Form) -> tuple[Callable[..., dict[str, np.ndarray]], int]:
+    try:
+        from nxm.export.x86 import open_x86, write_x86
+    except ImportError as missing:
+        raise _AbsentError(f"the package {missing.name} is not installed: pip install 'nxm[export]'") from None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.pt2")
+        write_x86(trained, path)
+        return open_x86(path), path.stat().st_size
+
+
 @torch.inference_mode()
 def _forward(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     answers = model(**inputs)
@@ -279,7 +304,7 @@ def _stored_bytes(parameter: Tensor) -> int:
 
 
 def _on(inputs: Mapping[str, Tensor], device: torch.device, form: Form) -> dict[str, Tensor]:
-    return dict(inputs) if form.way == "onnx" else {name: tensor.to(device) for name, tensor in inputs.items()}
+    return dict(inputs) if form.way in EXPORTED else {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 def _first_line(error: Exception) -> str:

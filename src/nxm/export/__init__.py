@@ -2,8 +2,9 @@
 
 - `nxm.export.onnx.write_onnx`: ONNX in fp32, for any batch and length. Zeros stand in dense matrices.
 - `nxm.export.onnx.write_int8`: ONNX with 8-bit weights and activations, for CPUs. Zeros stand in dense matrices.
+- `nxm.export.x86.write_x86`: the same as PyTorch's own exported program, for x86 CPUs.
 - `nxm.export.semi_structured.write_2of4`: bf16 or fp16, and which matrices are 2:4; `load_2of4` packs them for the
-  2:4 kernels of a GPU.
+  2:4 kernels of a GPU, as they are or in 8-bit integers (`nxm.export.int8`).
 
     python -m nxm.export sparse-model model.onnx --to onnx
 

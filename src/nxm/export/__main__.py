@@ -2,6 +2,7 @@
 
     python -m nxm.export sparse-model model.onnx --to onnx
     python -m nxm.export sparse-model model.onnx --to onnx-int8
+    python -m nxm.export sparse-model model.pt2 --to torch-int8 --texts texts.txt
     python -m nxm.export sparse-model packed --to torch-2of4 --auto --batch 32 --length 128
 
 Asserts the pattern that the model claims, and writes nothing when the copy's outputs differ from the model's.
@@ -10,16 +11,16 @@ Asserts the pattern that the model claims, and writes nothing when the copy's ou
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
 from nxm import cli
 from nxm.errors import UserError
 from nxm.export.semi_structured import DTYPES, is_faster, write_2of4
-from nxm.export.trained import EXAMPLES, Example, load_trained
+from nxm.export.trained import EXAMPLES, Example, Trained, load_trained
 
-FORMATS = ("onnx", "onnx-int8", "torch-2of4")
+FORMATS = ("onnx", "onnx-int8", "torch-int8", "torch-2of4")
 
 
 def main() -> None:
@@ -27,8 +28,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="a from_pretrained folder with its tokenizer")
     parser.add_argument("out", type=Path, help="the file to write; for torch-2of4 the folder")
     parser.add_argument("--to", required=True, choices=FORMATS)
-    parser.add_argument("--texts", type=Path, help="compare on these: one example a line, a tab between two sentences")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="for torch-2of4; default: bf16")
+    parser.add_argument(
+        "--texts", type=Path, help="compare on these (torch-int8: and calibrate): one a line, a tab between two"
+    )
+    parser.add_argument("--dtype", choices=list(DTYPES), help="for torch-2of4: what is multiplied; default: bf16")
     parser.add_argument("--auto", action="store_true", help="torch-2of4: pack only what is faster packed, on this GPU")
     parser.add_argument("--batch", type=int, help="with --auto: sentences at a time")
     parser.add_argument("--length", type=int, help="with --auto: tokens in each")
@@ -45,11 +48,7 @@ def main() -> None:
     examples = EXAMPLES if args.texts is None else read_examples(args.texts)
     trained = load_trained(args.folder)
     if args.to != "torch-2of4":
-        try:
-            from nxm.export.onnx import write_int8, write_onnx
-        except ImportError as missing:
-            raise UserError(f"--to {args.to} needs the package {missing.name}: pip install '.[export]' here") from None
-        error = (write_onnx if args.to == "onnx" else write_int8)(trained, args.out, examples)
+        error = _writer(args.to)(trained, args.out, examples)
         source = (args.folder / "model.safetensors").stat().st_size
         share = args.out.stat().st_size / source
         print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, {100 * share:.0f} % of the source")
@@ -61,6 +60,19 @@ def main() -> None:
         print(f"{name} stays dense: {reason}")
     matrices = len(trained.pattern[1]) if trained.pattern else 0
     print(f"{args.out}: {matrices - len(dense)} of {matrices} matrices are packed when loaded by load_2of4")
+
+
+def _writer(form: str) -> Callable[[Trained, Path, Sequence[Example]], float]:
+    try:
+        if form == "torch-int8":
+            from nxm.export.x86 import write_x86
+
+            return write_x86
+        from nxm.export.onnx import write_int8, write_onnx
+
+        return write_onnx if form == "onnx" else write_int8
+    except ImportError as missing:
+        raise UserError(f"--to {form} needs the package {missing.name}: pip install '.[export]' here") from None
 
 
 def read_examples(path: Path) -> Sequence[Example]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
-from nxm.export.trained import EXAMPLES, Example, Trained, assert_agreement, outputs, relative_error
+from nxm.export.trained import EXAMPLES, Example, Trained, outputs, write_compared
 
 ONNX_TOLERANCE = 1e-4  # relative error of the outputs: other orders of fp32 sums
 INT8_TOLERANCE = 0.1  # 8 bits for weights and activations
@@ -40,7 +38,7 @@ def write_onnx(trained: Trained, path: Path, examples: Sequence[Example] = EXAMP
     def make(temporary: Path) -> None:
         onnx.save(_to_onnx(trained, examples), temporary)
 
-    return _write(trained, path, examples, make, ONNX_TOLERANCE, "ONNX model")
+    return write_compared(trained, path, examples, make, run_onnx, ONNX_TOLERANCE, "ONNX model")
 
 
 def write_int8(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPLES) -> float:
@@ -61,7 +59,7 @@ def write_int8(trained: Trained, path: Path, examples: Sequence[Example] = EXAMP
         quant_pre_process(plain, ready, skip_symbolic_shape=True)
         quantize_dynamic(ready, temporary, per_channel=True, weight_type=QuantType.QInt8)
 
-    return _write(trained, path, examples, make, INT8_TOLERANCE, "INT8 model")
+    return write_compared(trained, path, examples, make, run_onnx, INT8_TOLERANCE, "INT8 model")
 
 
 def run_onnx(path: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -98,23 +96,3 @@ def _to_onnx(trained: Trained, examples: Sequence[Example]) -> onnx.ModelProto:
         )
     assert program is not None
     return program.model_proto
-
-
-def _write(
-    trained: Trained,
-    path: Path,
-    examples: Sequence[Example],
-    make: Callable[[Path], None],
-    tolerance: float,
-    what: str,
-) -> float:
-    """Make under a temporary name, compare, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        temporary = Path(folder, path.name)
-        make(temporary)
-        inputs = trained.encode(examples)
-        error = relative_error(run_onnx(temporary, inputs), outputs(trained.model, inputs))
-        assert_agreement(error, tolerance, path, what)
-        os.replace(temporary, path)
-    return error

@@ -2,13 +2,14 @@
 
 Packed tensors are laid out for one kind of GPU and one library version, and PyTorch stores them by pickle alone. So
 the export is a plain `from_pretrained` folder in half precision whose config.json says, as `nxm_2of4`, which matrices
-are to be packed; `load_2of4` packs them on the GPU that will run them.
+are to be packed and in what they are multiplied; `load_2of4` packs them on the GPU that will run them.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from transformers import PreTrainedModel
 
 from nxm.constraints import NM
 from nxm.errors import UserError
+from nxm.export.int8 import Int8Linear, quantise, use_int8
 from nxm.export.trained import (
     EXAMPLES,
     Example,
@@ -41,7 +43,9 @@ from nxm.export.trained import (
 from nxm.training import save_model
 
 HALF_TOLERANCE = 0.05  # relative error of the outputs in bf16 or fp16 beside fp32
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+INT8_TOLERANCE = 0.1  # with 8 bits for weights and activations, the rest in bf16
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}  # what target matrices are multiplied in
+STORED = DTYPES | {"int8": torch.bfloat16}  # what the model is stored in, and all else computed
 BACKENDS: dict[str, type[SparseSemiStructuredTensor]] = {
     "cusparselt": SparseSemiStructuredTensorCUSPARSELT,
     "cutlass": SparseSemiStructuredTensorCUTLASS,
@@ -87,19 +91,35 @@ def pack_matrix(W: Tensor, backend: str, where: str = "matrix", algorithm: int =
     return BACKENDS[backend].from_dense(values.contiguous(), alg_id=algorithm)
 
 
-def pack(model: PreTrainedModel, names: Iterable[str], backend: str = "cusparselt") -> None:
+def pack(model: PreTrainedModel, names: Iterable[str], dtype: str, backend: str = "cusparselt") -> None:
     """Replace the named weights of a half-precision model on a GPU by packed ones, in place; for inference alone.
 
-    Raises UserError as `pack_matrix`, which names the matrix; the model may then be packed in part.
+    Args:
+        dtype: "int8" also turns them, and their inputs, into integers (`nxm.export.int8`); else the model's own.
+
+    Raises:
+        UserError: as `pack_matrix`, naming the matrix, or for integers without cuSPARSELt; the model may then be
+            packed in part.
     """
+    if dtype == "int8":
+        if backend != "cusparselt":
+            raise UserError(f"2:4 products of 8-bit integers are cuSPARSELt's; PyTorch offers none through {backend}")
+        use_int8(model, names, lambda name: partial(_packed_integers, where=name))
+        return
     for name in names:
         module = model.get_submodule(name.removesuffix(".weight"))
         packed = pack_matrix(module.weight, backend, name)
         module.weight = nn.Parameter(packed, requires_grad=False)
 
 
+def _packed_integers(W: Tensor, where: str) -> Tensor:
+    packed = pack_matrix(W, "cusparselt", where).packed
+    assert packed is not None
+    return packed
+
+
 def survives_packing(W: Tensor) -> bool:
-    """Whether a half-precision matrix comes back equal from CUTLASS's packed layout: the proof where no GPU is.
+    """Whether a matrix of fp16, bf16 or int8 comes back equal from CUTLASS's packed layout: the proof where no GPU is.
 
     By torch's own reference conversion, which runs on any device.
     """
@@ -112,20 +132,25 @@ def is_faster(out_features: int, in_features: int, tokens: int, dtype: str, back
 
     Args:
         tokens: rows of the layer's input, that is batch x length.
+        dtype: with "int8" the layer that turns its inputs into integers is timed beside the dense one in bf16.
 
     Raises:
         UserError: the device has no 2:4 kernels, or they do not take this shape.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    W = PATTERN.project(torch.randn(out_features, in_features)).to(device, DTYPES[dtype])
-    packed = pack_matrix(W, backend)
-    x = torch.randn(tokens, in_features, device=device, dtype=W.dtype)
-    statement = "torch.nn.functional.linear(x, W)"
-    dense, sparse = (
-        Timer(statement, globals={"torch": torch, "x": x, "W": matrix}).adaptive_autorange().median
-        for matrix in (W, packed)
-    )
-    return sparse < dense
+    dense = nn.Linear(in_features, out_features, bias=False, device=device, dtype=STORED[dtype]).requires_grad_(False)
+    dense.weight.copy_(PATTERN.project(torch.randn(out_features, in_features)))
+    sparse: nn.Module
+    if dtype == "int8":
+        sparse = Int8Linear(dense, partial(_packed_integers, where="matrix"))
+    else:
+        sparse = copy.deepcopy(dense)
+        sparse.weight = nn.Parameter(pack_matrix(dense.weight, backend), requires_grad=False)
+    x = torch.randn(tokens, in_features, device=device, dtype=STORED[dtype])
+    seconds = [
+        Timer("layer(x)", globals={"layer": layer, "x": x}).adaptive_autorange().median for layer in (dense, sparse)
+    ]
+    return seconds[1] < seconds[0]
 
 
 def write_2of4(
@@ -138,14 +163,15 @@ def write_2of4(
     """Write a folder that `load_2of4` packs: weights in half precision, all at once.
 
     Args:
-        dtype: "bf16", which on Hopper has more 2:4 kernels, or "fp16".
+        dtype: what the matrices are multiplied in: "bf16", which on Hopper has more 2:4 kernels than "fp16", or
+            "int8", where the folder is in bf16 and integers are made when it is loaded.
         only: whether a matrix is to be packed, given its outputs and inputs (`is_faster`); None: all that fit a kernel.
         examples: as in `write_onnx`.
 
     Returns: the matrices that stay dense, with the reason.
 
     Raises:
-        UserError: the model is not 2:4, or half precision changes its outputs by more than `HALF_TOLERANCE`.
+        UserError: the model is not 2:4, or its outputs change by more than `HALF_TOLERANCE`, `INT8_TOLERANCE`.
     """
     if trained.pattern is None:
         raise UserError(f"{trained.folder}: config.json names no sparsity pattern; there is nothing to pack")
@@ -154,18 +180,21 @@ def write_2of4(
     assert_pattern(own, PATTERN, str(trained.folder))  # 1:4 is 2:4 as well
     reasons = {}
     for name, W in own.items():
-        half = W.detach().to(DTYPES[dtype])
+        stored = W.detach().to(STORED[dtype])
+        multiplied = quantise(stored)[0] if dtype == "int8" else stored
         if reason := why_not(W.shape, DTYPES[dtype], "cusparselt"):
             reasons[name] = reason
         elif only is not None and not only(*W.shape):
             reasons[name] = "its dense product is faster"
-        elif why_not(W.shape, DTYPES[dtype], "cutlass") is None and not survives_packing(half):
+        elif why_not(W.shape, DTYPES[dtype], "cutlass") is None and not survives_packing(multiplied):
             raise AssertionError(f"{trained.folder}: {name} changes when it is packed: please report this")
-    half_model = copy.deepcopy(trained.model).to(DTYPES[dtype])
+    half_model = copy.deepcopy(trained.model).to(STORED[dtype])
+    names = [name for name in own if name not in reasons]
     inputs = trained.encode(examples)
-    error = relative_error(outputs(half_model, inputs), outputs(trained.model, inputs))
-    assert_agreement(error, HALF_TOLERANCE, folder, f"{dtype} model")
-    half_model.config.nxm_2of4 = {"dtype": dtype, "matrices": [name for name in own if name not in reasons]}
+    answers = outputs(_unpacked(half_model, names, dtype), inputs)
+    error = relative_error(answers, outputs(trained.model, inputs))
+    assert_agreement(error, INT8_TOLERANCE if dtype == "int8" else HALF_TOLERANCE, folder, f"{dtype} model")
+    half_model.config.nxm_2of4 = {"dtype": dtype, "matrices": names}
     save_model(half_model, trained.tokenizer, folder)
     return reasons
 
@@ -186,10 +215,19 @@ def load_2of4(folder: Path, device: str | torch.device = "cuda", backend: str = 
     if plan is None:
         raise UserError(f"{folder}: not written by nxm.export (config.json has no nxm_2of4)")
     exact = outputs(trained.model, trained.encode(EXAMPLES))
-    model = trained.model.to(device, DTYPES[plan["dtype"]])
-    dense = outputs(model, trained.encode(EXAMPLES))
-    pack(model, plan["matrices"], backend)
+    model = trained.model.to(device, STORED[plan["dtype"]])
+    dense = outputs(_unpacked(model, plan["matrices"], plan["dtype"]), trained.encode(EXAMPLES))
+    pack(model, plan["matrices"], plan["dtype"], backend)
     assert_sparse_is_as_exact(outputs(model, trained.encode(EXAMPLES)), dense, exact, str(folder))
+    return model
+
+
+def _unpacked(model: PreTrainedModel, names: Iterable[str], dtype: str) -> PreTrainedModel:
+    """What computes as the packed model does, in dense kernels, on any device."""
+    if dtype != "int8":
+        return model
+    model = copy.deepcopy(model)
+    use_int8(model, names)
     return model
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,3 +133,34 @@ def assert_agreement(error: float, tolerance: float, path: Path, what: str) -> N
             f"{path}: not written: outputs of the {what} differ from the model's by {error:.1e} (relative), "
             f"more than the {tolerance:.0e} allowed"
         )
+
+
+def write_compared(
+    trained: Trained,
+    path: Path,
+    examples: Sequence[Example],
+    make: Callable[[Path], None],
+    answer: Callable[[Path, Mapping[str, Tensor]], dict[str, np.ndarray]],
+    tolerance: float,
+    what: str,
+) -> float:
+    """Make a file under a temporary name, compare its answers with the model's, then rename it.
+
+    Args:
+        make: writes the file.
+        answer: its outputs by name, given the tokenizer's tensors.
+
+    Returns: the relative error of the outputs.
+
+    Raises:
+        UserError: it is over the tolerance; nothing is written then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder, path.name)
+        make(temporary)
+        inputs = trained.encode(examples)
+        error = relative_error(answer(temporary, inputs), outputs(trained.model, inputs))
+        assert_agreement(error, tolerance, path, what)
+        os.replace(temporary, path)
+    return error

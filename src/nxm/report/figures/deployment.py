@@ -20,6 +20,8 @@ FORMS = {  # (way, dtype): how it is called, and its marker
     ("compiled", "bf16"): ("compiled bf16", "v"),
     ("onnx", "fp32"): ("ONNX fp32", "^"),
     ("onnx", "int8"): ("ONNX INT8", "P"),
+    ("pt2e", "int8"): ("PyTorch INT8", "X"),
+    ("compiled", "int8"): ("compiled INT8", "<"),
 }
 
 

@@ -1,0 +1,115 @@
+"""8-bit integers for x86 CPUs by PyTorch's own way (PT2E: quantised after `torch.export`, compiled by Inductor).
+
+Only Linear layers become integers: weights symmetrically, by output channel, so that zeros stay zeros and an N:M
+pattern holds in the integers too; activations by tensor, with ranges that are measured once on examples. The file is
+an exported program; `open_x86` compiles it for the machine at hand, which takes seconds and a C++ compiler.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86_inductor
+from torch import Tensor, fx, nn
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor import config as inductor
+from torch._inductor.exc import InductorError
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from nxm.errors import UserError
+from nxm.export.trained import EXAMPLES, Example, Trained, write_compared
+
+X86_TOLERANCE = 0.1  # relative error of the outputs: 8 bits for weights and activations
+
+Program = Callable[[Mapping[str, Tensor]], dict[str, np.ndarray]]
+
+
+def write_x86(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPLES) -> float:
+    """Write the model as an exported program with 8-bit Linear layers, for any batch size and length.
+
+    Args:
+        examples: sentences, or pairs of them, of the kind that the model will read: they give the ranges of its
+            activations, and on them the outputs are compared with the model's.
+
+    Returns: the relative error of the outputs.
+
+    Raises:
+        UserError: it is over `X86_TOLERANCE`, or the program cannot be compiled here; nothing is written then.
+    """
+
+    def make(temporary: Path) -> None:
+        torch.export.save(_quantised(trained, examples), temporary)
+
+    def answer(temporary: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        return open_x86(temporary)(inputs)
+
+    return write_compared(trained, path, examples, make, answer, X86_TOLERANCE, "INT8 program")
+
+
+def open_x86(path: Path) -> Program:
+    """Open a file written by `write_x86`; the call takes the tokenizer's tensors and gives outputs by name, fp32.
+
+    It is compiled by the first call, and by the first of a batch of one.
+
+    Raises:
+        UserError: the file is no exported program, or (at a call) PyTorch cannot compile it here.
+    """
+    try:
+        program = torch.export.load(path)
+    except (OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: no exported program: {error}") from None
+    compiled = torch.compile(program.module(), dynamic=True)
+
+    # Inductor has kernels for integers only where weights are frozen, and may compile again for another batch.
+    @inductor.patch(freezing=True)
+    @torch.no_grad()
+    def run(inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        try:
+            answers = compiled(dict(inputs))
+        except (BackendCompilerFailed, InductorError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"{path}: PyTorch could not compile it here: {reason}") from None
+        return {name: value.float().numpy() for name, value in answers.items()}
+
+    return run
+
+
+class _Answers(nn.Module):
+    """A model whose answers are a plain dictionary of tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value for name, value in self.model(**inputs).items() if isinstance(value, Tensor)}
+
+
+@torch.no_grad()
+def _quantised(trained: Trained, examples: Sequence[Example]) -> torch.export.ExportedProgram:
+    # The exporter takes a dimension of one for a fixed one: show it two examples.
+    inputs = trained.encode([*examples[:2], *examples[:1]][:2])
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=trained.max_length)
+    shapes = ({name: {0: batch, 1: length} for name in inputs},)
+    graph = torch.export.export(_Answers(trained.model), (inputs,), dynamic_shapes=shapes).module()
+    quantizer = x86_inductor.X86InductorQuantizer()
+    quantizer.set_global(x86_inductor.get_default_x86_inductor_quantization_config())
+    observed = prepare_pt2e(graph, quantizer)
+    for first in range(0, len(examples), 8):
+        observed(trained.encode(examples[first : first + 8]))
+    converted = convert_pt2e(observed)
+    _drop_unused(converted)
+    return torch.export.export(converted, (inputs,), dynamic_shapes=shapes)
+
+
+def _drop_unused(graph: fx.GraphModule) -> None:
+    """Take away the fp32 weights that integers have replaced; the converter leaves them, and they would be saved."""
+    used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    for name, _ in list(graph.named_parameters()):
+        if name not in used:
+            owner, _, own = name.rpartition(".")
+            delattr(graph.get_submodule(owner), own)
