@@ -21,7 +21,7 @@ from nxm.rounds import Call
 from nxm.settings import Deployment, Study
 from nxm.sources import write_manifest
 from nxm.targets import find_targets
-from tiny_models import MODELS, TWO_OF_FOUR, save_model
+from tiny_models import MODELS, NO_COMPILER, TWO_OF_FOUR, save_model
 
 CPU = torch.device("cpu")
 DEV = 21
@@ -76,6 +76,7 @@ def key(row: dict) -> tuple[str, ...]:
     return tuple(row[name] for name in ("model", "way", "dtype", "kernel"))
 
 
+@pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler")
 def test_every_form_has_a_row_at_every_point_and_a_score(root: Path, study: Study) -> None:
     forms = ["fp32", "bf16", "fp16", "onnx", "int8"]
     study = study.model_copy(update={"deployment": SETTINGS.model_copy(update={"forms": forms})})
@@ -193,6 +194,21 @@ def test_without_2of4_kernels_those_forms_say_why(root: Path) -> None:
     assert absent == [
         {"model": "nxm", "way": "eager", "dtype": "bf16", "kernel": "2:4", "absent": "no 2:4 kernel in PyTorch for cpu"}
     ]
+
+
+@pytest.mark.parametrize("name", ["dense", "nxm", "distil_nxm"])
+def test_integers_for_a_gpu_run_in_dense_kernels_anywhere(root: Path, name: str) -> None:
+    trained = load_trained(root / f"models/tiny/rte/{name}/seed3")
+    form = Form("eager", "int8")
+    running, absent = deployment._prepare({name: trained}, form, CPU)
+    assert absent == []
+    inputs = trained.encode(["one sentence", "another one, longer"])
+    found, exact = running[name].answer(inputs)["logits"], outputs(trained.model, inputs)["logits"]
+    assert 0 < np.abs(found - exact).max() < 0.1 * np.abs(exact).max()
+    half = deployment._Running(trained, Form("eager", "bf16"), CPU)
+    integers = sum(W.numel() for W in find_targets(trained.model).values())  # a byte each, and a scale an output
+    scales = 4 * sum(len(W) for W in find_targets(trained.model).values())
+    assert running[name].size == half.size - integers + scales
 
 
 def test_a_compiled_model_is_measured_or_absent(root: Path) -> None:

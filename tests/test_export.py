@@ -20,7 +20,7 @@ from nxm.export import onnx as onnx_export
 from nxm.export.__main__ import read_examples
 from nxm.export.trained import EXAMPLES, load_trained, outputs, relative_error
 from nxm.targets import find_targets
-from tiny_models import MODELS, SIZES, save_model
+from tiny_models import MODELS, NO_COMPILER, SIZES, save_model
 
 NO_GPU = semi_structured.why_no_gpu(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -83,6 +83,7 @@ def test_what_differs_is_not_written(sparse, tmp_path, monkeypatch):
 # --- PyTorch's integers for CPUs ----------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler")
 def test_a_program_in_integers_answers_at_any_batch_and_length_and_keeps_the_pattern(sparse, tmp_path):
     source = load_trained(sparse)
     path = tmp_path / "out" / "model.pt2"
@@ -101,6 +102,7 @@ def test_a_program_in_integers_answers_at_any_batch_and_length_and_keeps_the_pat
     assert floats < sum(W.numel() for W in source.model.parameters()) - sum(W.numel() for W in targets) + 100
 
 
+@pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler")
 def test_a_file_that_is_no_program_is_named(sparse, tmp_path):
     path = tmp_path / "model.pt2"
     x86.write_x86(load_trained(sparse), path)
@@ -336,6 +338,16 @@ def test_the_command_writes_and_says_what(sparse, tmp_path):
     done = export(sparse, tmp_path / "packed", "--to", "torch-2of4")
     assert done.returncode == 0, done.stderr
     assert "12 of 12 matrices are packed" in done.stdout
+
+
+@pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler")
+def test_the_command_calibrates_on_the_sentences_that_it_compares_on(sparse, tmp_path):
+    texts = tmp_path / "texts.tsv"
+    texts.write_text("a plane\tan air plane\nit is cold\tit rains\n")
+    done = export(sparse, tmp_path / "model.pt2", "--to", "torch-int8", "--texts", texts)
+    assert done.returncode == 0, done.stderr
+    assert "agree with the model's on 2 examples" in done.stdout
+    assert (tmp_path / "model.pt2").is_file()
 
 
 def test_the_command_says_what_is_wrong(sparse, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from nxm.constraints import NM
 from nxm.pattern import write_pattern
 from nxm.targets import find_targets
 
+NO_COMPILER = not any(shutil.which(name) for name in ("c++", "g++", "clang++"))  # which PyTorch compiles with
 TWO_OF_FOUR = NM(2, 4)
 SIZES = {
     "vocab_size": 64,
