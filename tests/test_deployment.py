@@ -211,12 +211,28 @@ def test_integers_for_a_gpu_run_in_dense_kernels_anywhere(root: Path, name: str)
     assert running[name].size == half.size - integers + scales
 
 
-def test_a_compiled_model_is_measured_or_absent(root: Path) -> None:
+@pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler")
+def test_compiled_forms_are_all_compiled_before_they_are_timed(root: Path) -> None:
+    models = {name: load_trained(root / f"models/tiny/rte/{name}/seed3") for name in ("nxm", "distil_nxm")}
+    compiled = torch._dynamo.utils.counters["stats"]
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for dtype in ("fp32", "bf16", "int8"):  # twelve programs of one wrapper, and PyTorch's limit is eight
+            before = compiled["unique_graphs"]
+            running, absent = deployment._prepare(models, Form("compiled", dtype), CPU)
+            assert absent == []
+            assert compiled["unique_graphs"] == before + 4  # two architectures, each with one for a batch of one
+            for own in running.values():
+                for batch in (1, 3):
+                    own.call(random_inputs(own.trained, batch, 8))()
+            assert compiled["unique_graphs"] == before + 4
+
+
+def test_without_a_compiler_a_form_is_absent_with_the_reason(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = {"nxm": load_trained(root / "models/tiny/rte/nxm/seed3")}
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-compiler-of-this-name"))
     running, absent = deployment._prepare(models, Form("compiled", "fp32"), CPU)
-    assert len(running) + len(absent) == 1
-    if absent:
-        assert "could not compile" in absent[0]["absent"]
+    assert running == {}
+    assert "could not compile" in absent[0]["absent"]
 
 
 def test_without_a_gpu_the_file_says_so(root: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from nxm.errors import UserError
 from nxm.export import int8, semi_structured, x86
 from nxm.export import onnx as onnx_export
 from nxm.export.__main__ import read_examples
-from nxm.export.trained import EXAMPLES, load_trained, outputs, relative_error
+from nxm.export.trained import EXAMPLES, Example, load_trained, outputs, relative_error
 from nxm.targets import find_targets
 from tiny_models import MODELS, NO_COMPILER, SIZES, save_model
 
@@ -81,6 +82,27 @@ def test_what_differs_is_not_written(sparse, tmp_path, monkeypatch):
 
 
 # --- PyTorch's integers for CPUs ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_architecture_becomes_a_program_whose_linear_layers_are_integers(name, tmp_path):
+    torch.manual_seed(0)
+    source = load_trained(save_model(tmp_path / "model", MODELS[name]()))
+    program = x86._quantised(source, EXAMPLES)
+    integers = [W for W in program.state_dict.values() if W.dtype == torch.int8]
+    layers = [module for module in source.model.modules() if isinstance(module, torch.nn.Linear)]
+    assert sorted(W.shape for W in integers) == sorted(layer.weight.shape for layer in layers)
+
+
+def test_the_ranges_of_activations_are_those_of_the_sentences_given(sparse):
+    source = load_trained(sparse)
+
+    def scales(examples: Sequence[Example]) -> list[float]:
+        nodes = x86._quantised(source, examples).graph.nodes
+        return [node.args[1] for node in nodes if "quantize_per_tensor" in str(node.target)]
+
+    assert scales(EXAMPLES) == scales(EXAMPLES)
+    assert scales(EXAMPLES) != scales(["It is cold.", "Nobody knows."])
 
 
 @pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler")
@@ -275,7 +297,9 @@ def test_packed_integers_are_multiplied_as_cusparselt_takes_them(rows, monkeypat
     def stand_in(packed, columns, out_dtype):
         """What torch's operator promises: (out, in) times (in, tokens), of whole multiples."""
         assert columns.dtype == packed.dtype == torch.int8
-        assert columns.shape[1] % 16 == 0
+        assert columns.shape[0] % 16 == columns.shape[1] % 16 == 0
+        assert columns.t().is_contiguous()  # integers are multiplied with a transposed operand alone
+        assert not columns.is_contiguous()
         return packed.to(out_dtype) @ columns.to(out_dtype)
 
     monkeypatch.setattr(torch, "_cslt_sparse_mm", stand_in)
@@ -341,13 +365,14 @@ def test_the_command_writes_and_says_what(sparse, tmp_path):
 
 
 @pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler")
-def test_the_command_calibrates_on_the_sentences_that_it_compares_on(sparse, tmp_path):
+def test_the_command_writes_a_program_without_its_packages_warnings(sparse, tmp_path):
     texts = tmp_path / "texts.tsv"
     texts.write_text("a plane\tan air plane\nit is cold\tit rains\n")
     done = export(sparse, tmp_path / "model.pt2", "--to", "torch-int8", "--texts", texts)
     assert done.returncode == 0, done.stderr
     assert "agree with the model's on 2 examples" in done.stdout
     assert (tmp_path / "model.pt2").is_file()
+    assert "torchao" not in done.stderr
 
 
 def test_the_command_says_what_is_wrong(sparse, tmp_path):

@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 
 from nxm.errors import UserError
 
-# transformers imports it where it is installed, and it warns of parts for GPUs that nothing here uses.
-logging.getLogger("torchao").setLevel(logging.ERROR)
+# transformers imports torchao where it is installed, which warns of what nothing here uses.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 _CUT_SHORT = re.compile(r"\(os error (28|122|27)\)|PytorchStreamWriter failed|unexpected pos \d+ vs \d+")
 

@@ -74,6 +74,7 @@ class Form:
 
 REFERENCE = Form("eager", "fp32")
 EXPORTED = ("onnx", "pt2e")  # written to a file first, for the CPU
+COMPILED = ("compiled", "pt2e")
 _CPU_FORMS = {
     "fp32": [REFERENCE],
     "bf16": [Form("eager", "bf16"), Form("eager", "bf16", "2:4")],  # the latter absent, with the reason
@@ -146,7 +147,9 @@ def run_deployment(study: Study, device_name: str, root: Path, timer: Timer | No
         },
     )
     reference = _Running(models["dense"], REFERENCE, device)
-    with tqdm(total=len(forms) * (len(points) + 1), desc=f"deployment {device_name}", unit=" units") as bar:
+    # After eight programs from the same code PyTorch would run a model as it is, without a word.
+    loud = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+    with loud, tqdm(total=len(forms) * (len(points) + 1), desc=f"deployment {device_name}", unit=" units") as bar:
         for form in forms:
             bar.set_postfix_str(f"{form.way} {form.dtype} {form.kernel}")
             units = [f"{form} {point}" for point in points] + [f"{form} scores"]
@@ -192,13 +195,13 @@ class _Running:
             integers = [module for module in model.modules() if isinstance(module, Int8Linear)]
             stored = [*model.parameters(), *(own for module in integers for own in module.buffers())]
             self.size = sum(map(_stored_bytes, stored))
-            if form.way == "compiled":
-                try:
-                    model = torch.compile(model, dynamic=True)
-                    outputs(model, trained.encode(EXAMPLES[:2]))
-                except Exception as error:  # whatever a compiler, or the lack of one, raises
-                    raise _AbsentError(f"PyTorch could not compile: {_first_line(error)}") from None
-            self._call = partial(_forward, model)
+            self._call = partial(_forward, torch.compile(model, dynamic=True) if form.way == "compiled" else model)
+        if form.way in COMPILED:
+            try:
+                for batch in (2, 1):  # of one is compiled apart; neither may fall into what is timed
+                    self.answer(_on(trained.encode(EXAMPLES[:batch]), device, form))
+            except Exception as error:  # whatever a compiler, or the lack of one, raises
+                raise _AbsentError(f"PyTorch could not compile: {_first_line(error)}") from None
 
     def answer(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Outputs by name, fp32."""
@@ -212,15 +215,16 @@ class _Running:
 def _prepare(models: Mapping[str, Trained], form: Form, device: torch.device) -> tuple[dict[str, _Running], list[Row]]:
     """The models in this form whose outputs are right, and rows for those that are absent."""
     running, absent = {}, []
+    torch.compiler.reset()  # programs of earlier forms count towards PyTorch's limit of eight
     for name, trained in models.items():
         if form.kernel != "dense" and trained.pattern is None:
             continue  # nothing is 2:4 in a dense model
         try:
             running[name] = _Running(trained, form, device)
             _assert_right(running[name], trained, form, device)
-        except (_AbsentError, UserError) as reason:
+        except (_AbsentError, UserError, RuntimeError) as reason:
             running.pop(name, None)
-            absent.append({"model": name} | form.described | {"absent": str(reason)})
+            absent.append({"model": name} | form.described | {"absent": _first_line(reason)})
     return running, absent
 
 
@@ -238,18 +242,17 @@ def _assert_right(running: _Running, trained: Trained, form: Form, device: torch
 def _torch_model(trained: Trained, form: Form, device: torch.device) -> PreTrainedModel:
     model = copy.deepcopy(trained.model).to(device, DTYPES[form.dtype])
     names = list(find_targets(trained.model)) if trained.pattern is None else trained.pattern[1]
-    if form.kernel == "2:4 FFN":
-        names = [name for name in names if is_feed_forward(name)]
-    if form.kernel != "dense":
+    sparse = [name for name in names if form.kernel == "2:4" or (form.kernel == "2:4 FFN" and is_feed_forward(name))]
+    if form.dtype == "int8":
+        use_int8(model, [name for name in names if name not in sparse])
+    if sparse:
         if reason := why_no_gpu(device):
             raise _AbsentError(reason)
         try:
-            pack(model, names, form.dtype)
+            pack(model, sparse, form.dtype)
             outputs(model, trained.encode(EXAMPLES[:2]))
         except (RuntimeError, NotImplementedError) as error:
             raise _AbsentError(f"PyTorch could not pack or multiply: {_first_line(error)}") from None
-    elif form.dtype == "int8":
-        use_int8(model, names)
     return model
 
 

@@ -15,6 +15,7 @@ import pynvml
 import torch
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")  # what can change a result
+DEPLOYED = ("onnxruntime", "torchao")  # what models are deployed with, an extra
 
 
 def machine() -> dict[str, Any]:
@@ -34,8 +35,9 @@ def versions() -> dict[str, str]:
 
 
 def libraries() -> dict[str, str]:
-    """`versions`, and what else a measurement of speed depends on: ONNX Runtime; of a GPU its driver and libraries."""
-    found = versions() | {"onnxruntime": importlib.metadata.version("onnxruntime")}
+    """`versions`, and what else a measurement of speed depends on: packages; of a GPU its driver and libraries."""
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    found = versions() | {name: importlib.metadata.version(name) for name in DEPLOYED if name in installed}
     if torch.cuda.is_available():
         pynvml.nvmlInit()
         found |= {

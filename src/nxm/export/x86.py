@@ -72,7 +72,7 @@ def open_x86(path: Path) -> Program:
             answers = compiled(dict(inputs))
         except (BackendCompilerFailed, InductorError) as error:
             reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{path}: PyTorch could not compile it here: {reason}") from None
+            raise UserError(f"PyTorch could not compile the INT8 program here: {reason}") from None
         return {name: value.float().numpy() for name, value in answers.items()}
 
     return run
@@ -97,7 +97,8 @@ def _quantised(trained: Trained, examples: Sequence[Example]) -> torch.export.Ex
     shapes = ({name: {0: batch, 1: length} for name in inputs},)
     graph = torch.export.export(_Answers(trained.model), (inputs,), dynamic_shapes=shapes).module()
     quantizer = x86_inductor.X86InductorQuantizer()
-    quantizer.set_global(x86_inductor.get_default_x86_inductor_quantization_config())
+    settings = x86_inductor.get_default_x86_inductor_quantization_config()
+    quantizer.set_function_type_qconfig(torch.nn.functional.linear, settings)
     observed = prepare_pt2e(graph, quantizer)
     for first in range(0, len(examples), 8):
         observed(trained.encode(examples[first : first + 8]))
