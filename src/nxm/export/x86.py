@@ -53,7 +53,8 @@ def write_x86(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPL
 def open_x86(path: Path) -> Program:
     """Open a file written by `write_x86`; the call takes the tokenizer's tensors and gives outputs by name, fp32.
 
-    It is compiled by the first call, and by the first of a batch of one.
+    It is compiled by the first call, and by the first of a batch of one. Open files of your own alone: PyTorch has no
+    way to load exported programs that refuses pickles, though the files written here hold none for weights.
 
     Raises:
         UserError: the file is no exported program, or (at a call) PyTorch cannot compile it here.
