@@ -46,6 +46,17 @@ def launch(folder: Path, jobs: int = 1, log: IO | int = subprocess.PIPE) -> subp
     )
 
 
+def run_launch(folder: Path, jobs: int = 1, timeout: float = 600) -> tuple[int, str]:
+    """Exit status and what was printed; a launch that takes too long is stopped whole, and disturbs no later test."""
+    process = launch(folder, jobs)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, output
+
+
 def pending(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(folder)
     return pending_stages(TARGET)
@@ -75,9 +86,8 @@ def finished(repository) -> tuple[Path, str]:
         process.wait()
     assert not (repository / NXM).exists()
     assert not (repository / "models/smoke/mnli/nxm/seed0").exists()
-    process = launch(repository)
-    output, _ = process.communicate(timeout=550)
-    assert process.returncode == 0, output
+    status, output = run_launch(repository)
+    assert status == 0, output
     return repository, output
 
 
@@ -163,9 +173,8 @@ def test_several_jobs_run_what_is_missing_in_its_order(finished):
     folder, _ = finished
     for name in ("asp/lr0.002/seed9.json", "nxm/lr0.002/seed9.json", "asp/seed0.json"):
         (folder / "results/smoke/mnli" / name).unlink()
-    process = launch(folder, jobs=2)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    status, output = run_launch(folder, jobs=2)
+    assert status == 0, output
     assert (
         output.index("asp on mnli, seed 9")
         < output.index("asp on mnli: learning_rate")
@@ -178,9 +187,8 @@ def test_what_is_not_here_is_announced_made_again_and_followed_by_what_reads_it(
     folder, _ = finished
     shutil.rmtree(folder / "models/smoke/mnli/dense")
     (folder / "results/smoke/mnli/distil/seed0.json").unlink()
-    process = launch(folder)  # with as many cores as before: the model comes out the same, and what reads it stays
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    status, output = run_launch(folder)  # with as many cores as before: the model is the same, and what reads it stays
+    assert status == 0, output
     assert re.search(r"\d+ stages to run: .*1 x baseline.*1 x distil\b", output)
     assert "are up to date, but what they made is not here" in output
     assert output.index("dense on mnli, seed 0") < output.index("distil on mnli, seed 0")
@@ -196,8 +204,8 @@ def test_a_stage_that_fails_stops_no_other_and_is_told(finished, jobs):
     (folder / "figures/smoke/figure3.png").unlink()
     (folder / "paper_tables/smoke/table1.md").unlink()
     try:
-        output, _ = (process := launch(folder, jobs)).communicate(timeout=200)
-        assert process.returncode == 1
+        status, output = run_launch(folder, jobs)
+        assert status == 1
         assert "no figure 2 today" in output
         assert "study smoke: a stage failed" in output
         assert (folder / "figures/smoke/figure3.png").exists()
@@ -215,8 +223,8 @@ def test_the_report_is_made_without_a_run_and_a_search_that_diverged_and_says_so
     before = edited(profile, student + "1e-3", student + "1e30")
     try:
         edited(profile, cells + "[2e-3, 1e30]", cells + "[1e30]")
-        output, _ = (process := launch(folder)).communicate(timeout=300)
-        assert process.returncode == 1
+        status, output = run_launch(folder)
+        assert status == 1
         assert "study smoke: a stage failed" in output
         assert "the grid has chosen nothing for nxm on mnli" in output
         assert "| Student, NxM+ " in whole
@@ -227,15 +235,14 @@ def test_the_report_is_made_without_a_run_and_a_search_that_diverged_and_says_so
         assert "diverged" in row
     finally:
         profile.write_text(before)
-    output, _ = (process := launch(folder)).communicate(timeout=300)
-    assert process.returncode == 0, output
+    status, output = run_launch(folder)
+    assert status == 0, output
     assert (tables / "table1.md").read_text() == whole
 
 
 def test_a_second_launch_does_nothing_and_says_so(finished):
-    process = launch(finished[0])
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
+    status, output = run_launch(finished[0])
+    assert status == 0
     assert "nothing to do, everything is up to date" in output
 
 

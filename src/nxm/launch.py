@@ -87,12 +87,9 @@ def main() -> None:
         study = load_study(folder / "params.yaml")
         said = say_chosen(study, root, said)
         pending, stages = pending_stages(target), read_stages(target)
-    assert_chosen(study, root)
-    if failed:
-        raise UserError(
-            f"study {study.study}: a stage failed (its message stands above). What is done is kept: the same command "
-            "goes on from there, an interrupted training from its last checkpoint."
-        )
+    lacking = chosen_values(study, root)[1]
+    if failed or lacking:
+        raise UserError("\n".join(complaints(study, failed, lacking)))
     point_at_results(study)
 
 
@@ -324,15 +321,20 @@ def say_chosen(study: Study, root: Path, said: Collection[tuple[str, str]]) -> C
     return chosen
 
 
-def assert_chosen(study: Study, root: Path) -> None:
-    """Raise UserError when a method and task has nothing chosen: a cell is not done, or all of them failed."""
-    _, lacking = chosen_values(study, root)
-    if lacking:
-        pairs = ", ".join(f"{method} on {task}" for method, task in lacking)
-        raise UserError(
+def complaints(study: Study, failed: Collection[str], lacking: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for stages that failed, and one for methods and tasks for which a search has chosen nothing."""
+    lines = []
+    if failed:
+        lines.append(
+            f"study {study.study}: a stage failed (its message stands above). What is done is kept: the same command "
+            "goes on from there, an interrupted training from its last checkpoint."
+        )
+    if pairs := ", ".join(f"{method} on {task}" for method, task in lacking):
+        lines.append(
             f"study {study.study}: the grid has chosen nothing for {pairs}: a cell is not done (its message stands "
             "above), or every cell diverged (then other values are needed in the grid). The same command goes on."
         )
+    return lines
 
 
 def point_at_results(study: Study) -> None:
