@@ -18,7 +18,10 @@ METHODS = {"dense", "asp", "admm_unstructured", "nxm", "distil", "distil_nxm"}
 
 
 def cut_down(profile: dict, tasks: list[str]) -> dict:
-    """One value of each that is searched but two of large tasks' rho; an ADMM iteration an epoch: 64 rows are few."""
+    """One value of each that is searched but two of large tasks' rho; an ADMM iteration an epoch: 64 rows are few.
+
+    Of the figures, the one that is drawn from the grid's cells.
+    """
     for group, values_of_rho in (("large", 2), ("small", 1)):
         for searched in profile["grid"][group].values():
             for name, values in searched.items():
@@ -26,7 +29,7 @@ def cut_down(profile: dict, tasks: list[str]) -> dict:
     for block in ("admm_unstructured", "nxm", "distil_nxm"):
         for task in tasks:
             profile[block][task] |= {"interval": "epoch", "rho": 0.5}  # a stand-in that the grid does not try
-    return profile | {"tasks": tasks}
+    return profile | {"tasks": tasks, "figures": ["figure3"]}
 
 
 @pytest.mark.parametrize(
