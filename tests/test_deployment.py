@@ -227,10 +227,10 @@ def test_compiled_forms_are_all_compiled_before_they_are_timed(root: Path) -> No
             assert compiled["unique_graphs"] == before + 4
 
 
-def test_without_a_compiler_a_form_is_absent_with_the_reason(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_a_form_is_absent_with_the_reason(root: Path) -> None:
     models = {"nxm": load_trained(root / "models/tiny/rte/nxm/seed3")}
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-compiler-of-this-name"))
-    running, absent = deployment._prepare(models, Form("compiled", "fp32"), CPU)
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-compiler-of-this-name")}):
+        running, absent = deployment._prepare(models, Form("compiled", "fp32"), CPU)
     assert running == {}
     assert "could not compile" in absent[0]["absent"]
 
