@@ -118,6 +118,21 @@ def test_estimates_follow_epochs_and_jobs_and_need_a_timed_run():
     assert say_duration(9000) == "2.5 h"
 
 
+def test_a_task_goes_by_the_speed_of_its_own_runs_or_else_of_all():
+    study = parse_study(study_values(ROOT, "glue"), "glue")
+    slow, fast = (
+        make_result("glue", task=task).model_copy(update={"wall_seconds": seconds})
+        for task, seconds in (("rte", 300.0), ("cola", 100.0))
+    )
+    stages = [f"asp@{task}-0" for task in ("rte", "cola", "mrpc")]
+    rte, cola, mrpc = (estimate_seconds(study, [stage], [slow, fast], 1) for stage in stages)
+    assert rte == pytest.approx(estimate_seconds(study, [stages[0]], [slow], 1))
+    assert cola == pytest.approx(estimate_seconds(study, [stages[1]], [fast], 1))
+    assert mrpc < estimate_seconds(study, [stages[2]], [slow], 1)
+    assert mrpc > estimate_seconds(study, [stages[2]], [fast], 1)
+    assert estimate_seconds(study, stages, [slow, fast], 1) == pytest.approx(rte + cola + mrpc)
+
+
 def test_a_task_with_more_examples_than_others_takes_longer():
     study = parse_study(study_values(ROOT, "glue"), "glue")
     assert study.prepare.train_examples_by_task == {"cola": None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -31,14 +31,24 @@ _COSTS = {
 def estimate_seconds(study: Study, stages: Sequence[str], timed: Sequence[Result], jobs: int) -> float | None:
     """Seconds that the trainings among `stages` (DVC's names) will take; None when no run was timed yet.
 
-    Other stages are not counted: most take seconds, those that measure times some minutes. With several `jobs` the
+    Each task goes by the speed of its own runs, since its sentences have their own length; one without any by that of
+    all. Other stages are not counted: most take seconds, those that measure times some minutes. With several `jobs` the
     runs timed are taken to have run so too.
     """
-    work = sum(stage_units(study, stage) for stage in stages)
+    work: dict[str, float] = defaultdict(float)
+    for stage in stages:
+        if planned := planned_training(study, stage):
+            work[planned.task] += stage_units(study, stage)
     if not work:
         return 0.0
-    units = sum(_result_units(result) for result in timed)
-    return sum(result.wall_seconds for result in timed) / units * work / jobs if units else None
+    if not timed:
+        return None
+    return sum(_seconds_per_unit(timed, task) * units for task, units in work.items()) / jobs
+
+
+def _seconds_per_unit(timed: Sequence[Result], task: str) -> float:
+    runs = [result for result in timed if result.task == task] or timed
+    return sum(result.wall_seconds for result in runs) / sum(_result_units(result) for result in runs)
 
 
 def timed_runs(root: Path, study: Study) -> list[Result]:
@@ -54,23 +64,23 @@ def timed_runs(root: Path, study: Study) -> list[Result]:
 def say_progress(study: Study, timed: Sequence[Result]) -> str | None:
     """A line for the start of a training: which of how many, and about how long all the rest takes.
 
-    Judged by what this launch has done so far, else by earlier runs. None outside `nxm.launch`: plain `dvc repro` does
-    not say how much it will do. (DVC chooses the order anew each time, so the place in the plan says nothing.)
+    Judged by the speed of what this launch has trained so far, else of earlier runs. None outside `nxm.launch`: plain
+    `dvc repro` does not say how much it will do. (DVC chooses the order anew each time, so the place in the plan says
+    nothing.)
     """
     planned = [stage for stage in os.environ.get(PLAN, "").splitlines() if stage_units(study, stage)]
     current = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
     if current not in planned:
         return None
-    started = float(os.environ[STARTED])
-    done = [result for result in timed if _written(result) >= started]
+    done = [result for result in timed if _written(result) >= float(os.environ[STARTED])]
     line = f"training {len(done) + 1} of {len(planned)}: {current}"
-    work = sum(stage_units(study, stage) for stage in planned)
-    finished = sum(_result_units(result) for result in done)
-    if finished:
-        left: float | None = (time.time() - started) / finished * (work - finished)
-    else:
-        left = estimate_seconds(study, planned, timed or timed_runs(Path(), study), int(os.environ[JOBS]))
-    return line + (f"; about {say_duration(left)} left in all" if left else "")
+    runs = done or timed or timed_runs(Path(), study)
+    whole = estimate_seconds(study, planned, runs, int(os.environ[JOBS]))
+    if whole is None:
+        return line
+    finished = sum(_seconds_per_unit(runs, result.task) * _result_units(result) for result in done)
+    left = max(0.0, whole - finished / int(os.environ[JOBS]))
+    return line + f"; about {say_duration(left)} left in all"
 
 
 def say_duration(seconds: float) -> str:
