@@ -32,7 +32,7 @@ repro: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m nxm.launch $(if $(JOBS),--jobs $(JOBS)) $(STUDY)
 
 plan: $(READY)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m nxm.launch --plan $(STUDY)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m nxm.launch --plan $(if $(JOBS),--jobs $(JOBS)) $(STUDY)
 
 test: lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

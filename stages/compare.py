@@ -1,5 +1,7 @@
 """Stage compare: bootstrap scores of every method on one task, as results/<study>/bootstrap/<task>.npz.
 
+Beside it, as <task>.json, what the best answer that is always the same scores.
+
 python stages/compare.py --params params.yaml --task stsb
 """
 
@@ -10,11 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
-from nxm.bootstrap import resampled_scores
+from nxm.bootstrap import constant_scores, resampled_scores
 from nxm.cli import run
 from nxm.glue import get_task
 from nxm.prepare import load_prepared
-from nxm.results import bootstrap_path, predictions_path, read_predictions, read_study, result_path, write_predictions
+from nxm.results import (
+    bootstrap_path,
+    floor_path,
+    predictions_path,
+    read_predictions,
+    read_study,
+    result_path,
+    write_floor,
+    write_predictions,
+)
 from nxm.settings import load_study
 
 
@@ -36,6 +47,9 @@ def main() -> None:
             path = predictions_path(result_path("", study, done.task, done.method, done.seed, done.cell))
             predictions.setdefault(name, {})[done.seed] = read_predictions(path)
     write_predictions(bootstrap_path("", study, task.name), resampled_scores(task, labels, predictions))
+    scores = constant_scores(task, labels)
+    floor = {task.name + suffix: scores[split] for split, suffix in task.evaluation.items()}
+    write_floor(floor_path("", study, task.name), floor)
 
 
 if __name__ == "__main__":

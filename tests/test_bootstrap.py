@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.stats import bootstrap, norm
+from sklearn.dummy import DummyClassifier
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from nxm import UserError
-from nxm.bootstrap import interval, resampled_scores
+from nxm.bootstrap import constant_scores, interval, resampled_scores
 from nxm.glue import get_task
 
 RTE, STSB, MNLI = get_task("rte"), get_task("stsb"), get_task("mnli")
@@ -97,3 +99,25 @@ def test_tasks_are_drawn_apart():
     right = {"nxm": {0: {"validation": classes(np.arange(277) < 200)}}}
     rte, qnli = (resampled_scores(get_task(name), labels, right, draws=20)["nxm"][:, 0] for name in ("rte", "qnli"))
     assert not np.array_equal(rte, qnli)
+
+
+@pytest.mark.parametrize("name", ["mrpc", "rte", "cola", "mnli"])
+def test_the_best_constant_answer_is_scikit_learns(name):
+    task = get_task(name)
+    random = np.random.default_rng(0)
+    shares = [0.25, 0.75] if task.num_labels == 2 else [0.5, 0.3, 0.2]
+    labels = {split: random.choice(task.num_labels, 200, p=shares) for split in task.evaluation}
+    metric = {"f1": f1_score, "accuracy": accuracy_score, "matthews": matthews_corrcoef}[task.metric]
+    inputs = np.zeros((200, 1))
+    by_class = [
+        {
+            split: 100 * metric(y, DummyClassifier(strategy="constant", constant=c).fit(inputs, y).predict(inputs))
+            for split, y in labels.items()
+        }
+        for c in range(task.num_labels)
+    ]
+    assert constant_scores(task, labels) == pytest.approx(max(by_class, key=lambda scores: sum(scores.values())))
+
+
+def test_a_constant_score_correlates_with_nothing():
+    assert constant_scores(STSB, {"validation": np.linspace(0, 5, 50)}) == {"validation": 0.0}

@@ -276,6 +276,24 @@ def bootstrap_path(root: str | Path, study: str, task: str) -> Path:
     return Path(root) / "results" / study / "bootstrap" / f"{task}.npz"
 
 
+def floor_path(root: str | Path, study: str, task: str) -> Path:
+    """Where the score of the best constant answer stands (`nxm.bootstrap.constant_scores`)."""
+    return bootstrap_path(root, study, task).with_suffix(".json")
+
+
+def write_floor(path: str | Path, scores: Mapping[str, float]) -> None:
+    """Write the scores of the best constant answer, by column (a task's name; `mnli_m` and `mnli_mm`)."""
+    write_text(path, json.dumps({"constant_answer": dict(scores)}, indent=1) + "\n")
+
+
+def read_floor(path: str | Path) -> dict[str, float]:
+    """What `write_floor` wrote. Raises UserError for a file that is not that."""
+    scores = _read_json(Path(path)).get("constant_answer")
+    if not isinstance(scores, dict) or not all(isinstance(value, float) for value in scores.values()):
+        raise UserError(f"{path}: 'constant_answer' must be there, numbers by column")
+    return scores
+
+
 def write_predictions(path: str | Path, predictions: Mapping[str, np.ndarray]) -> None:
     """Write named arrays, compressed: logits by split, (rows, labels) fp32. Equal arrays give equal bytes."""
     buffer = io.BytesIO()

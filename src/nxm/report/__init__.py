@@ -21,8 +21,10 @@ from nxm.results import (
     Failure,
     Result,
     bootstrap_path,
+    floor_path,
     read_benchmark,
     read_failures,
+    read_floor,
     read_measurements,
     read_predictions,
     read_study,
@@ -39,7 +41,8 @@ class Evidence:
     `bootstrap` holds, by task and method, the scores of each draw of `nxm.bootstrap`; `failures` the grid's cells that
     could not be trained; `selection` says what the hyper-parameters were chosen by (`nxm.settings.Study.selection`);
     `matrices` and `deployment` are the files of the stages of these names, one a device; `variants` names the
-    ablation's, as `nxm_plus/no-teacher`, in the order in which they are stated, each with what it is compared with.
+    ablation's, as `nxm_plus/no-teacher`, in the order in which they are stated, each with what it is compared with;
+    `floors` holds, by column, what the best constant answer scores.
     """
 
     study: str
@@ -51,6 +54,7 @@ class Evidence:
     matrices: list[dict[str, Any]] = field(default_factory=list)
     deployment: list[dict[str, Any]] = field(default_factory=list)
     variants: dict[str, str] = field(default_factory=dict)
+    floors: dict[str, float] = field(default_factory=dict)
 
 
 def read_evidence(root: str | Path, study: str) -> Evidence:
@@ -67,7 +71,9 @@ def read_evidence(root: str | Path, study: str) -> Evidence:
     if settings is not None:
         results = [run for run in results if _belongs(settings, run)]
         failures = [run for run in failures if _belongs(settings, run)]
-    paths = {task: bootstrap_path(root, study, task) for task in sorted({result.task for result in results})}
+    tasks = sorted({result.task for result in results})
+    paths = {task: bootstrap_path(root, study, task) for task in tasks}
+    floors = [read_floor(path) for task in tasks if (path := floor_path(root, study, task)).exists()]
     return Evidence(
         study,
         results,
@@ -78,6 +84,7 @@ def read_evidence(root: str | Path, study: str) -> Evidence:
         read_measurements(root / "results" / study / "matrices"),
         read_measurements(root / "results" / study / "deployment"),
         _variants(settings) if settings is not None else {},
+        {column: score for floor in floors for column, score in floor.items()},
     )
 
 

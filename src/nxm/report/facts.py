@@ -37,9 +37,8 @@ TASKS = {"mnli": "MNLI", "sst2": "SST-2", "qnli": "QNLI", "cola": "CoLA", "stsb"
 COLUMNS = {"mnli_m": "MNLI-m", "mnli_mm": "MNLI-mm", **{task: label for task, label in TASKS.items() if task != "mnli"}}
 METRICS = {"spearman": "Spearman", "f1": "F1", "matthews": "Matthews", "accuracy": "Accuracy"}
 _SELECTED = {
-    "params": "",
-    "heldout": " Hyper-parameters are the best of a grid on training rows held out.",
-    "dev": " Hyper-parameters are the best of a grid on these same dev rows, as in the paper: optimistic.",
+    "heldout": "training rows held out",
+    "dev": "these same dev rows, as in the paper (optimistic)",
 }
 ABSENT = "–"
 SEARCHED = {"learning_rate": "Learning rate", "batch_size": "Batch", "rho": "ρ", "decay": "Decay", "start": "Start"}
@@ -219,11 +218,21 @@ def heldout_score(results: Iterable[Result], method: str, task: str) -> Score | 
     return score(run.heldout.value for run in runs_of(results, method) if run.task == task and run.heldout is not None)
 
 
-def heldout_difference(evidence: Evidence, method: str, rival: str, task: str) -> float | None:
-    """How many points a method is above another on the training rows held out, means over the seeds of both."""
+def heldout_difference(evidence: Evidence, method: str, rival: str, tasks: list[str]) -> float | None:
+    """How many points a method is above another on the training rows held out, means over the seeds of both.
+
+    On one task, or in the geometric mean over several.
+    """
     paired = _paired(evidence.results, method, rival)
-    ours, theirs = (heldout_score(paired, name, task) for name in (method, rival))
-    return None if ours is None or theirs is None else ours.mean - theirs.mean
+    ours, theirs = ([heldout_score(paired, name, task) for task in tasks] for name in (method, rival))
+    if None in ours or None in theirs:
+        return None
+    return _combined(ours) - _combined(theirs)
+
+
+def _combined(scores: list[Score]) -> float:
+    means = [score.mean for score in scores]
+    return means[0] if len(means) == 1 else paper.geometric_mean(means)
 
 
 def _paired(results: Iterable[Result], method: str, rival: str) -> list[Result]:
@@ -281,6 +290,16 @@ def listed(words: Iterable[object]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     words = [str(word) for word in words]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "none"
+
+
+def metrics_phrase(results: Iterable[Result]) -> str:
+    """One sentence: which metric is whose: `F1: MRPC; accuracy: RTE and QNLI.`"""
+    by_metric: dict[str, list[str]] = {}
+    results = list(results)
+    for task in tasks_of(results):
+        metric = next(result.metric.name for result in results if result.task == task)
+        by_metric.setdefault(METRICS.get(metric, metric), []).append(TASKS.get(task, task))
+    return "; ".join(f"{metric}: {listed(tasks)}" for metric, tasks in by_metric.items()) + "."
 
 
 def seeds_phrase(results: Iterable[Result]) -> str:
@@ -354,14 +373,27 @@ def collapsed_phrase(results: Iterable[Result]) -> str:
         for column, value in column_values(run).items()
         if value <= 0 and len(columns) > 1
     ]
-    return f"0 in a geometric mean, for a score of 0 or less: {'; '.join(found)}." if found else ""
+    return f"0 in its seed's geometric mean, for a score of 0 or less: {'; '.join(found)}." if found else ""
 
 
 def selection_phrase(evidence: Evidence) -> str:
-    """A few sentences: what was chosen by which score, and of which runs that is not true."""
+    """A few sentences: what was searched, by which score, and of which runs that is not true."""
+    text = "Scores are of the last epoch: no epoch is selected on dev."
+    cells = [*grid_cells(evidence.results), *grid_cells(evidence.failures)]
+    if evidence.selection == "params" or not cells:
+        return text
+    searched = {label for method in methods_of(cells) for label in _searched(cells, method)}
+    labels = listed(label.lower() for label in in_order(searched, SEARCHED.values()))
+    names = listed(method_label(method) for method in methods_of(cells))
+    text += f" By a grid on {_SELECTED[evidence.selection]}: the {labels} of {names}; nothing else was searched here."
     others = [f"{method_label(method)} on {TASKS.get(task, task)}" for method, task in _not_the_best(evidence)]
-    text = "Scores are of the last epoch: no epoch is selected on dev." + _SELECTED[evidence.selection]
     return text + (f" Not so {listed(others)}: their values are not (or not yet) the grid's best." if others else "")
+
+
+def _searched(cells: Iterable[Run], method: str) -> list[str]:
+    """What a method's cells differ in, as `SEARCHED` calls it."""
+    own = [cell.hyperparameters for cell in cells if cell.method == method]
+    return [label for key, label in SEARCHED.items() if len({str(values.get(key)) for values in own}) > 1]
 
 
 def _not_the_best(evidence: Evidence) -> list[tuple[str, str]]:
@@ -377,8 +409,12 @@ def _not_the_best(evidence: Evidence) -> list[tuple[str, str]]:
     return [
         (method, task)
         for method, task in dict.fromkeys((cell["method"], cell["task"]) for cell in places.values())
-        for run in [run for run in runs_of(evidence.results, method) if run.task == task][:1]
-        if any(run.hyperparameters.get(key) != best.get((method, task), {}).get(key) for key in SEARCHED)
+        if any(
+            run.hyperparameters.get(key) != best.get((method, task), {}).get(key)
+            for run in runs_of(evidence.results, method)
+            for key in SEARCHED
+            if run.task == task
+        )
     ]
 
 

@@ -12,6 +12,7 @@ from nxm.results import write_text
 
 # Characters that LaTeX of any age prints; pandas escapes LaTeX's own.
 _LATEX = {"±": r"$\pm$", "×": r"$\times$", "–": "--", "−": "$-$", "ρ": r"$\rho$", "·": r"$\cdot$"}
+_ROWS_ON_A_PAGE = 35
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,25 @@ class Table:
         return self.numbers.to_csv(index=False, lineterminator="\n")
 
     def latex(self, label: str) -> str:
-        """A table environment (needs booktabs) with the notes under it."""
+        """A table environment (needs booktabs; longtable for many rows) with the notes under it."""
         notes = _latex(" ".join(self.notes))
         if self.shown.empty:
             return f"% {self.title}: no rows.\n{notes}\n"
         escaped = self.shown.map(_latex).rename(columns=_latex)
         columns = "l" * len(escaped.columns)
+        long = len(escaped) > _ROWS_ON_A_PAGE
         text = escaped.to_latex(
             index=False,
             column_format=columns,
             caption=_latex(re.sub(r"^Table \d+\. ", "", self.title)),
             label=f"tab:{label}",
-            position="t",
+            position="l" if long else "t",
+            longtable=long,
         )
-        return text.replace(r"\end{table}", f"\\par\\smallskip{{\\footnotesize {notes}}}\n\\end{{table}}")
+        under = f"{{\\footnotesize {notes}}}\n"
+        if long:
+            return f"{text}\\noindent{under}"
+        return text.replace(r"\end{table}", f"\\par\\smallskip{under}\\end{{table}}")
 
 
 def _latex(text: str) -> str:

@@ -22,6 +22,7 @@ class Point:
 
     method: str
     rho: float
+    seeds: tuple[int, ...]
     whole: bool  # the study's NxM run itself, not a cell
     similarity: float
     metric: float
@@ -51,7 +52,7 @@ def draw(evidence: Evidence) -> Figure:
         axes.set_axis_off()
     handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=3, columnspacing=1.2, handletextpad=0.4)
-    style.footnote(figure, [facts.study_phrase(evidence, list(points)), *_said(points)])
+    style.footnote(figure, [facts.study_phrase(evidence, list(points)), *_said(points, evidence)])
     figure.draw_without_rendering()  # lays the panels out: where points stand on paper is known from here on
     for axes, found in zip(panels.flat, points.values(), strict=False):
         _name_points(axes, found)
@@ -77,7 +78,9 @@ def _points(results: list[Result], task: str) -> list[Point]:
     for (method, rho, whole), runs in sorted(groups.items()):
         metrics = [run.metric.value for run in runs]
         similarity = sum(mean_similarity(run) for run in runs) / len(runs)
-        points.append(Point(method, rho, whole, similarity, sum(metrics) / len(metrics), min(metrics), max(metrics)))
+        seeds = tuple(sorted({run.seed for run in runs}))
+        mean = sum(metrics) / len(metrics)
+        points.append(Point(method, rho, seeds, whole, similarity, mean, min(metrics), max(metrics)))
     return points
 
 
@@ -128,7 +131,11 @@ def _panel(axes: Axes, task: str, points: list[Point], results: list[Result]) ->
             markeredgewidth=1.2,
             label="the study's own rho" if whole else None,
         )
-    lines = {method: facts.task_score(results, method, task) for method in ("dense", "asp")}
+    seeds = {seed for point in points for seed in point.seeds}
+    lines = {
+        method: facts.task_score([run for run in results if run.seed in seeds], method, task)
+        for method in ("dense", "asp")
+    }
     top = max((score.mean for score in lines.values() if score), default=0.0)
     for method, score in lines.items():
         if score:
@@ -191,12 +198,17 @@ def _name_points(axes: Axes, points: list[Point]) -> None:
         )
 
 
-def _said(points: dict[str, list[Point]]) -> list[str]:
+def _said(points: dict[str, list[Point]], evidence: Evidence) -> list[str]:
     found = [point for task in points.values() for point in task]
+    seeds = {seed for point in found for seed in point.seeds}
+    fewer = seeds < {run.seed for run in facts.whole_runs(evidence.results)}
     lacking = [label for method, label in LABELS.items() if not any(p.method == method and not p.whole for p in found)]
     return [
         "Similarity: from one ADMM iteration to the next. Numbers at the points: rho (for the decoupled step the pull "
         "toward Z − U over one ADMM iteration, for the paper's recipe the weight of the penalty).",
+        f"Points and lines are of {'seeds' if len(seeds) > 1 else 'seed'} {facts.listed(sorted(seeds))} alone."
+        if fewer
+        else "",
         f"No sweep over rho in this study for: {'; '.join(lacking)}." if lacking else "",
         f"The paper finds its best score near {100 * paper.BEST_SIMILARITY:.0f} % (CoLA, QNLI, BERT-base).",
     ]

@@ -1,4 +1,4 @@
-"""The headline: what each method scores, what it keeps of the dense score, and what it kept in the paper."""
+"""The headline: what each method keeps of the dense score, how sure that is, and what it kept in the paper."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from nxm.report import Evidence, facts, paper, style
 
 
 def draw(evidence: Evidence) -> Figure:
-    """One panel a task, and one of the geometric mean where there are several: a row a method, a dot a seed, the mean
-    large with its interval; the paper's retention on our scale."""
+    """One panel a task, and one of the geometric mean where there are several: a row a method, its retention with the
+    paired interval, a small dot a seed, the paper's retention; the score in figures."""
     runs = facts.whole_runs(evidence.results)
     tasks = facts.tasks_of(runs)
     if not tasks:
@@ -34,11 +34,12 @@ def draw(evidence: Evidence) -> Figure:
         figure,
         [
             facts.study_phrase(evidence),
-            "Large: mean over seeds; small: each seed." if several else "",
-            f"Bars: 95 % intervals, bootstrap over dev examples{' and seeds' if several else ''}."
+            "Large: mean over seeds; small: each seed, of the dense mean." if several else "",
+            f"Bars: 95 % intervals, paired bootstrap over dev examples{' and seeds' if several else ''}."
             if evidence.bootstrap
             else "",
-            "Right: percent of the dense score kept. Open diamond: the paper's percentage, of our dense score.",
+            "Open diamond: the paper's. Right: our score × 100.",
+            "Dotted: always the same answer." if any(evidence.floors.get(task, 0.0) > 0 for task in tasks) else "",
             facts.selection_phrase(evidence),
             facts.collapsed_phrase(runs),
             facts.missing_phrase(evidence, facts.EVERYWHERE),
@@ -50,11 +51,8 @@ def draw(evidence: Evidence) -> Figure:
 def _panel(axes: Axes, evidence: Evidence, tasks: list[str], methods: list[str]) -> None:
     runs = [run for run in facts.whole_runs(evidence.results) if run.task in tasks]
     columns = facts.columns_of(runs)
-    if len(tasks) == 1:
-        metric = runs[0].metric.name
-        axes.set(title=facts.TASKS.get(tasks[0], tasks[0]), xlabel=f"{facts.METRICS.get(metric, metric)} × 100")
-    else:
-        axes.set(title="Geometric mean", xlabel="Score × 100")
+    axes.set_title(facts.TASKS.get(tasks[0], tasks[0]) if len(tasks) == 1 else "Geometric mean")
+    axes.set_xlabel("Kept of dense (%)")
 
     def ours(method: str) -> facts.Score | None:
         if len(tasks) == 1:
@@ -65,29 +63,24 @@ def _panel(axes: Axes, evidence: Evidence, tasks: list[str], methods: list[str])
         return facts.paper_task_score(method, tasks[0]) if len(tasks) == 1 else paper.average(method, columns)
 
     dense = ours("dense")
-    if dense:
-        axes.axvline(dense.mean, color=style.INK, linewidth=1.0, linestyle=(0, (5, 2)), zorder=1)
-    labelled = False
+    axes.axvline(100, color=style.INK, linewidth=1.0, linestyle=(0, (5, 2)), zorder=1)
+    floor = facts.retention(evidence.floors.get(tasks[0]) if len(tasks) == 1 else None, dense.mean if dense else None)
+    if floor:
+        axes.axvline(floor, color=style.GREY, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
     for y, method in enumerate(methods):
-        score = ours(method)
-        look = style.look(method)
-        kept = None
-        if score:
-            bounds = facts.score_interval(evidence, method, tasks)
-            if bounds:
-                axes.plot(bounds, [y, y], color=look.color, linewidth=1.6, solid_capstyle="butt", zorder=2)
-            if len(score.values) > 1:
+        score, look = ours(method), style.look(method)
+        kept = facts.kept(evidence, method, "dense", tasks)
+        if score and kept and dense:
+            if kept.low is not None and method != "dense":
                 axes.plot(
-                    score.values,
-                    [y] * len(score.values),
-                    linestyle="",
-                    marker=look.marker,
-                    markersize=2.5,
-                    color=look.color,
-                    alpha=0.6,
+                    [kept.low, kept.high], [y, y], color=look.color, linewidth=1.6, solid_capstyle="butt", zorder=2
                 )
+            if len(score.values) > 1:
+                seeds = [100 * value / dense.mean for value in score.values]
+                small = {"linestyle": "", "marker": look.marker, "markersize": 2.5, "color": look.color, "alpha": 0.6}
+                axes.plot(seeds, [y] * len(seeds), **small)
             axes.plot(
-                [score.mean],
+                [kept.value],
                 [y],
                 linestyle="",
                 marker=look.marker,
@@ -97,11 +90,10 @@ def _panel(axes: Axes, evidence: Evidence, tasks: list[str], methods: list[str])
                 markeredgewidth=0.6,
                 zorder=3,
             )
-            kept = facts.retention(score.mean, dense.mean if dense else None)
         theirs = facts.retention(paper_score(method), paper_score("dense"))
-        if theirs is not None and dense and method != "dense":
+        if theirs is not None and method != "dense":
             axes.plot(
-                [theirs / 100 * dense.mean],
+                [theirs],
                 [y],
                 linestyle="",
                 marker="D",
@@ -110,32 +102,23 @@ def _panel(axes: Axes, evidence: Evidence, tasks: list[str], methods: list[str])
                 markeredgecolor=style.INK,
                 markeredgewidth=0.9,
                 zorder=2,
-                label=None if labelled else "paper",
             )
-            labelled = True
-        text = facts.percent(kept) if score else "no results"
-        axes.annotate(
-            text,
-            (1, y),
-            xycoords=("axes fraction", "data"),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=style.INK if score else style.GREY,
-            annotation_clip=False,
-        )
-    axes.annotate(
-        "kept",
-        (1, -0.6),
-        xycoords=("axes fraction", "data"),
-        xytext=(3, 2),
-        textcoords="offset points",
-        va="bottom",
-        fontsize=8,
-        color=style.GREY,
-        annotation_clip=False,
-    )
+        _beside(axes, y, f"{score.mean:.1f}" if score else "no results", style.INK if score else style.GREY)
+    _beside(axes, -0.72, "score", style.GREY)
     axes.set(yticks=range(len(methods)), yticklabels=[facts.method_label(method) for method in methods])
     axes.set_ylim(len(methods) - 0.5, -0.6)
     axes.margins(x=0.08)
+
+
+def _beside(axes: Axes, y: float, text: str, color: str) -> None:
+    axes.annotate(
+        text,
+        (1, y),
+        xycoords=("axes fraction", "data"),
+        xytext=(3, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        color=color,
+        annotation_clip=False,
+    )

@@ -56,8 +56,14 @@ def make(evidence: Evidence) -> Table:
                     "paper": printed,
                 }
             )
+    if any(evidence.floors.get(column, 0.0) > 0 for column in columns):
+        shown.append(_floor(evidence, columns))
+        numbers += [
+            {"method": "constant_answer", "column": column, "mean": evidence.floors[column]} for column in columns
+        ]
     notes = facts.notes(evidence, facts.EVERYWHERE)
     if runs:
+        notes.append(facts.metrics_phrase(runs))
         notes.append("Paper: BERT-base and DistilBERT on the whole tasks, the best of a grid on dev.")
     if several:
         notes.append("Geo. mean: over the columns shown, in the paper's rows too.")
@@ -70,6 +76,18 @@ def make(evidence: Evidence) -> Table:
     fields = ["method", "column", "mean", "spread", "seeds", "paper"]
     title = "Table 1. Dev scores (score × 100)"
     return Table(title, header, pd.DataFrame(numbers, columns=fields), tuple(notes))
+
+
+def _floor(evidence: Evidence, columns: list[str]) -> dict[str, str]:
+    """What needs no model: F1 and accuracy have a floor far above 0, of which a method can keep much."""
+    floors = [evidence.floors.get(column) for column in columns]
+    row = {"Method": "Always one answer", "": "ours"}
+    row |= {
+        facts.COLUMNS.get(c, c): facts.ABSENT if v is None else f"{v:.1f}" for c, v in zip(columns, floors, strict=True)
+    }
+    if len(columns) > 1:
+        row["Geo. mean"] = facts.ABSENT if None in floors else f"{paper.geometric_mean(floors):.1f}"
+    return row | {"Kept of dense": facts.ABSENT, "of dense student": facts.ABSENT}
 
 
 def _kept(evidence: Evidence, method: str, whole: str, columns: list[str]) -> tuple[float | None, float | None]:

@@ -42,7 +42,7 @@ def make(evidence: Evidence) -> Table:
             share = facts.kept(evidence, method, rival, group)
             if points is None:
                 continue
-            heldout = facts.heldout_difference(evidence, method, rival, group[0]) if len(group) == 1 else None
+            heldout = facts.heldout_difference(evidence, method, rival, group)
             theirs = _paper(evidence, method, rival, group)
             shown.append(
                 {

@@ -6,23 +6,31 @@ import pandas as pd
 
 from nxm.report import Evidence, facts
 from nxm.report.table import Table
-from nxm.results import TIMES, Result
+from nxm.results import TIMES, Failure, Result
 
-FIELDS = ["task", "method", "runs", "epochs", *TIMES, "search_cells", "search_seconds"]
+FIELDS = ["task", "method", "runs", "epochs", *TIMES, "search_cells", "search_seconds", "all_seconds"]
+ALL = "all"  # in the place of a task
 
 
 def make(evidence: Evidence) -> Table:
-    """One row a task and method: means over its runs (memory: the highest), and what all cells of its search took."""
+    """One row a task and method: means over its runs (memory: the highest), and what all cells of its search took.
+
+    Where there are several tasks, one row a method more, over all of them.
+    """
+    records: list[Result | Failure] = [*evidence.results, *evidence.failures]
     runs = facts.whole_runs(evidence.results)
-    cells = [*facts.grid_cells(evidence.results), *facts.grid_cells(evidence.failures)]
+    cells = facts.grid_cells(records)
+    tasks = facts.in_order((record.task for record in [*runs, *cells]), facts.TASKS)
     numbers = []
-    for task in facts.in_order((record.task for record in [*runs, *cells]), facts.TASKS):
-        for method in facts.in_order((record.method for record in [*runs, *cells]), facts.METHODS):
-            own = [run for run in runs if (run.task, run.method) == (task, method)]
-            search = [cell.wall_seconds or 0.0 for cell in cells if (cell.task, cell.method) == (task, method)]
-            if own or search:
-                row = {"task": task, "method": method, "runs": len(own)}
-                row |= {"search_cells": len(search), "search_seconds": sum(search)}
+    for task in [*tasks, ALL] if len(tasks) > 1 else tasks:
+        for method in facts.in_order((record.method for record in records), facts.METHODS):
+            own, search, every = (
+                [run for run in some if run.method == method and task in (run.task, ALL)]
+                for some in (runs, cells, records)
+            )
+            if every:
+                row = {"task": task, "method": method, "runs": len(own), "search_cells": len(search)}
+                row |= {"search_seconds": _seconds(search), "all_seconds": _seconds(every)}
                 numbers.append(row | (_means(own) if own else {}))
     table = pd.DataFrame(numbers, columns=FIELDS).astype(dict.fromkeys(("epochs", *TIMES), float))
     told = table["energy_joules"].notna()
@@ -44,15 +52,21 @@ def make(evidence: Evidence) -> Table:
         searched = table["search_cells"] > 0
         shown["Search (cells)"] = table["search_cells"].astype(str).where(searched, facts.ABSENT)
         shown["Search (min)"] = _texts((table["search_seconds"] / 60).where(searched), ".1f")
+    shown["In all (min)"] = _texts(table["all_seconds"] / 60, ".1f")
     notes = [
         facts.study_phrase(evidence),
         facts.cost_phrase(evidence),
         facts.machine_phrase(evidence.results),
-        "Search: all cells of the grid together, failed ones too; other columns: means over runs." if cells else "",
+        "Search: all cells of the grid together, failed ones too." if cells else "",
+        "In all: runs, search, sweeps and variants together; other columns: means over runs, of memory the highest.",
         "" if told.any() else "Energy is counted by GPUs alone.",
         "Times are of runs beside others, whatever these took: what a method adds to a step is in the latency figure.",
     ]
     return Table("Cost of the runs", shown, table, tuple(note for note in notes if note))
+
+
+def _seconds(records: list[Result | Failure]) -> float:
+    return sum(record.wall_seconds or 0.0 for record in records)
 
 
 def _means(runs: list[Result]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What selection does to a score: the best of the grid on dev, as the paper reports it, beside the honest number."""
+"""What selection does to a score: the cell that is best on dev, as the paper chooses it, beside the honest choice."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import pandas as pd
 
 from nxm.report import Evidence, facts, paper
 from nxm.report.table import Table
+from nxm.results import Result
 
-FIELDS = ["task", "method", "best_on_dev", "chosen_held_out", "spread", "seeds"]
+FIELDS = ["task", "method", "best_on_dev", "best_held_out", "final", "spread", "seeds"]
+RULES = {
+    "best_on_dev": "best on dev",
+    "best_held_out": "best on held-out rows",
+    "final": "the latter, final runs",
+}
 
 
 def make(evidence: Evidence) -> Table:
-    """Two rows a method, a column a task: the grid's best dev score; the mean of the final runs of the cell chosen."""
+    """Three rows a method, a column a task: dev scores of the grid's cells chosen by either rule, and of final runs."""
     title = "Selection on dev against selection on held-out rows"
     cells = [run for run in facts.grid_cells(evidence.results) if run.heldout is not None]
     if evidence.selection != "heldout":
@@ -25,28 +31,51 @@ def make(evidence: Evidence) -> Table:
     numbers = []
     for task in tasks:
         for method in methods:
-            tried = [run.metric.value for run in cells if (run.task, run.method) == (task, method)]
             final = facts.task_score(own, method, task)
-            if final is not None and tried:
-                numbers.append([task, method, max(tried), final.mean, final.spread, len(final.values)])
+            if final is not None:
+                chosen = _chosen([run for run in cells if (run.task, run.method) == (task, method)])
+                numbers.append([task, method, *chosen, final.mean, final.spread, len(final.values)])
     table = pd.DataFrame(numbers, columns=FIELDS)
+    means = {(method, rule): _mean(table, method, rule, tasks) for method in methods for rule in RULES}
     shown = []
     for method in methods:
         rows = table[table["method"] == method].set_index("task")
-        for key, label in (("best_on_dev", "best on dev"), ("chosen_held_out", "chosen on held-out rows")):
+        for rule, label in RULES.items():
             texts = {
-                facts.TASKS.get(task, task): f"{rows.loc[task, key]:.1f}" if task in rows.index else facts.ABSENT
+                facts.TASKS.get(task, task): _text(rows.loc[task], rule) if task in rows.index else facts.ABSENT
                 for task in tasks
             }
-            mean = paper.geometric_mean(rows[key]) if len(rows) == len(tasks) else None
+            mean = means[method, rule]
             average = {"Geo. mean": facts.ABSENT if mean is None else f"{mean:.1f}"} if len(tasks) > 1 else {}
-            name = facts.method_label(method) if key == "best_on_dev" else ""
-            shown.append({"Method": name, "Selection": label} | texts | average)
+            kept = facts.percent(facts.retention(mean, means.get(("dense", rule))))
+            name = facts.method_label(method) if rule == "best_on_dev" else ""
+            shown.append({"Method": name, "Cell": label} | texts | average | {"Kept of dense": kept})
     notes = (
         facts.study_phrase(evidence),
-        "Best on dev: the highest dev score of any cell of the grid, one run, as the paper reports it. Chosen on "
-        "held-out rows: the mean over the final runs of the cell that scored best on training rows that no run trains "
-        f"on. Seeds: {facts.listed(sorted({run.seed for run in cells}))} in the grid, "
-        f"{facts.listed(sorted({run.seed for run in own}))} in the final runs.",
+        "All numbers are dev scores × 100. Best on dev: of the cell of the grid with the highest dev score, as in the "
+        "paper. Best on held-out rows: of the cell that scored highest on training rows that no run trains "
+        f"on. Both are of {facts.seeds_phrase(cells)}, so they differ by the choice alone. Final runs: of the latter "
+        f"cell's values with {facts.seeds_phrase(own)}; ± is the standard deviation over them.",
     )
     return Table(title, pd.DataFrame(shown), table, notes)
+
+
+def _chosen(cells: list[Result]) -> tuple[float, float]:
+    """The dev score of the cell best on dev, and of the one best on held-out rows; means over the grid's seeds."""
+    both = [(run.cell, run.metric.value, run.heldout.value) for run in cells if run.heldout is not None]
+    scores = pd.DataFrame(both, columns=["cell", "dev", "heldout"]).groupby("cell", sort=False).mean()
+    return float(scores["dev"].max()), float(scores["dev"].loc[scores["heldout"].idxmax()])
+
+
+def _mean(table: pd.DataFrame, method: str, rule: str, tasks: list[str]) -> float | None:
+    """The score of one task, or the geometric mean of several; None where one is missing."""
+    values = table[table["method"] == method][rule]
+    if len(values) < len(tasks):
+        return None
+    return float(values.iloc[0]) if len(tasks) == 1 else paper.geometric_mean(values)
+
+
+def _text(row: pd.Series, rule: str) -> str:
+    if rule == "final" and not pd.isna(row["spread"]):
+        return f"{row['final']:.1f} ± {row['spread']:.1f}"
+    return f"{row[rule]:.1f}"

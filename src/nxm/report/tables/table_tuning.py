@@ -75,11 +75,25 @@ def make(evidence: Evidence) -> Table:
         f"{facts.study_phrase(evidence)} Grid: {facts.seeds_phrase(cells)}.",
         "Score × 100 of the last epoch; bold: the best of its method and task. Held out: training rows that no run "
         "trains on.",
+        _edges(table),
         "Cells a task: " + ", ".join(f"{facts.method_label(m)} {effort[m]}" for m in facts.methods_of(cells)) + ".",
         facts.cost_phrase(evidence),
         facts.machine_phrase(cells),
     )
-    return Table(title, shown, table, notes)
+    return Table(title, shown, table, tuple(note for note in notes if note))
+
+
+def _edges(table: pd.DataFrame) -> str:
+    """One sentence: whose values in force are the smallest or largest tried, so that better ones may lie outside."""
+    found = []
+    for (task, method), rows in table.groupby(["task", "method"], sort=False):
+        for key, label in facts.SEARCHED.items():
+            tried = pd.to_numeric(rows[key], errors="coerce").dropna()
+            for value in tried[rows["in_force"]].unique():
+                if tried.nunique() > 2 and value in (tried.min(), tried.max()):
+                    where = f"{facts.method_label(method)} on {facts.TASKS.get(task, task)}"
+                    found.append(f"{where} ({label.lower()} {facts.plain(value)})")
+    return f"In force at the edge of what was tried: {'; '.join(found)}." if found else ""
 
 
 def _cells_a_task(rows: pd.DataFrame) -> str:
