@@ -43,15 +43,17 @@ def test_every_profile_makes_a_study(name, tmp_path):
     assert study.study == name
     assert (folder / study.root).resolve() == tmp_path.resolve()
     assert (tmp_path / study.params).resolve() == (folder / "params.yaml").resolve()
-    assert (folder / "dvc.yaml").read_text() == (ROOT / "dvc.yaml").read_text()
-    before = (folder / "params.yaml").stat().st_mtime_ns
+    assert read_yaml(folder / "dvc.yaml") == read_yaml(ROOT / "dvc.yaml")
+    assert not (folder / "dvc.yaml").is_symlink()  # which DVC does not follow in a revision of git
+    before = [path.stat().st_mtime_ns for path in sorted(folder.iterdir())]
     assert write_study(tmp_path, name) == folder
-    assert (folder / "params.yaml").stat().st_mtime_ns == before  # nothing changed, nothing written
+    assert [path.stat().st_mtime_ns for path in sorted(folder.iterdir())] == before  # nothing changed, nothing written
 
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "studies").glob("*/")), ids=lambda folder: folder.name)
 def test_committed_studies_belong_to_the_committed_profiles(folder):
     assert read_yaml(folder / "params.yaml") == study_values(ROOT, folder.name)
+    assert read_yaml(folder / "dvc.yaml") == read_yaml(ROOT / "dvc.yaml")
 
 
 def test_an_unknown_study_is_named_with_the_known_ones():

@@ -230,7 +230,7 @@ class Stage:
 def read_stages(target: Path) -> dict[str, Stage]:
     """A study's stages by name, from DVC's own index."""
     with Repo() as repo:
-        place = os.path.abspath(target)  # unresolved: the other studies' dvc.yaml are links to the main one
+        place = os.path.abspath(target)
         own = {stage.name: stage for stage in repo.index.stages if os.path.abspath(stage.path) == place}
         needs = {name: {up.name for up in repo.index.graph.successors(stage)} for name, stage in own.items()}
         return {

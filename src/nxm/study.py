@@ -1,6 +1,6 @@
 """Studies: profiles merged with params.yaml.
 
-A profile states only what differs from params.yaml. Merged, it becomes `studies/<name>/params.yaml`, beside a link to
+A profile states only what differs from params.yaml. Merged, it becomes `studies/<name>/params.yaml`, beside a copy of
 dvc.yaml; DVC then keeps `studies/<name>/dvc.lock`, so that each study has its own evidence and none disturbs another.
 Where a study selects its values by a grid (`nxm.selection`), those chosen stand in the generated file as soon as all
 cells of a method and task are done.
@@ -108,12 +108,14 @@ def write_study(root: Path, name: str) -> Path:
         f"# Generated from params.yaml and profiles/{name}.yaml by nxm.launch: change those, not this.\n"
         + text.getvalue()
     )
-    path = folder / "params.yaml"
-    if not path.exists() or path.read_text(encoding="utf-8") != content:
-        write_text(path, content)
-    link = folder / "dvc.yaml"
-    if not link.exists():
-        link.symlink_to(os.path.relpath(root / "dvc.yaml", folder))
+    stages = "# Generated from the root's dvc.yaml by nxm.launch: change that, not this.\n" + (
+        root / "dvc.yaml"
+    ).read_text(encoding="utf-8")
+    for name, wanted in (("params.yaml", content), ("dvc.yaml", stages)):
+        path = folder / name
+        # A copy, since DVC does not follow links in a revision of git (`dvc metrics diff`, `dvc exp show`).
+        if path.is_symlink() or not path.exists() or path.read_text(encoding="utf-8") != wanted:
+            write_text(path, wanted)
     return folder
 
 
