@@ -1,4 +1,4 @@
-"""DVC's own comparisons between a revision of git and the workspace work on the main numbers, other studies being there."""
+"""DVC's own comparisons of a revision of git with the workspace have both sides, where other studies are too."""
 
 from __future__ import annotations
 
