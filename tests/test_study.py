@@ -56,6 +56,21 @@ def test_committed_studies_belong_to_the_committed_profiles(folder):
     assert read_yaml(folder / "dvc.yaml") == read_yaml(ROOT / "dvc.yaml")
 
 
+@pytest.mark.parametrize("name", ["tune", "seeds", "glue", "glue-base", "glue-full", "ablation"])
+def test_every_method_searched_has_as_many_cells_and_epochs(name):
+    study = parse_study(study_values(ROOT, name), name)
+    effort: dict[str, dict[str, set]] = {}
+    for cell in study.searched_cells.values():
+        own = effort.setdefault(cell.task, {}).setdefault(cell.method, (set(), set()))
+        own[0].add(cell.cell)
+        own[1].add(cell.values["epochs"])
+    assert effort
+    for methods in effort.values():
+        assert len({len(cells) for cells, _ in methods.values()}) == 1
+        rivals = {method: epochs for method, (_, epochs) in methods.items() if method != "dense"}
+        assert len({tuple(epochs) for epochs in rivals.values()}) == 1
+
+
 def test_an_unknown_study_is_named_with_the_known_ones():
     with pytest.raises(UserError, match=rf"no study 'sedes'; known are {MAIN}, .*seeds"):
         study_values(ROOT, "sedes")
