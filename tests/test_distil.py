@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.nn import functional as F
-from transformers import BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+from transformers import (
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    TrainingArguments,
+)
 
 from conftest import tiny_config
-from nxm.distil import Teacher, distillation_loss, every_other_layer, matching_layers
+from nxm import NM, AspCallback, UserError, find_targets
+from nxm.distil import (
+    DISTILLATION,
+    DistillationTrainer,
+    Teacher,
+    distillation_loss,
+    every_other_layer,
+    matching_layers,
+)
 from nxm.settings import Distillation
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
@@ -111,3 +125,79 @@ def test_a_teacher_answers_without_gradients_or_dropout():
     assert torch.equal(first.logits, second.logits)
     assert not first.logits.requires_grad
     assert len(first.hidden_states) == 3
+
+
+def arguments(folder, **others) -> TrainingArguments:
+    return TrainingArguments(
+        str(folder), max_steps=3, learning_rate=1e-2, report_to="none", disable_tqdm=True, use_cpu=True, **others
+    )
+
+
+def batch(*columns: str, rows: int = 4) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 20, (rows, 6), generator=generator)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(rows) % 2}
+    return given | dict.fromkeys(columns, ids % 2)
+
+
+def test_a_dense_model_teaches_its_sparse_self_and_stays_as_it_is(tmp_path):
+    teacher, model = (BertForSequenceClassification(tiny_config()) for _ in range(2))
+    model.load_state_dict(teacher.state_dict())
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    rows = [{name: column[i].tolist() for name, column in batch(rows=16).items()} for i in range(16)]
+    trainer = DistillationTrainer(
+        model,
+        arguments(tmp_path),
+        teacher=teacher,
+        train_dataset=Dataset.from_list(rows),
+        callbacks=[AspCallback(NM(2, 4))],
+    )
+    trainer.train()
+    assert all(NM(2, 4).contains(W) for W in find_targets(model).values())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert not torch.equal(model.classifier.weight, teacher.classifier.weight)
+    assert not teacher.training
+
+
+def test_training_has_the_loss_of_distillation_and_evaluation_the_tasks(tmp_path):
+    teacher, model = (BertForSequenceClassification(tiny_config(initializer_range=1.0)) for _ in range(2))
+    trainer = DistillationTrainer(model, arguments(tmp_path), teacher=teacher)
+    inputs = batch()
+    with torch.no_grad():
+        model.train()
+        ours = model(**inputs, output_hidden_states=True)
+        theirs = teacher(**inputs, output_hidden_states=True)
+        expected = distillation_loss(ours, theirs, inputs["attention_mask"], DISTILLATION)
+        torch.testing.assert_close(trainer.compute_loss(model, inputs), expected)
+        model.eval()
+        torch.testing.assert_close(trainer.compute_loss(model, inputs), model(**inputs).loss)
+        model.train()
+        del inputs["attention_mask"]  # no padding
+        torch.testing.assert_close(trainer.compute_loss(model, inputs), expected)
+
+
+def test_student_and_teacher_each_get_the_inputs_that_they_know(tmp_path):
+    teacher = BertForSequenceClassification(tiny_config(initializer_range=1.0))  # answers far from 50 : 50
+    small = {"vocab_size": 30, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "initializer_range": 1.0}
+    still = dict.fromkeys(("dropout", "attention_dropout", "seq_classif_dropout"), 0.0)
+    student = DistilBertForSequenceClassification(DistilBertConfig(**small, **still))
+    settings = Distillation(task=0.0, logits=1.0, hidden=0.0, temperature=1.0)
+    args = arguments(tmp_path, remove_unused_columns=False)
+    trainer = DistillationTrainer(student, args, teacher=teacher, distillation=settings)
+    inputs = batch("token_type_ids")
+    student.train()
+    with torch.no_grad():
+        target = F.softmax(teacher(**inputs).logits, dim=-1)
+        blind = F.softmax(teacher(**batch()).logits, dim=-1)
+    assert not torch.allclose(target, blind, atol=0.05)
+    ours = student(**batch()).logits
+    expected = (target * (target.log() - F.log_softmax(ours, dim=-1))).sum() / len(ours)
+    assert expected > 0.1
+    torch.testing.assert_close(trainer.compute_loss(student, inputs), expected)
+    assert torch.isfinite(trainer.compute_loss(student.eval(), inputs))
+
+
+def test_another_loss_beside_the_teachers_is_refused(tmp_path):
+    model = BertForSequenceClassification(tiny_config())
+    with pytest.raises(UserError, match="no label smoothing"):
+        DistillationTrainer(model, arguments(tmp_path, label_smoothing_factor=0.1), teacher=model)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from transformers import AutoTokenizer
 
 import smoke_source
@@ -16,17 +17,25 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_library_snippet_runs_as_it_stands(tmp_path, monkeypatch):
+SNIPPETS = re.findall(r"<!-- snippet -->\n```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["callback", "teacher"])
+def test_the_library_snippets_run_as_they_stand(snippet, tmp_path, monkeypatch):
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification, TrainingArguments
 
-    snippet = re.search(r"<!-- snippet -->\n```python\n(.*?)```", README, flags=re.DOTALL)[1]
     assert len(snippet.strip().splitlines()) < 10
     smoke_source.write(tmp_path / "source", tasks=())
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "source" / "weights")
     rows = [tokenizer("cat sits" if i % 2 else "old dog runs") | {"labels": i % 2} for i in range(64)]
+    model, dense = (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "source" / "weights", num_labels=2)
+        for _ in range(2)
+    )
     names = {
-        "model": AutoModelForSequenceClassification.from_pretrained(tmp_path / "source" / "weights", num_labels=2),
+        "model": model,
+        "dense": dense,
         "tokenizer": tokenizer,
         "train_dataset": Dataset.from_list(rows),
         "args": TrainingArguments(

@@ -12,16 +12,20 @@ if TYPE_CHECKING:
     from nxm.admm import ADMM
     from nxm.callbacks import PROXIMAL, AdmmCallback, AspCallback, GmpCallback, SrSteCallback
     from nxm.constraints import NM, ConstraintSet, SparseSet, Unstructured
+    from nxm.distil import DISTILLATION, DistillationTrainer
     from nxm.errors import UserError
     from nxm.importance import ActivationNorms, AdamSecondMoment
     from nxm.permute import permute_
-    from nxm.settings import Admm, Gmp
+    from nxm.settings import Admm, Distillation, Gmp
     from nxm.targets import find_targets
 
 _HOMES = {
     "ADMM": "nxm.admm",
     "ActivationNorms": "nxm.importance",
     "AdamSecondMoment": "nxm.importance",
+    "DISTILLATION": "nxm.distil",
+    "Distillation": "nxm.settings",
+    "DistillationTrainer": "nxm.distil",
     "NM": "nxm.constraints",
     "PROXIMAL": "nxm.callbacks",
     "Admm": "nxm.settings",
@@ -40,6 +44,7 @@ _HOMES = {
 
 __all__ = [
     "ADMM",
+    "DISTILLATION",
     "NM",
     "PROXIMAL",
     "ActivationNorms",
@@ -48,6 +53,8 @@ __all__ = [
     "AdmmCallback",
     "AspCallback",
     "ConstraintSet",
+    "Distillation",
+    "DistillationTrainer",
     "Gmp",
     "GmpCallback",
     "SparseSet",

@@ -1,21 +1,28 @@
-"""Students and knowledge distillation (the DistilBERT part, section 4.3 of the paper)."""
+"""Students and knowledge distillation (the DistilBERT part, section 4.3 of the paper).
+
+`DistillationTrainer` takes the sparsity callbacks as any Trainer does: the dense model then teaches its sparse self.
+"""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import re
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 
 from nxm.errors import UserError
 from nxm.settings import Distillation
 from nxm.targets import find_stack
+
+# What the study's students are trained with: half the labels, half the teacher's answers, and its hidden states.
+DISTILLATION = Distillation(task=0.5, logits=0.5, hidden=1.0, temperature=2.0)
 
 
 def every_other_layer(teacher: PreTrainedModel) -> PreTrainedModel:
@@ -123,3 +130,48 @@ class Teacher:
         own = {name: tensor for name, tensor in inputs.items() if name in self.accepted}
         self.model.to(inputs["input_ids"].device)
         return self.model(**own, output_hidden_states=self.hidden_states)
+
+
+class DistillationTrainer(Trainer):
+    """The Hugging Face Trainer with a teacher: trains on `distillation_loss`, evaluates on the task's own loss.
+
+    Example: `DistillationTrainer(model, args, teacher=dense, train_dataset=data, callbacks=[AdmmCallback(NM(2, 4))])`.
+
+    Args:
+        teacher: a model of the same task; set to eval mode and never changed. With `distillation.hidden` > 0 its hidden
+            states are as wide as the student's, and it has at least as many layers.
+        distillation: how much each term weighs; default `DISTILLATION`.
+        args, kwargs: the Trainer's. Where teacher and student take different inputs (DistilBERT knows no
+            `token_type_ids`), set `remove_unused_columns=False`: each then gets what it knows.
+
+    Raises:
+        UserError: label smoothing or a loss of one's own is asked for too: the task's term is the model's own loss.
+    """
+
+    def __init__(
+        self, *args: Any, teacher: PreTrainedModel, distillation: Distillation = DISTILLATION, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if self.label_smoother is not None or self.compute_loss_func is not None:
+            raise UserError(
+                "with a teacher the task's loss is the model's own: no label smoothing, no compute_loss_func"
+            )
+        self.loss_is_scaled_for_ga = False  # it is the mean over a batch
+        self.teacher = Teacher(teacher, distillation.hidden > 0)
+        self.distillation = distillation
+        self.accepted = frozenset(inspect.signature(self.model.forward).parameters)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        own = {name: tensor for name, tensor in inputs.items() if name in self.accepted}
+        if not model.training:
+            return super().compute_loss(model, own, return_outputs)
+        outputs = model(**own, output_hidden_states=self.distillation.hidden > 0)
+        real = inputs["attention_mask"] if "attention_mask" in inputs else torch.ones_like(inputs["input_ids"])
+        loss = distillation_loss(outputs, self.teacher(inputs), real, self.distillation)
+        return (loss, outputs) if return_outputs else loss

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from nxm import provenance
 from nxm.callbacks import AdmmCallback, SparsityCallback
-from nxm.distil import Teacher, every_other_layer
+from nxm.distil import every_other_layer
 from nxm.energy import EnergyMeter
 from nxm.errors import Diverged, UserError
 from nxm.glue import get_task, paper_metric
@@ -102,7 +102,7 @@ def run(study: Study, cell: Cell, keep_model: bool = True, keep_predictions: boo
         permute_(model, get_pattern(study, training), study.targets.include, study.targets.exclude)
     distillation = training.distillation if method.teacher else None
     teaches = distillation is not None and (distillation.logits > 0 or distillation.hidden > 0)
-    teacher = Teacher(load_model(dense, task, False), distillation.hidden > 0) if teaches else None
+    teacher = load_model(dense, task, False) if teaches else None
     tokenizer = load_tokenizer(start)
     callback = method.callback(study, training) if method.callback else None
 

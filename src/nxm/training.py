@@ -1,9 +1,9 @@
 """One training: the Hugging Face Trainer with what a reproducible GLUE fine-tuning needs besides.
 
-The Trainer trains (on accelerate: devices, processes, mixed precision, checkpoints). Ours are four things that it has
+The Trainer trains (on accelerate: devices, processes, mixed precision, checkpoints). Ours are three things that it has
 not: batches of similar length in an order that depends on seed and epoch alone, so that a resumed run and a run on
-more processes see the same batches; a stop at the first loss that is not finite; knowledge distillation; and a marker
-in each checkpoint that is whole.
+more processes see the same batches; a stop at the first loss that is not finite; and a marker in each checkpoint that
+is whole. Knowledge distillation is `nxm.distil`'s.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
-from nxm.distil import Teacher, distillation_loss
+from nxm.distil import DistillationTrainer
 from nxm.errors import Diverged, UserError
 from nxm.glue import METRICS, Task, compute_metrics, paper_metric
 from nxm.results import write_text
@@ -110,7 +110,7 @@ def train(
     seed: int,
     scratch: Path,
     callbacks: list[TrainerCallback],
-    teacher: Teacher | None = None,
+    teacher: PreTrainedModel | None = None,
     distillation: Distillation | None = None,
 ) -> Trained:
     """Train, evaluating every `common.evaluate_every` epochs and at the end; resume where `scratch` has a checkpoint.
@@ -118,6 +118,7 @@ def train(
     Args:
         data: `train`, the task's evaluation splits and perhaps `heldout` (evaluated once, at the end), with `length`
             and the tokenizer's columns.
+        teacher, distillation: see `nxm.distil.DistillationTrainer`; both are given, or no teacher is.
         scratch: for checkpoints; the caller removes it when the results are safe.
 
     Raises:
@@ -130,18 +131,18 @@ def train(
     evaluation = {suffix.removeprefix("_"): ordered[split] for split, suffix in task.evaluation.items()}
     checkpoint = _last_whole_checkpoint(scratch)
     seconds_before = float((checkpoint / COMPLETE).read_text(encoding="utf-8")) if checkpoint else 0.0
-    trainer = _Trainer(
-        model=model,
-        args=args,
-        processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        train_dataset=data["train"],
-        eval_dataset=evaluation if len(evaluation) > 1 else evaluation[""],
-        compute_metrics=lambda prediction: compute_metrics(task, *_arrays(prediction)),
-        callbacks=[*callbacks, _MarkComplete(seconds_before)],
-        teacher=teacher,
-        distillation=distillation,
-    )
+    options: dict[str, Any] = {
+        "model": model,
+        "args": args,
+        "processing_class": tokenizer,
+        "data_collator": DataCollatorWithPadding(tokenizer),
+        "train_dataset": data["train"],
+        "eval_dataset": evaluation if len(evaluation) > 1 else evaluation[""],
+        "compute_metrics": lambda prediction: compute_metrics(task, *_arrays(prediction)),
+        "callbacks": [*callbacks, _MarkComplete(seconds_before)],
+    }
+    taught = {"teacher": teacher, "distillation": distillation}
+    trainer = _StudentTrainer(**taught, **options) if teacher else _Trainer(**options)
     outcome = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if not trainer.predicted:  # resumed after the last evaluation
         trainer.evaluate()
@@ -206,10 +207,8 @@ class LengthGroupedByEpoch(Sampler[int]):
 
 
 class _Trainer(Trainer):
-    def __init__(self, *, teacher: Teacher | None, distillation: Distillation | None, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.teacher = teacher
-        self.distillation = distillation
         self.loss_is_scaled_for_ga = False  # ours is the mean over a batch
         self.accepted = frozenset(inspect.signature(self.model.forward).parameters)
         self.predicted: dict[str, np.ndarray] = {}  # the logits of the last evaluation, by the prefix of its metrics
@@ -235,14 +234,9 @@ class _Trainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        # DistilBERT takes no token_type_ids, its BERT teacher needs them: each gets what it knows.
+        # The data may have columns for another model: DistilBERT takes no token_type_ids, its BERT teacher needs them.
         own = {name: tensor for name, tensor in inputs.items() if name in self.accepted}
-        if self.teacher is None or self.distillation is None or not model.training:
-            return super().compute_loss(model, own, return_outputs)
-        outputs = model(**own, output_hidden_states=self.distillation.hidden > 0)
-        answers = self.teacher(inputs)
-        loss = distillation_loss(outputs, answers, inputs["attention_mask"], self.distillation)
-        return (loss, outputs) if return_outputs else loss
+        return super().compute_loss(model, own, return_outputs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -252,6 +246,10 @@ class _Trainer(Trainer):
                 f"learning rate {self.args.learning_rate:g}): training diverged; lower the learning rate or rho"
             )
         return loss
+
+
+class _StudentTrainer(DistillationTrainer, _Trainer):
+    """The same with a teacher."""
 
 
 class _MarkComplete(TrainerCallback):
