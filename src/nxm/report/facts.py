@@ -293,13 +293,14 @@ def listed(words: Iterable[object]) -> str:
 
 
 def metrics_phrase(results: Iterable[Result]) -> str:
-    """One sentence: which metric is whose: `F1: MRPC; accuracy: RTE and QNLI.`"""
+    """One sentence: which metric is whose: `Metrics: F1 (MRPC), Accuracy (QNLI and RTE).`"""
     by_metric: dict[str, list[str]] = {}
     results = list(results)
     for task in tasks_of(results):
         metric = next(result.metric.name for result in results if result.task == task)
         by_metric.setdefault(METRICS.get(metric, metric), []).append(TASKS.get(task, task))
-    return "; ".join(f"{metric}: {listed(tasks)}" for metric, tasks in by_metric.items()) + "."
+    said = ", ".join(f"{metric} ({listed(tasks)})" for metric, tasks in by_metric.items())
+    return f"Metric{'s' if len(by_metric) > 1 else ''}: {said}."
 
 
 def seeds_phrase(results: Iterable[Result]) -> str:
