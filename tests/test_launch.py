@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nxm import UserError, launch
@@ -161,3 +164,26 @@ def test_a_mistake_in_params_yaml_is_said_of_it_and_not_of_a_profile(tmp_path, m
     with pytest.raises(UserError, match=r"params\.yaml: unknown key '\w+\.stsb\.rhoo'") as said:
         launch.main()
     assert "profiles" not in str(said.value)
+
+
+def test_a_launch_that_is_terminated_ends_its_stages(tmp_path):
+    script = tmp_path / "launching.py"
+    script.write_text(
+        "import signal, subprocess, sys\n"
+        "from nxm.launch import Stage, end_with_stages, side_by_side\n"
+        "signal.signal(signal.SIGTERM, end_with_stages)\n"
+        "def run_stage(name, slot):\n"
+        "    stage = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "    print(stage.pid, flush=True)\n"
+        "    return stage.wait() == 0\n"
+        "stages = {name: Stage(frozenset(), (), (), ()) for name in ('asp@stsb-0', 'nxm@stsb-0')}\n"
+        "side_by_side(stages, dict.fromkeys(stages, 1.0), 1, run_stage)\n"
+    )
+    launching = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    stage = psutil.Process(int(launching.stdout.readline()))
+    launching.terminate()
+    more, said = launching.communicate(timeout=60)
+    assert launching.returncode == 128 + signal.SIGTERM
+    assert "what is done is kept" in said
+    assert not stage.is_running()
+    assert not more  # the second stage was not started

@@ -15,16 +15,21 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
+import psutil
 import torch
 from dvc.repo import Repo
 
@@ -69,6 +74,7 @@ def main() -> None:
         if not pending:
             point_at_results(study)
         return
+    signal.signal(signal.SIGTERM, end_with_stages)
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     os.environ |= {PLAN: "\n".join(sorted(plan)), STARTED: str(time.time()), JOBS: str(jobs)}
     failed, tried = set[str](), set[str]()
@@ -91,6 +97,18 @@ def main() -> None:
     if failed or lacking:
         raise UserError("\n".join(complaints(study, failed, lacking)))
     point_at_results(study)
+
+
+def end_with_stages(number: int, frame: FrameType | None) -> NoReturn:
+    """Handle a signal that only this process gets, as batch systems send it: end the stages that run, then this.
+
+    (Ctrl-C reaches them by itself.)
+    """
+    for stage in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            stage.terminate()
+    print("terminated; what is done is kept, and the same command goes on from there", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 def waiting_stages(study: Study, stages: Mapping[str, Stage], pending: Collection[str], root: Path) -> set[str]:

@@ -8,7 +8,6 @@ cells of a method and task are done.
 
 from __future__ import annotations
 
-import os
 import re
 from copy import deepcopy
 from dataclasses import dataclass
