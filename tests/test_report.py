@@ -699,7 +699,7 @@ def test_a_constant_answer_stands_in_table_1_where_it_is_worth_something() -> No
     assert "Always" not in table.make(Evidence("embedded", of_stsb, None, floors={"stsb": 0.0})).markdown()
 
 
-def test_a_long_table_may_break_over_pages(many: Evidence) -> None:
+def test_a_long_table_may_break_over_pages() -> None:
     rows = pd.DataFrame({"Method": ["NxM"] * 60})
     long, short = (Table("Table 9. Rows", rows.head(count), rows, ("A note.",)).latex("rows") for count in (60, 5))
     assert r"\end{longtable}" in long

@@ -110,8 +110,7 @@ def write_study(root: Path, name: str) -> Path:
     stages = "# Generated from the root's dvc.yaml by nxm.launch: change that, not this.\n" + (
         root / "dvc.yaml"
     ).read_text(encoding="utf-8")
-    for name, wanted in (("params.yaml", content), ("dvc.yaml", stages)):
-        path = folder / name
+    for path, wanted in ((folder / "params.yaml", content), (folder / "dvc.yaml", stages)):
         # A copy, since DVC does not follow links in a revision of git (`dvc metrics diff`, `dvc exp show`).
         if path.is_symlink() or not path.exists() or path.read_text(encoding="utf-8") != wanted:
             write_text(path, wanted)
