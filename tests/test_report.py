@@ -189,6 +189,16 @@ def test_letters_are_at_least_eight_points(name: str, one: Evidence) -> None:
     assert min(artist.get_fontsize() for artist in written if artist.get_visible()) >= 8
 
 
+@pytest.mark.parametrize("values", [[0.99996, 0.9999], [0.99985, 1.0], [0.5, 1.0], [0.985, 0.9867], [0.52]])
+def test_an_axis_of_similarities_has_two_numbers_at_least_and_room_for_the_values(values: list[float]) -> None:
+    axes = Figure().add_subplot()
+    style.similarity_scale(axes, "y", values)
+    low, high = axes.get_ylim()
+    assert low < min(style.drawable_similarity(value) for value in values)
+    assert high > max(style.drawable_similarity(value) for value in values)
+    assert len([tick for tick in axes.yaxis.get_major_locator()() if low <= tick <= high]) >= 2
+
+
 def test_every_method_has_a_look_of_its_own_in_colour_and_in_grey() -> None:
     looks = [style.look(method) for method in facts.METHODS]
     assert len({look.marker for look in looks}) == len({look.color for look in looks}) == len(looks)

@@ -164,12 +164,17 @@ def similarity_scale(axes: Axes, which: str, values: Iterable[float]) -> None:
 
     getattr(axes, f"set_{which}scale")("function", functions=(forward, inverse))
     low, high = (forward(np.array(v)) for v in (min(values, default=0.5), max(values, default=0.999)))
-    pad = max(0.1 * (high - low), 0.08)
-    getattr(axes, f"set_{which}lim")(float(inverse(max(low - pad, 0.0))), float(inverse(min(high + pad, 4.15))))
-    axis = getattr(axes, f"{which}axis")
     marks = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
     if high - low > 1.2:
         marks = (0.5, 0.9, 0.99, 0.999, 0.9999)
+    places = forward(np.array(marks))
+    if ((low <= places) & (places <= high)).sum() < 2:  # one number on an axis says nothing of its scale
+        low = max(places[places < low], default=low)
+    if ((low <= places) & (places <= high)).sum() < 2:
+        high = min(places[places > high], default=high)
+    pad = max(0.1 * (high - low), 0.08)
+    getattr(axes, f"set_{which}lim")(float(inverse(max(low - pad, 0.0))), float(inverse(min(high + pad, 4.15))))
+    axis = getattr(axes, f"{which}axis")
     axis.set_major_locator(FixedLocator(list(marks)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda s, _: f"{'≥ ' if s >= _TOP else ''}{100 * s:g}"))

@@ -36,7 +36,7 @@ def make(evidence: Evidence) -> Table:
     told = table["energy_joules"].notna()
     shown = pd.DataFrame(
         {
-            "Task": [facts.TASKS.get(task, task) for task in table["task"]],
+            "Task": [facts.TASKS.get(task, "All") for task in table["task"]],
             "Method": [facts.method_label(method) for method in table["method"]],
             "Runs": table["runs"].astype(str),
             "Epochs": _texts(table["epochs"], "g"),
