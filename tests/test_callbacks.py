@@ -19,6 +19,7 @@ from transformers import (
 
 from conftest import tiny_config
 from nxm import ADMM, NM, Admm, AdmmCallback, AspCallback, Gmp, GmpCallback, SrSteCallback, Unstructured, find_targets
+from nxm.callbacks import BEST_ADMM
 from nxm.callbacks.base import STATE_FILE
 from nxm.diagnostics import MaskHistory
 
@@ -341,6 +342,24 @@ def test_a_run_too_short_for_one_iteration_is_refused(tiny_data, tmp_path):
     trainer = trainer_for(new_model(), tiny_data, tmp_path, [AdmmCallback(settings=PROXIMAL)], num_train_epochs=1)
     with pytest.raises(ValueError, match="fewer than one iteration"):
         trainer.train()
+
+
+@pytest.mark.parametrize(("steps", "interval"), [(36, 3), (60, 5), (12, 1)])
+def test_by_default_six_iterations_fit_before_the_mask_is_frozen(steps, interval, tiny_data, tmp_path):
+    models, courses = [], []
+    for callback in (AdmmCallback(), AdmmCallback(settings=BEST_ADMM.model_copy(update={"interval": interval}))):
+        models.append(new_model())
+        trainer_for(models[-1], tiny_data, tmp_path, [callback], max_steps=steps).train()
+        courses.append([iteration["step"] for iteration in callback.iterations])
+        assert callback.frozen_at_step == steps // 2
+    assert courses[0] == courses[1] == [interval * k for k in range(1, 7)]
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
+def test_the_shortest_run_by_default_has_an_iteration(tiny_data, tmp_path):
+    callback = AdmmCallback()
+    trainer_for(new_model(), tiny_data, tmp_path, [callback], max_steps=2).train()
+    assert [iteration["step"] for iteration in callback.iterations] == [1]
 
 
 def test_a_width_that_is_no_multiple_of_the_group_is_refused_before_training(tiny_data, tmp_path):

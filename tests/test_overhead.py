@@ -128,11 +128,26 @@ def training_step(root: Path, study: Study, timer: overhead.Timer) -> list[overh
     )
 
 
-def test_a_projection_is_spread_over_its_interval(root: Path, study: Study) -> None:
-    def scripted(call: Call, device: torch.device) -> float:
-        name = getattr(call, "func", call).__name__
-        return {"step": 0.10, "call_back": 0.01, "project": 0.06}[name]
+def scripted(call: Call, device: torch.device) -> float:
+    name = getattr(call, "func", call).__name__
+    return {"step": 0.10, "call_back": 0.01, "project": 0.06}[name]
 
+
+def test_an_interval_that_follows_from_the_length_is_that_of_the_studys_own_run(root: Path, study: Study) -> None:
+    block = study.nxm["stsb"].model_copy(
+        update={"epochs": 12, "interval": "auto", "freeze_at": 0.5, "dual_step": "full"}
+    )
+    rows = training_step(root, study.model_copy(update={"nxm": {"stsb": block}}), scripted)
+    assert {row["method"]: row.get("interval") for row in rows} == {
+        "dense": None,
+        "asp": None,
+        "nxm": STEPS_PER_EPOCH,  # of 12 epochs six come before the freeze
+        "nxm_paper": STEPS_PER_EPOCH,
+        "admm_unstructured": STEPS_PER_EPOCH,
+    }
+
+
+def test_a_projection_is_spread_over_its_interval(root: Path, study: Study) -> None:
     rows = {row["method"]: row for row in training_step(root, study, scripted)}
     assert rows["dense"]["ratio_to_dense"] == 1.0
     assert rows["asp"]["ratio_to_dense"] == pytest.approx(1.1)
@@ -149,8 +164,8 @@ def test_the_callbacks_do_their_work_in_every_step(root: Path, study: Study, mon
     done: list[str] = []
     original = overhead._callback
 
-    def watched(study: Study, task: str, name: str) -> overhead.SparsityCallback | None:
-        callback = made[name] = original(study, task, name)
+    def watched(study: Study, task: str, name: str, steps_per_epoch: int) -> overhead.SparsityCallback | None:
+        callback = made[name] = original(study, task, name, steps_per_epoch)
         for hook in ("on_pre_optimizer_step", "on_optimizer_step"):
             if callback is not None:
                 method = getattr(callback, hook)

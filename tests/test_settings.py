@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nxm import Admm, UserError
+from nxm import DISTILLATION, Admm, AdmmCallback, UserError
 from nxm.methods import METHODS
+from nxm.recipes import BEST
 from nxm.settings import Distillation, Study, load_study, parse_study, read_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,13 @@ def test_no_value_of_a_training_comes_from_a_default(values):
     blocks = {"trainer", "pattern", "targets", "prepare"} | {method.block for method in METHODS.values()}
     for block in sorted(blocks):
         assert values[block] == study[block]
+
+
+def test_nxm_plus_is_the_best_recipe_as_is_what_the_library_does_by_default(values):
+    block = parse_study(values, "params.yaml").nxm_plus["stsb"].model_dump(mode="json")
+    assert {key: block[key] for key in BEST} == BEST
+    own = AdmmCallback().settings.model_dump() | {"distillation": DISTILLATION.model_dump()}
+    assert own == {key: BEST[key] for key in own}
 
 
 def test_a_distillation_without_a_teacher_weighs_the_labels_with_1():

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from nxm import UserError
 from nxm.launch import Stage, read_stages, that_need, waiting_stages
 from nxm.methods import METHODS, get_method
+from nxm.recipes import BEST
 from nxm.results import read_study, result_path, write_result
 from nxm.settings import load_study, parse_study, read_yaml
 from nxm.study import MAIN, merge, planned_training, profiles, study_values, write_study
@@ -31,6 +32,24 @@ def test_merging_goes_into_mappings_and_replaces_the_rest():
     base = {"a": {"b": 1, "c": [1, 2]}, "d": 3}
     assert merge(base, {"a": {"c": [9]}, "d": {"e": 1}}) == {"a": {"b": 1, "c": [9]}, "d": {"e": 1}}
     assert base == {"a": {"b": 1, "c": [1, 2]}, "d": 3}
+
+
+def test_the_best_recipe_stands_in_full_where_a_profile_names_it(tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "profiles").mkdir()
+    text = """
+nxm_plus:
+  cola: {epochs: 3, learning_rate: 1e-4, batch_size: 16, recipe: best, rho: 0.5}
+  stsb: {epochs: 3, recipe: best}
+distil_nxm_plus: {cola: {epochs: 3, learning_rate: 1e-4, batch_size: 16, recipe: best}}
+"""
+    (tmp_path / "profiles/own.yaml").write_text(text, encoding="utf-8")
+    values = study_values(tmp_path, "own")
+    training = {"epochs": 3, "learning_rate": 1e-4, "batch_size": 16}
+    assert values["nxm_plus"]["cola"] == BEST | training | {"rho": 0.5}  # what is stated stays
+    assert values["nxm_plus"]["stsb"] == BEST | training | {"learning_rate": 3e-4, "batch_size": 32}
+    without_start = {key: value for key, value in BEST.items() if key != "start"}  # a student's is the distilled one
+    assert values["distil_nxm_plus"]["cola"] == without_start | training
 
 
 @pytest.mark.parametrize("name", profiles(ROOT))

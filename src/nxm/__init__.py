@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nxm.admm import ADMM
-    from nxm.callbacks import PROXIMAL, AdmmCallback, AspCallback, GmpCallback, SrSteCallback
+    from nxm.callbacks import BEST_ADMM, AdmmCallback, AspCallback, GmpCallback, SrSteCallback
     from nxm.constraints import NM, ConstraintSet, SparseSet, Unstructured
     from nxm.distil import DISTILLATION, DistillationTrainer
     from nxm.errors import UserError
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ADMM": "nxm.admm",
+    "BEST_ADMM": "nxm.callbacks",
     "ActivationNorms": "nxm.importance",
     "AdamSecondMoment": "nxm.importance",
     "DISTILLATION": "nxm.distil",
     "Distillation": "nxm.settings",
     "DistillationTrainer": "nxm.distil",
     "NM": "nxm.constraints",
-    "PROXIMAL": "nxm.callbacks",
     "Admm": "nxm.settings",
     "AdmmCallback": "nxm.callbacks",
     "AspCallback": "nxm.callbacks",
@@ -44,9 +44,9 @@ _HOMES = {
 
 __all__ = [
     "ADMM",
+    "BEST_ADMM",
     "DISTILLATION",
     "NM",
-    "PROXIMAL",
     "ActivationNorms",
     "AdamSecondMoment",
     "Admm",

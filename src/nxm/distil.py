@@ -18,11 +18,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer
 
 from nxm.errors import UserError
+from nxm.recipes import BEST
 from nxm.settings import Distillation
 from nxm.targets import find_stack
 
 # What the study's students are trained with: half the labels, half the teacher's answers, and its hidden states.
-DISTILLATION = Distillation(task=0.5, logits=0.5, hidden=1.0, temperature=2.0)
+DISTILLATION = Distillation.model_validate(BEST["distillation"])
 
 
 def every_other_layer(teacher: PreTrainedModel) -> PreTrainedModel:

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from nxm.callbacks import AdmmCallback, SparsityCallback
+from nxm.callbacks.admm import steps_between_projections
 from nxm.constraints import NM, Unstructured
 from nxm.errors import UserError
 from nxm.glue import get_task
@@ -106,7 +107,7 @@ def measure_training_step(
     Args:
         folder: the dense model.
         length: tokens in each sentence of the batch.
-        steps_per_epoch: the interval of methods that project once an epoch.
+        steps_per_epoch: of the study's own training, from which intervals that are no number follow.
     """
     batch_size = study.dense[task].batch_size
     model = load_model(folder, get_task(task), fresh_head=False).to(device).train()
@@ -124,7 +125,7 @@ def measure_training_step(
     state = TrainerState(max_steps=1000 * steps_per_epoch, num_train_epochs=1000)
     control = TrainerControl()
     given = {"model": model, "optimizer": optimizer}
-    callbacks = {name: _callback(study, task, name) for name in STEP_METHODS}
+    callbacks = {name: _callback(study, task, name, steps_per_epoch) for name in STEP_METHODS}
     Accelerator(cpu=args.device.type == "cpu")  # the callbacks ask accelerate's state how the model is spread
     for callback in callbacks.values():
         if callback is not None:
@@ -184,12 +185,15 @@ def measure_training_step(
     return rows
 
 
-def _callback(study: Study, task: str, name: str) -> SparsityCallback | None:
+def _callback(study: Study, task: str, name: str, steps_per_epoch: int) -> SparsityCallback | None:
     """What the study's method adds to a training. nxm_paper is nxm with the paper's penalty in the gradient."""
     method = get_method(name)
     if method.callback is None:
         return None
     training: Training = getattr(study, method.block)[task]
+    if isinstance(training, AdmmTraining):  # of the study's own run: the one here is longer
+        interval = steps_between_projections(training, training.epochs * steps_per_epoch, steps_per_epoch)
+        training = training.model_copy(update={"interval": interval})
     if name == "nxm_paper":  # its rho does not matter for time
         shared = ("epochs", "learning_rate", "batch_size", "rho", "interval")
         training = AdmmTraining(recipe="paper", **{key: getattr(training, key) for key in shared})

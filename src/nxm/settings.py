@@ -118,7 +118,8 @@ class Admm(Settings):
 
     recipe: Literal["paper", "gradient", "proximal"]
     rho: Positive  # paper, gradient: the penalty's weight in the loss; proximal: pull toward Z - U over an iteration
-    interval: Literal["epoch"] | PositiveInt = "epoch"  # optimizer steps between two projections
+    # Optimizer steps between two projections; auto: as many as make six iterations before the mask is frozen
+    interval: Literal["auto", "epoch"] | PositiveInt = "epoch"
     # Of rho over the ADMM iterations, U being rescaled; similarity: it grows by how much the mask still moves (ALPS)
     schedule: Literal["constant", "linear", "cosine", "similarity"] = "constant"
     freeze_at: Share = 1.0  # share of the run after which the mask stays; 1.0: never
@@ -195,7 +196,7 @@ class Start(Settings):
 
 
 class AdmmExtras(AdmmTraining, Extras):
-    """A run of ADMM with what it may have beyond the paper."""
+    """A run of ADMM with what it may have beyond the paper. In a profile `recipe: best` is `nxm.recipes.BEST`."""
 
     importance: Literal["none", "adam", "activations"]  # by what the projection weighs weights (`nxm.importance`)
     relaxation: Annotated[float, Field(ge=1.0, lt=2.0)]  # over-relaxation of ADMM; 1.0: none

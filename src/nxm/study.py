@@ -20,8 +20,9 @@ from ruamel.yaml import YAML
 from nxm import selection
 from nxm.errors import UserError
 from nxm.methods import METHODS
+from nxm.recipes import spell_out
 from nxm.results import read_failures, read_study, write_text
-from nxm.settings import Study, parse_study, read_yaml
+from nxm.settings import AdmmExtras, NxmPlusTraining, Study, parse_study, read_yaml
 
 MAIN = "embedded"  # the study of the root's params.yaml
 _ANY_CELL = {"task": "", "method": "nxm", "seed": 0, "cell": "", "values": {}}
@@ -57,7 +58,7 @@ def study_values(root: Path, name: str) -> dict[str, Any]:
     if not profile.is_file():
         raise UserError(f"there is no study '{name}'; known are {', '.join(profiles(root))}")
     place = {"root": "../..", "params": f"studies/{name}/params.yaml", "study": name}
-    values = merge(base, read_yaml(profile) | place)
+    values = merge(base, _spelt_out(read_yaml(profile)) | place)
     if values.get("grid", {}).get("seeds"):
         parse_study(values | {"cells": {"": _ANY_CELL}}, str(profile))  # before what it says is read
         cells = selection.expand(values)
@@ -69,6 +70,15 @@ def study_values(root: Path, name: str) -> dict[str, Any]:
         values[method][task] = best
     values["plus_cells"] |= selection.expand_ablation(values)
     return values
+
+
+def _spelt_out(changes: dict[str, Any]) -> dict[str, Any]:
+    """A profile with the values of `recipe: best` in its place, so that DVC sees them."""
+    for method, kind in (("nxm_plus", NxmPlusTraining), ("distil_nxm_plus", AdmmExtras)):
+        blocks = changes.get(method)
+        if isinstance(blocks, dict):
+            changes[method] = {task: spell_out(block, set(kind.model_fields)) for task, block in blocks.items()}
+    return changes
 
 
 def chosen_values(study: Study, root: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], list[tuple[str, str]]]:

@@ -9,10 +9,10 @@ metric that the Trainer reports is the sparse network's; training and checkpoint
 The algorithm's state is saved beside each checkpoint and taken up by `resume_from_checkpoint`.
 """
 
-from nxm.callbacks.admm import PROXIMAL, AdmmCallback
+from nxm.callbacks.admm import BEST_ADMM, AdmmCallback
 from nxm.callbacks.asp import AspCallback
 from nxm.callbacks.base import SparsityCallback
 from nxm.callbacks.gmp import GmpCallback
 from nxm.callbacks.sr_ste import SrSteCallback
 
-__all__ = ["PROXIMAL", "AdmmCallback", "AspCallback", "GmpCallback", "SparsityCallback", "SrSteCallback"]
+__all__ = ["BEST_ADMM", "AdmmCallback", "AspCallback", "GmpCallback", "SparsityCallback", "SrSteCallback"]

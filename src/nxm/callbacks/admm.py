@@ -15,11 +15,20 @@ from nxm.constraints import NM, SparseSet
 from nxm.diagnostics import MaskHistory
 from nxm.errors import UserError
 from nxm.importance import Importance
+from nxm.recipes import BEST
 from nxm.settings import Admm
 
-# The default recipe, the embedded study's: W covers 22 % of the distance to Z - U between two projections, U takes up
-# the same share, and the second half of the steps recovers on a fixed mask.
-PROXIMAL = Admm(recipe="proximal", rho=0.25, dual_step="matched", freeze_at=0.5)
+# The default: W covers 22 % of the distance to Z - U between two of six projections, U takes up the same share, and the
+# second half of the steps recovers on a fixed mask.
+BEST_ADMM = Admm.model_validate({key: BEST[key] for key in Admm.model_fields})
+AUTO_ITERATIONS = 6  # of `interval: auto`: by then rho = 0.25 has shrunk what is pruned to a few percent
+
+
+def steps_between_projections(settings: Admm, steps: int, steps_per_epoch: int) -> int:
+    """How many optimizer steps an ADMM iteration has in a run of `steps`."""
+    if settings.interval == "auto":
+        return max(1, math.floor(steps * settings.freeze_at) // AUTO_ITERATIONS)
+    return steps_per_epoch if settings.interval == "epoch" else int(settings.interval)
 
 
 class AdmmCallback(HardPrunedEvaluation):
@@ -27,7 +36,7 @@ class AdmmCallback(HardPrunedEvaluation):
 
     Args:
         constraint: default `NM(2, 4)`.
-        settings: recipe, rho, interval, schedule, dual_step, freeze_at (`nxm.settings.Admm`); default `PROXIMAL`.
+        settings: recipe, rho, interval, schedule, dual_step, freeze_at (`nxm.settings.Admm`); default `BEST_ADMM`.
         importance: weighs the projection by what a change of each weight costs (`nxm.importance`); None: all alike.
         relaxation: over-relaxation, see `nxm.admm.ADMM.iterate_`; 1.0: none.
         history: counts what weights did outside the mask, for Figure 4; costs five bytes a weight.
@@ -42,7 +51,7 @@ class AdmmCallback(HardPrunedEvaluation):
     def __init__(
         self,
         constraint: SparseSet | None = None,
-        settings: Admm = PROXIMAL,
+        settings: Admm = BEST_ADMM,
         history: MaskHistory | None = None,
         include: tuple[str, ...] = (),
         exclude: tuple[str, ...] = (),
@@ -64,10 +73,10 @@ class AdmmCallback(HardPrunedEvaluation):
     def begin(self, steps: int, steps_per_epoch: int) -> None:
         self.iterations, self.frozen_at_step, self.swaps, self._masked = [], None, None, None  # of a training before
         self.admm = ADMM(self.targets, self.constraint)
-        self.interval = steps_per_epoch if self.settings.interval == "epoch" else int(self.settings.interval)
         self.steps_per_epoch = steps_per_epoch
         self.freeze_step = math.floor(steps * self.settings.freeze_at) if self.settings.freeze_at < 1.0 else None
         last = self.freeze_step if self.freeze_step is not None else steps
+        self.interval = steps_between_projections(self.settings, steps, steps_per_epoch)
         self.planned = max(1, last // self.interval)
         if last < self.interval:
             raise UserError(
