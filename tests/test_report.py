@@ -632,7 +632,9 @@ def test_the_headline_ends_with_the_geometric_mean_of_several_tasks(many: Eviden
     assert len(lines) == len(facts.tasks_of(many.results)) + 1
     columns = facts.columns_of(facts.whole_runs(many.results))
     means = {method: facts.average_score(many.results, method, columns) for method in ("dense", "nxm", "asp")}
-    assert lines[-1].startswith("- Geometric mean over these tasks, seed")
+    tasks = facts.listed(facts.TASKS[task] for task in facts.tasks_of(many.results))
+    assert lines[-1].startswith(f"- Geometric mean over {tasks}, seed")
+    assert readme.mean(many) == lines[-1].removeprefix("- ")
     assert f"NxM keeps **{100 * means['nxm'].mean / means['dense'].mean:.1f} %** of the dense score" in lines[-1]
     theirs = {method: paper.average(method, columns) for method in ("dense", "nxm", "asp")}
     assert f"same tasks, whole: {100 * theirs['nxm'] / theirs['dense']:.1f} %" in lines[-1]

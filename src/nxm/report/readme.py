@@ -3,8 +3,8 @@
     python -m nxm.report.readme            # rewrite the blocks
     python -m nxm.report.readme --check    # exit 1 when one is stale
 
-A block stands between `<!-- generated:WHAT STUDY -->` and `<!-- /generated -->`; WHAT is `headline`, `timing`,
-`speed` or a table's name. What it says is derived from results/<STUDY>, whichever way the numbers fall.
+A block stands between `<!-- generated:WHAT STUDY -->` and `<!-- /generated -->`; WHAT is `headline`, `mean`,
+`timing`, `speed` or a table's name. What it says is derived from results/<STUDY>, whichever way the numbers fall.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ def headline(evidence: Evidence) -> str:
     if not sentences:
         return f"Study {evidence.study} has no results yet."
     return "\n".join(f"- {sentence}" for sentence in sentences) if len(sentences) > 1 else sentences[0]
+
+
+def mean(evidence: Evidence) -> str:
+    """The last of `headline`'s sentences alone: what NxM and ASP keep in the geometric mean over the study's tasks."""
+    runs = facts.whole_runs(evidence.results)
+    return _verdict(evidence, runs, facts.tasks_of(runs)) if runs else _nothing(evidence)
 
 
 def timing(evidence: Evidence) -> str:
@@ -92,7 +98,7 @@ def _verdict(evidence: Evidence, runs: list[Result], tasks: list[str]) -> str:
     columns = facts.columns_of(own)
     scores = {method: _score(own, method, tasks, columns) for method in ("dense", "nxm", "asp")}
     lacking = [facts.method_label(method) for method, score in scores.items() if score is None]
-    where = f"On {facts.size_phrase(own or runs, tasks)}" if len(tasks) == 1 else "Geometric mean over these tasks"
+    where = f"On {facts.size_phrase(own or runs, tasks)}" if len(tasks) == 1 else _over(tasks)
     if lacking:
         return f"{where}: no result of {facts.listed(lacking)} yet, so nothing can be said of NxM against ASP."
     dense, nxm, asp = scores["dense"], scores["nxm"], scores["asp"]
@@ -108,6 +114,10 @@ def _verdict(evidence: Evidence, runs: list[Result], tasks: list[str]) -> str:
         what = "the whole task" if len(tasks) == 1 else "the same tasks, whole"
         text += f" (The paper, BERT-base on {what}: {theirs[0]} and {theirs[1]}.)"
     return text
+
+
+def _over(tasks: list[str]) -> str:
+    return f"Geometric mean over {facts.listed(facts.TASKS.get(task, task) for task in tasks)}"
 
 
 def _score(runs: list[Result], method: str, tasks: list[str], columns: list[str]) -> facts.Score | None:
@@ -142,7 +152,7 @@ def _comparison(evidence: Evidence, runs: list[Result], tasks: list[str], column
     return f"NxM is {nxm - asp:.1f} points above ASP{count}"
 
 
-BLOCKS: dict[str, Callable[[Evidence], str]] = {"headline": headline, "timing": timing, "speed": speed}
+BLOCKS: dict[str, Callable[[Evidence], str]] = {"headline": headline, "mean": mean, "timing": timing, "speed": speed}
 
 
 def block(name: str, root: Path) -> str:
