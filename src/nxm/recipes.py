@@ -1,7 +1,7 @@
-"""The recipe that has shown itself best, in one place: the library's defaults, and `recipe: best` in a profile.
+"""The best recipe so far, in one place: the library's defaults, and `recipe: best` in a profile.
 
-Plain values, from which both settings and torch code start. What speaks for each is the ablation
-(profiles/ablation.yaml, paper_tables/ablation/table_ablation.md).
+Plain values, from which both settings and torch code start. The values come from the embedded study's
+trials; the ablation (profiles/ablation.yaml), which is to confirm or change them, has not run to its end.
 """
 
 from __future__ import annotations
