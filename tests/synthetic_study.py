@@ -24,7 +24,7 @@ KEPT = {
     "distil_nxm_kd": 0.93,
 }
 LABELS = ("spearman", "f1", "matthews", "accuracy")
-PLUS = {"nxm_plus": 0.99, "asp_plus": 0.975, "gmp_plus": 0.97, "sr_ste_plus": 0.96}
+PLUS = {"nxm_plus": 0.99, "asp_plus": 0.975, "gmp_plus": 0.97, "sr_ste_plus": 0.96, "dense_plus": 1.01}
 VARIANTS = {"nxm_plus/no-teacher": 0.97, "nxm_plus/permuted": 0.991, "asp_plus/pattern-1-4": 0.9}
 STUDENT = ("distil", "distil_nxm", "distil_nxm_kd")
 
@@ -44,7 +44,7 @@ def make_result(
     draw = random.Random(f"{task} {method} {seed} {cell}")
     score = DENSE[task] * (KEPT | PLUS).get(method, 0.9) + draw.gauss(0, 0.4) if score is None else score
     steps, epochs = 47, 5 if method == "dense" else 10
-    sparse = method not in ("dense", "distil")
+    sparse = method not in ("dense", "distil", "dense_plus")
     admm = sparse and method not in ("asp", "asp_plus", "gmp_plus", "sr_ste_plus")
     paper = method == "nxm_paper"
     layers = 3 if method in STUDENT else 6
@@ -65,7 +65,9 @@ def make_result(
         }
     if method in PLUS:
         pattern = {"n_nonzero": 1, "group_size": 4} if cell == "pattern-1-4" else None
-        hyperparameters |= {"start": "dense", "permute": cell == "permuted", "pattern": pattern}
+        hyperparameters |= {"start": "dense", "dropout": 0.0, "noise": 0.0 if cell == "no-teacher" else 0.3}
+        if method != "dense_plus":
+            hyperparameters |= {"permute": cell == "permuted", "pattern": pattern}
     if method in ("distil", "distil_nxm_kd") or (method in PLUS and cell != "no-teacher"):
         hyperparameters["distillation"] = {"task": 0.5, "logits": 0.5, "hidden": 1.0, "temperature": 2.0}
     return Result.model_validate(

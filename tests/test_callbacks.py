@@ -18,7 +18,19 @@ from transformers import (
 )
 
 from conftest import tiny_config
-from nxm import ADMM, NM, Admm, AdmmCallback, AspCallback, Gmp, GmpCallback, SrSteCallback, Unstructured, find_targets
+from nxm import (
+    ADMM,
+    NM,
+    ActivationNorms,
+    Admm,
+    AdmmCallback,
+    AspCallback,
+    Gmp,
+    GmpCallback,
+    SrSteCallback,
+    Unstructured,
+    find_targets,
+)
 from nxm.callbacks import BEST_ADMM
 from nxm.callbacks.base import STATE_FILE
 from nxm.diagnostics import MaskHistory
@@ -77,6 +89,7 @@ def trainer_for(model, data, folder: Path, callbacks, **changes) -> Trainer:
         AdmmCallback(NM(2, 4), GRADIENT),
         GmpCallback(NM(2, 4), Gmp(interval=2, prune_until=0.5)),
         GmpCallback(NM(1, 4), Gmp(interval=3, prune_until=1.0)),
+        GmpCallback(NM(2, 4), Gmp(interval=2, prune_until=0.5), importance=ActivationNorms()),
         SrSteCallback(NM(2, 4)),
         SrSteCallback(NM(1, 4), decay=0.1),
     ],
@@ -91,7 +104,7 @@ def trainer_for(model, data, folder: Path, callbacks, **changes) -> Trainer:
             "driven 2:4",
             "gradient 2:4",
         ),
-        *("gmp 2:4", "gmp 1:4 to the end", "sr-ste 2:4", "sr-ste 1:4"),
+        *("gmp 2:4", "gmp 1:4 to the end", "gmp weighed", "sr-ste 2:4", "sr-ste 1:4"),
     ],
 )
 def test_the_saved_model_obeys_its_pattern_and_scores_the_same_when_loaded(callback, tiny_data, tmp_path):
@@ -203,8 +216,12 @@ def test_a_resumed_training_ends_with_the_same_weights(settings, stop, tiny_data
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: GmpCallback(NM(2, 4), Gmp(interval=3, prune_until=0.6)), lambda: SrSteCallback(NM(2, 4), decay=0.05)],
-    ids=["gmp", "sr-ste"],
+    [
+        lambda: GmpCallback(NM(2, 4), Gmp(interval=3, prune_until=0.6)),
+        lambda: GmpCallback(NM(2, 4), Gmp(interval=3, prune_until=0.6), importance=ActivationNorms()),
+        lambda: SrSteCallback(NM(2, 4), decay=0.05),
+    ],
+    ids=["gmp", "gmp weighed", "sr-ste"],
 )
 def test_the_rivals_resume_too(make, tiny_data, tmp_path):
     class Stop(TrainerCallback):
@@ -344,15 +361,15 @@ def test_a_run_too_short_for_one_iteration_is_refused(tiny_data, tmp_path):
         trainer.train()
 
 
-@pytest.mark.parametrize(("steps", "interval"), [(36, 3), (60, 5), (12, 1)])
-def test_by_default_six_iterations_fit_before_the_mask_is_frozen(steps, interval, tiny_data, tmp_path):
+@pytest.mark.parametrize(("steps", "interval"), [(72, 3), (120, 5), (24, 1)])
+def test_by_default_twelve_iterations_fit_before_the_mask_is_frozen(steps, interval, tiny_data, tmp_path):
     models, courses = [], []
     for callback in (AdmmCallback(), AdmmCallback(settings=BEST_ADMM.model_copy(update={"interval": interval}))):
         models.append(new_model())
         trainer_for(models[-1], tiny_data, tmp_path, [callback], max_steps=steps).train()
         courses.append([iteration["step"] for iteration in callback.iterations])
         assert callback.frozen_at_step == steps // 2
-    assert courses[0] == courses[1] == [interval * k for k in range(1, 7)]
+    assert courses[0] == courses[1] == [interval * k for k in range(1, 13)]
     assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
 
 

@@ -8,6 +8,7 @@ from datasets import Dataset
 from torch.nn import functional as F
 from transformers import (
     BertForSequenceClassification,
+    BertTokenizerFast,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     TrainingArguments,
@@ -22,8 +23,12 @@ from nxm.distil import (
     distillation_loss,
     every_other_layer,
     matching_layers,
+    replace_tokens,
+    set_dropout_,
 )
+from nxm.recipes import BEST
 from nxm.settings import Distillation
+from tiny_models import MODELS
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
 
@@ -133,6 +138,14 @@ def arguments(folder, **others) -> TrainingArguments:
     )
 
 
+@pytest.fixture
+def tokenizer(tmp_path) -> BertTokenizerFast:
+    """Its special tokens have the numbers 0 to 4, those of `batch` are from 3 to 19."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(ord("a") + i) for i in range(15))]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    return BertTokenizerFast(str(tmp_path / "vocab.txt"))
+
+
 def batch(*columns: str, rows: int = 4) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 20, (rows, 6), generator=generator)
@@ -201,3 +214,82 @@ def test_another_loss_beside_the_teachers_is_refused(tmp_path):
     model = BertForSequenceClassification(tiny_config())
     with pytest.raises(UserError, match="no label smoothing"):
         DistillationTrainer(model, arguments(tmp_path, label_smoothing_factor=0.1), teacher=model)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_without_dropout_a_model_in_training_answers_as_in_evaluation(family):
+    model, ids = MODELS[family](), torch.randint(5, 60, (4, 12), generator=torch.Generator().manual_seed(1))
+    before = model.config.to_dict()
+    answers = [model.train()(ids)[0], model(ids)[0]]
+    assert not torch.equal(*answers)
+    set_dropout_(model, 0.0)
+    torch.testing.assert_close(model(ids)[0], model.eval()(ids)[0])
+    assert model.config.to_dict() == before
+
+
+def test_the_student_trains_without_dropout_by_default_and_may_keep_its_own(tmp_path):
+    for given, expected in (({}, BEST["dropout"]), ({"dropout": None}, 0.25)):
+        model = BertForSequenceClassification(tiny_config(hidden_dropout_prob=0.25, attention_probs_dropout_prob=0.25))
+        DistillationTrainer(model, arguments(tmp_path), teacher=model, **given)
+        found = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+        assert found == {expected}
+
+
+def test_noise_replaces_a_share_of_the_tokens_of_half_of_the_examples_by_others_of_the_batch():
+    torch.manual_seed(0)
+    ids = torch.randint(100, 200, (400, 50))
+    ids[:, 0] = 2
+    replaceable = torch.ones_like(ids, dtype=torch.bool)
+    replaceable[:, 0] = False
+    ids[:, 40:] = 0
+    replaceable[:, 40:] = False
+    changed, noisy = replace_tokens(ids, replaceable, 0.3)
+    differs = changed != ids
+    assert not differs[~replaceable].any()
+    assert not differs[~noisy].any()
+    assert noisy.float().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert differs[noisy][:, 1:40].float().mean().item() == pytest.approx(0.3 * 0.99, abs=0.02)  # 1 of 100 is itself
+    assert set(changed[differs].tolist()) <= set(range(100, 200))
+
+
+def test_a_batch_of_special_tokens_alone_stays_as_it_is():
+    ids = torch.full((3, 4), 2)
+    changed, _ = replace_tokens(ids, torch.zeros_like(ids, dtype=torch.bool), 0.5)
+    assert torch.equal(changed, ids)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_the_teacher_answers_for_what_noise_has_changed(tmp_path, tokenizer, classes):
+    sizes = {"num_labels": classes, "initializer_range": 1.0, "hidden_dropout_prob": 0.0}
+    config = tiny_config(**sizes, attention_probs_dropout_prob=0.0)
+    teacher, model = (BertForSequenceClassification(config).eval() for _ in range(2))
+    settings = Distillation(task=1.0, logits=0.0, hidden=0.5, temperature=1.0)
+    args = arguments(tmp_path)
+    trainer = DistillationTrainer(
+        model, args, teacher=teacher, distillation=settings, noise=0.5, processing_class=tokenizer
+    )
+    inputs = batch(rows=16)
+    if classes == 1:
+        inputs["labels"] = inputs["labels"].float()
+    replaceable = ~torch.isin(inputs["input_ids"], torch.tensor(tokenizer.all_special_ids))
+    torch.manual_seed(5)
+    changed, noisy = replace_tokens(inputs["input_ids"], replaceable, 0.5)
+    assert 0 < noisy.sum() < 16
+    with torch.no_grad():
+        theirs = teacher(changed, output_hidden_states=True)
+        answers = theirs.logits[:, 0] if classes == 1 else theirs.logits.argmax(dim=1)
+        labels = torch.where(noisy, answers.to(inputs["labels"].dtype), inputs["labels"])
+        ours = model.train()(changed, labels=labels, output_hidden_states=True)
+        expected = distillation_loss(ours, theirs, inputs["attention_mask"], settings)
+        torch.manual_seed(5)
+        torch.testing.assert_close(trainer.compute_loss(model, inputs), expected)
+    assert not torch.equal(labels, inputs["labels"])
+
+
+def test_noise_without_what_it_needs_is_refused(tmp_path, tokenizer):
+    model = BertForSequenceClassification(tiny_config())
+    with pytest.raises(UserError, match=r"noise = 0\.3 .* give processing_class=tokenizer, or noise=0"):
+        DistillationTrainer(model, arguments(tmp_path), teacher=model, noise=0.3)
+    trainer = DistillationTrainer(model, arguments(tmp_path), teacher=model, processing_class=tokenizer, noise=0.3)
+    with pytest.raises(UserError, match=r"not for labels of shape \(4, 6\): set noise=0"):
+        trainer.compute_loss(model.train(), batch() | {"labels": torch.zeros(4, 6, dtype=int)})

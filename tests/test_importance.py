@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from nxm import NM, ActivationNorms, AdamSecondMoment, Admm, AdmmCallback, UserError
+from nxm import NM, ActivationNorms, AdamSecondMoment, Admm, AdmmCallback, Gmp, GmpCallback, UserError
 from test_callbacks import new_model, trainer_for
 
 
@@ -82,6 +82,25 @@ def test_evaluation_prunes_by_the_weighed_mask(tiny_data, tmp_path):
 
 
 @pytest.mark.parametrize("importance", [AdamSecondMoment, ActivationNorms])
+def test_gradual_pruning_too_chooses_by_it(importance, tiny_data, tmp_path):
+    """The last mask is the set's own of sqrt(v) |W|, of what was measured at the last pruning."""
+
+    class Watch(importance):
+        def measure(self, targets, optimizer):
+            measured = super().measure(targets, optimizer)
+            scores = {name: W.detach() * measured[name].sqrt() for name, W in targets.items()}
+            self.masks = {name: NM(2, 4).mask(score) for name, score in scores.items()}
+            self.plain = {name: NM(2, 4).mask(W) for name, W in targets.items()}
+            return measured
+
+    watch = Watch()
+    callback = GmpCallback(NM(2, 4), Gmp(interval=2, prune_until=0.5), importance=watch)
+    trainer_for(new_model(), tiny_data, tmp_path, [callback], max_steps=12).train()
+    assert all(torch.equal(watch.masks[name], mask) for name, mask in callback.masked.masks.items())
+    assert any(not torch.equal(watch.plain[name], mask) for name, mask in callback.masked.masks.items())
+
+
+@pytest.mark.parametrize("importance", [AdamSecondMoment, ActivationNorms])
 def test_importance_changes_the_mask_and_survives_a_restart(importance, tiny_data, tmp_path):
     """Stopped between two projections, so that what was seen until then must be saved."""
 
@@ -90,7 +109,7 @@ def test_importance_changes_the_mask_and_survives_a_restart(importance, tiny_dat
             control.should_training_stop = state.global_step == 6
 
     def run(folder, *extra, resume=False, weighed=True):
-        callback = AdmmCallback(NM(2, 4), settings(), importance=importance() if weighed else None)
+        callback = AdmmCallback(NM(2, 4), settings(), importance=importance() if weighed else "none")
         model = new_model()
         arguments = {"save_strategy": "steps", "save_steps": 1, "max_steps": 12, "seed": 3}
         trainer_for(model, tiny_data, folder, [callback, *extra], **arguments).train(resume_from_checkpoint=resume)

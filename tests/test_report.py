@@ -447,7 +447,7 @@ def test_the_ablation_figure_has_changes_left_and_rivals_and_other_patterns_righ
     left, right = report.load("figures", "ablation").draw(ablation).axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["no teacher", "permuted"]
     names = [label.get_text() for label in right.get_yticklabels()]
-    assert names == ["Dense", "NxM+", "ASP+", "GMP+", "SR-STE+", "ASP+, pattern 1 4"]
+    assert names == ["Dense", "Dense+", "NxM+", "ASP+", "GMP+", "SR-STE+", "ASP+, pattern 1 4"]
     filled = [
         line.get_markerfacecolor() for line in left.get_lines() if line.get_marker() == style.look("nxm_plus").marker
     ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
-from nxm import DISTILLATION, Admm, AdmmCallback, UserError
+from nxm import DISTILLATION, Admm, AdmmCallback, DistillationTrainer, UserError
+from nxm.importance import make_importance
 from nxm.methods import METHODS
 from nxm.recipes import BEST
 from nxm.settings import Distillation, Study, load_study, parse_study, read_yaml
@@ -34,8 +36,14 @@ def test_no_value_of_a_training_comes_from_a_default(values):
 def test_nxm_plus_is_the_best_recipe_as_is_what_the_library_does_by_default(values):
     block = parse_study(values, "params.yaml").nxm_plus["stsb"].model_dump(mode="json")
     assert {key: block[key] for key in BEST} == BEST
-    own = AdmmCallback().settings.model_dump() | {"distillation": DISTILLATION.model_dump()}
+    callback, trainer = AdmmCallback(), signature(DistillationTrainer).parameters
+    own = callback.settings.model_dump() | {
+        "distillation": DISTILLATION.model_dump(),
+        "relaxation": callback.relaxation,
+    }
+    own |= {name: trainer[name].default for name in ("dropout", "noise")}
     assert own == {key: BEST[key] for key in own}
+    assert isinstance(callback.importance, type(make_importance(BEST["importance"])))
 
 
 def test_a_distillation_without_a_teacher_weighs_the_labels_with_1():
@@ -43,6 +51,15 @@ def test_a_distillation_without_a_teacher_weighs_the_labels_with_1():
     assert Distillation(task=1.0, **terms).task == 1.0
     with pytest.raises(ValueError, match=r"there is no teacher, and task = 0\.5 would change nothing"):
         Distillation(task=0.5, **terms)
+
+
+@pytest.mark.parametrize("terms", [None, {"task": 1.0, "logits": 0.0, "hidden": 0.0, "temperature": 2.0}])
+def test_noise_needs_a_teacher_that_answers(values, terms):
+    values["asp_plus"]["stsb"] |= {"distillation": terms, "noise": 0.3}
+    with pytest.raises(UserError, match=r"noise = 0\.3 needs a teacher to say what the changed sentences are: set 0"):
+        parse_study(values, "params.yaml")
+    values["asp_plus"]["stsb"] |= {"noise": 0.0}
+    parse_study(values, "params.yaml")
 
 
 def test_a_number_of_examples_for_a_task_that_does_not_run_is_refused(values):
@@ -124,8 +141,9 @@ ABLATION = {"longer": {"method": "asp_plus", "values": {"epochs": 20}}}
         ),
         (
             {"ablation": {"x": {"method": "asp_plus", "values": {}, "against": "y"}, "z": ABLATION["longer"]}},
-            "ablation variant 'x': against = 'y' is no other variant; there are z",
+            "ablation variant 'x': against = 'y' is no other variant or method; there are asp_plus, z",
         ),
+        ({"ablation": {"asp_plus": ABLATION["longer"]}}, "'asp_plus' is named as a method; take another name"),
         ({"ablation": {"lr5": {"method": "asp_plus", "values": {}}}}, "'lr5' is named as a cell of the grid"),
         ({"asp_plus": {}}, "'asp_plus' has no block for the task(s) stsb"),
     ],

@@ -24,6 +24,7 @@ from nxm.targets import find_stack
 
 # What the study's students are trained with: half the labels, half the teacher's answers, and its hidden states.
 DISTILLATION = Distillation.model_validate(BEST["distillation"])
+NOISY_SHARE = 0.5  # of a batch's examples have tokens replaced, where `noise` is above 0
 
 
 def every_other_layer(teacher: PreTrainedModel) -> PreTrainedModel:
@@ -117,6 +118,38 @@ def _hidden_loss(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], atten
     return torch.stack(errors).mean()
 
 
+def set_dropout_(model: nn.Module, p: float) -> None:
+    """Set every dropout of a model to p, in place. Its config, and so what is loaded from it later, keeps its own.
+
+    A student that is to match its teacher's hidden states has to hit them with its own dropout in between, while the
+    teacher answers without any.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+
+
+def replace_tokens(input_ids: Tensor, replaceable: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Sentences that nobody wrote, for a teacher to answer: tokens replaced by others of the same batch.
+
+    (TinyBERT replaces words by a language model's guesses, arXiv 1909.10351; drawing them from the batch needs none.)
+
+    Args:
+        input_ids: (batch, length) int64.
+        replaceable: (batch, length) bool: neither padding nor special tokens.
+        share: of the tokens of a chosen example; an example is chosen with probability `NOISY_SHARE`.
+
+    Returns: the new input_ids, and which examples were chosen, (batch,) bool. Draws from torch's global generator.
+    """
+    pool = input_ids[replaceable]
+    noisy = torch.rand(len(input_ids), device=input_ids.device) < NOISY_SHARE
+    if not len(pool):
+        return input_ids, noisy
+    drawn = pool[torch.randint(len(pool), input_ids.shape, device=input_ids.device)]
+    hit = replaceable & noisy[:, None] & (torch.rand(input_ids.shape, device=input_ids.device) < share)
+    return torch.where(hit, drawn, input_ids), noisy
+
+
 class Teacher:
     """A fixed model that says what it would answer. It keeps its own copy of the weights, in eval mode."""
 
@@ -142,21 +175,39 @@ class DistillationTrainer(Trainer):
         teacher: a model of the same task; set to eval mode and never changed. With `distillation.hidden` > 0 its hidden
             states are as wide as the student's, and it has at least as many layers.
         distillation: how much each term weighs; default `DISTILLATION`.
+        dropout: the student's while it trains (`set_dropout_`); None: as it comes.
+        noise: the share of tokens that are replaced in half of a batch's examples (`replace_tokens`), for which the
+            teacher's answer also stands in the label's place; 0.0: none. It needs `processing_class`, which knows the
+            special tokens, and one label an example.
         args, kwargs: the Trainer's. Where teacher and student take different inputs (DistilBERT knows no
             `token_type_ids`), set `remove_unused_columns=False`: each then gets what it knows.
 
     Raises:
-        UserError: label smoothing or a loss of one's own is asked for too: the task's term is the model's own loss.
+        UserError: label smoothing or a loss of one's own is asked for too (the task's term is the model's own loss), or
+            noise without what it needs.
     """
 
     def __init__(
-        self, *args: Any, teacher: PreTrainedModel, distillation: Distillation = DISTILLATION, **kwargs: Any
+        self,
+        *args: Any,
+        teacher: PreTrainedModel,
+        distillation: Distillation = DISTILLATION,
+        dropout: float | None = BEST["dropout"],
+        noise: float = BEST["noise"],
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         if self.label_smoother is not None or self.compute_loss_func is not None:
             raise UserError(
                 "with a teacher the task's loss is the model's own: no label smoothing, no compute_loss_func"
             )
+        if noise > 0 and not hasattr(self.processing_class, "all_special_ids"):
+            raise UserError(
+                f"noise = {noise:g} must leave special tokens alone: give processing_class=tokenizer, or noise=0"
+            )
+        if dropout is not None:
+            set_dropout_(self.model, dropout)
+        self.noise = noise
         self.loss_is_scaled_for_ga = False  # it is the mean over a batch
         self.teacher = Teacher(teacher, distillation.hidden > 0)
         self.distillation = distillation
@@ -172,7 +223,25 @@ class DistillationTrainer(Trainer):
         own = {name: tensor for name, tensor in inputs.items() if name in self.accepted}
         if not model.training:
             return super().compute_loss(model, own, return_outputs)
-        outputs = model(**own, output_hidden_states=self.distillation.hidden > 0)
         real = inputs["attention_mask"] if "attention_mask" in inputs else torch.ones_like(inputs["input_ids"])
-        loss = distillation_loss(outputs, self.teacher(inputs), real, self.distillation)
+        if self.noise > 0:
+            special = torch.tensor(self.processing_class.all_special_ids, device=real.device)
+            replaceable = real.bool() & ~torch.isin(inputs["input_ids"], special)
+            input_ids, noisy = replace_tokens(inputs["input_ids"], replaceable, self.noise)
+            inputs, own = inputs | {"input_ids": input_ids}, own | {"input_ids": input_ids}
+        answers = self.teacher(inputs)
+        if self.noise > 0:
+            own["labels"] = _answered(own["labels"], answers["logits"], noisy)
+        outputs = model(**own, output_hidden_states=self.distillation.hidden > 0)
+        loss = distillation_loss(outputs, answers, real, self.distillation)
         return (loss, outputs) if return_outputs else loss
+
+
+def _answered(labels: Tensor, logits: Tensor, noisy: Tensor) -> Tensor:
+    """The labels, (batch,), with the teacher's answers for the noisy examples: its score, or its likeliest class."""
+    if labels.shape != logits.shape[:1]:
+        raise UserError(
+            f"noise is for one label an example, not for labels of shape {tuple(labels.shape)}: set noise=0"
+        )
+    answers = logits[:, 0] if logits.shape[1] == 1 else logits.argmax(dim=1)
+    return torch.where(noisy, answers.to(labels.dtype), labels)

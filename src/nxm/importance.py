@@ -46,6 +46,19 @@ class Importance:
         """Take back what `state_dict` gave, among other tensors; called after `begin`."""
 
 
+def make_importance(which: Importance | str) -> Importance | None:
+    """An importance by its name in params.yaml (`none`: None), or the one given, of a kind of one's own.
+
+    Raises UserError for an unknown name.
+    """
+    if isinstance(which, Importance):
+        return which
+    known = {"none": lambda: None, "adam": AdamSecondMoment, "activations": ActivationNorms}
+    if which not in known:
+        raise UserError(f"importance '{which}' is unknown; known are {', '.join(known)}")
+    return known[which]()
+
+
 class AdamSecondMoment(Importance):
     """Adam's second moment of the gradient, `exp_avg_sq`; its bias correction is one factor for all and left out.
 

@@ -12,7 +12,6 @@ from nxm.callbacks import AdmmCallback, AspCallback, GmpCallback, SparsityCallba
 from nxm.constraints import NM, SparseSet, Unstructured
 from nxm.diagnostics import MaskHistory
 from nxm.errors import UserError
-from nxm.importance import ActivationNorms, AdamSecondMoment
 from nxm.settings import Admm, AdmmExtras, Extras, Gmp, GmpPlusTraining, SrStePlusTraining, Study, Training
 
 
@@ -50,7 +49,14 @@ def _asp(study: Study, training: Training) -> SparsityCallback:
 
 def _admm(constraint: Callable[[Study, Training], SparseSet]) -> Callable[[Study, Training], SparsityCallback]:
     def make(study: Study, training: Training) -> SparsityCallback:
-        return AdmmCallback(constraint(study, training), _admm_settings(training), MaskHistory(), **_targets(study))
+        return AdmmCallback(
+            constraint(study, training),
+            _admm_settings(training),
+            MaskHistory(),
+            **_targets(study),
+            importance="none",
+            relaxation=1.0,
+        )
 
     return make
 
@@ -61,13 +67,12 @@ def _admm_settings(training: Training) -> Admm:
 
 def _nxm_plus(study: Study, training: Training) -> SparsityCallback:
     assert isinstance(training, AdmmExtras)
-    importance = {"none": None, "adam": AdamSecondMoment(), "activations": ActivationNorms()}[training.importance]
     return AdmmCallback(
         get_pattern(study, training),
         _admm_settings(training),
         MaskHistory(),
         **_targets(study),
-        importance=importance,
+        importance=training.importance,
         relaxation=training.relaxation,
     )
 
@@ -75,7 +80,7 @@ def _nxm_plus(study: Study, training: Training) -> SparsityCallback:
 def _gmp(study: Study, training: Training) -> SparsityCallback:
     assert isinstance(training, GmpPlusTraining)
     settings = Gmp(interval=training.interval, prune_until=training.prune_until)
-    return GmpCallback(get_pattern(study, training), settings, **_targets(study))
+    return GmpCallback(get_pattern(study, training), settings, **_targets(study), importance=training.importance)
 
 
 def _sr_ste(study: Study, training: Training) -> SparsityCallback:
@@ -96,6 +101,7 @@ METHODS: dict[str, Method] = {
     "asp_plus": Method("asp_plus", teacher=True, callback=_asp),
     "gmp_plus": Method("gmp_plus", teacher=True, callback=_gmp),
     "sr_ste_plus": Method("sr_ste_plus", teacher=True, callback=_sr_ste),
+    "dense_plus": Method("dense_plus", teacher=True),
     "distil_nxm_plus": Method("distil_nxm_plus", start="distilled", teacher=True, callback=_nxm_plus),
 }
 

@@ -12,16 +12,18 @@ from typing import Any
 BEST: dict[str, Any] = {
     # ADMM, as `nxm.settings.Admm` names its values
     "recipe": "proximal",
-    "rho": 0.25,
+    "rho": 0.125,
     "interval": "auto",
     "schedule": "constant",
     "freeze_at": 0.5,
     "dual_step": "matched",
     # what NxM+ has beyond it, as `nxm.settings.NxmPlusTraining` names it
-    "importance": "none",
+    "importance": "activations",
     "relaxation": 1.0,
     "start": "dense",
     "distillation": {"task": 0.5, "logits": 0.5, "hidden": 1.0, "temperature": 2.0},
+    "dropout": 0.0,
+    "noise": 0.0,
     "permute": False,
     "pattern": None,
 }

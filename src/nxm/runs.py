@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from nxm import provenance
 from nxm.callbacks import AdmmCallback, SparsityCallback
-from nxm.distil import every_other_layer
+from nxm.distil import every_other_layer, set_dropout_
 from nxm.energy import EnergyMeter
 from nxm.errors import Diverged, UserError
 from nxm.glue import get_task, paper_metric
@@ -28,7 +28,7 @@ from nxm.pattern import read_pattern, report
 from nxm.permute import permute_
 from nxm.prepare import load_prepared
 from nxm.results import Failure, Result, predictions_path, result_path, write_predictions, write_result
-from nxm.settings import Extras, Start, Study, Training
+from nxm.settings import Extras, Start, Study, Taught, Training
 from nxm.sources import sha256_file, sha256_tree
 from nxm.targets import find_targets
 from nxm.training import load_model, load_tokenizer, save_model, train
@@ -100,9 +100,10 @@ def run(study: Study, cell: Cell, keep_model: bool = True, keep_predictions: boo
         model = every_other_layer(model)
     if isinstance(training, Extras) and training.permute:
         permute_(model, get_pattern(study, training), study.targets.include, study.targets.exclude)
+    if isinstance(training, Taught) and training.dropout is not None:
+        set_dropout_(model, training.dropout)
     distillation = training.distillation if method.teacher else None
-    teaches = distillation is not None and (distillation.logits > 0 or distillation.hidden > 0)
-    teacher = load_model(dense, task, False) if teaches else None
+    teacher = load_model(dense, task, False) if distillation is not None and distillation.has_teacher else None
     tokenizer = load_tokenizer(start)
     callback = method.callback(study, training) if method.callback else None
 
@@ -131,6 +132,7 @@ def run(study: Study, cell: Cell, keep_model: bool = True, keep_predictions: boo
             [callback] if callback else [],
             teacher,
             distillation,
+            training.noise if isinstance(training, Taught) else 0.0,
         )
     except (Diverged, torch.OutOfMemoryError) as error:
         if isinstance(error, torch.OutOfMemoryError) and SHARED_GPU in os.environ:

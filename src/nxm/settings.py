@@ -118,7 +118,7 @@ class Admm(Settings):
 
     recipe: Literal["paper", "gradient", "proximal"]
     rho: Positive  # paper, gradient: the penalty's weight in the loss; proximal: pull toward Z - U over an iteration
-    # Optimizer steps between two projections; auto: as many as make six iterations before the mask is frozen
+    # Optimizer steps between two projections; auto: as many as make twelve iterations before the mask is frozen
     interval: Literal["auto", "epoch"] | PositiveInt = "epoch"
     # Of rho over the ADMM iterations, U being rescaled; similarity: it grows by how much the mask still moves (ALPS)
     schedule: Literal["constant", "linear", "cosine", "similarity"] = "constant"
@@ -149,9 +149,14 @@ class Distillation(Settings):
     hidden: Annotated[float, Field(ge=0.0)]  # mean squared error of matching hidden states
     temperature: Positive  # classification only; regression matches the score itself
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether any term needs the teacher."""
+        return self.logits > 0 or self.hidden > 0
+
     @model_validator(mode="after")
     def _a_teacher_teaches(self) -> Distillation:
-        if self.logits == 0 and self.hidden == 0 and self.task != 1:
+        if not self.has_teacher and self.task != 1:
             raise ValueError(
                 f"without logits and hidden there is no teacher, and task = {self.task:g} would change nothing: set 1"
             )
@@ -181,10 +186,23 @@ class Gmp(Settings):
     prune_until: Annotated[float, Field(gt=0.0, le=1.0)]  # share of the run after which the mask stays
 
 
-class Extras(Settings):
-    """What NxM+ and its rivals may have besides the algorithm, alike for all of them."""
+class Taught(Settings):
+    """How a run learns from the dense model (`nxm.distil`)."""
 
     distillation: Distillation | None  # with the dense model as teacher; null: without
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None  # while it trains; null: the model's own
+    noise: Share  # of the tokens in half of a batch, replaced by others; the teacher answers for those; 0: none
+
+    @model_validator(mode="after")
+    def _noise_is_answered(self) -> Taught:
+        if self.noise > 0 and (self.distillation is None or not self.distillation.has_teacher):
+            raise ValueError(f"noise = {self.noise:g} needs a teacher to say what the changed sentences are: set 0")
+        return self
+
+
+class Extras(Taught):
+    """What NxM+ and its rivals may have besides the algorithm, alike for all of them."""
+
     permute: bool  # first reorder inner channels so that N:M keeps more (`nxm.permute`)
     pattern: Pattern | None  # null: the study's
 
@@ -195,10 +213,15 @@ class Start(Settings):
     start: Literal["pretrained", "dense"]  # dense: the fine-tuned dense model's
 
 
-class AdmmExtras(AdmmTraining, Extras):
+class Weighed(Settings):
+    """By what the choice of weights weighs them besides their magnitude (`nxm.importance`)."""
+
+    importance: Literal["none", "adam", "activations"]
+
+
+class AdmmExtras(AdmmTraining, Extras, Weighed):
     """A run of ADMM with what it may have beyond the paper. In a profile `recipe: best` is `nxm.recipes.BEST`."""
 
-    importance: Literal["none", "adam", "activations"]  # by what the projection weighs weights (`nxm.importance`)
     relaxation: Annotated[float, Field(ge=1.0, lt=2.0)]  # over-relaxation of ADMM; 1.0: none
 
 
@@ -210,7 +233,7 @@ class AspPlusTraining(Training, Extras, Start):
     """A run of asp_plus."""
 
 
-class GmpPlusTraining(Training, Extras, Start, Gmp):
+class GmpPlusTraining(Training, Extras, Start, Gmp, Weighed):
     """A run of gmp_plus."""
 
 
@@ -220,14 +243,18 @@ class SrStePlusTraining(Training, Extras, Start):
     decay: Annotated[float, Field(ge=0.0)]  # the pull of what is masked toward zero (`nxm.sr_ste`)
 
 
-PlusMethod = Literal["nxm_plus", "asp_plus", "gmp_plus", "sr_ste_plus"]
+class DensePlusTraining(Training, Taught, Start):
+    """A run of dense_plus: nothing is pruned, all else is as for NxM+, which shows what pruning alone costs."""
+
+
+PlusMethod = Literal["nxm_plus", "asp_plus", "gmp_plus", "sr_ste_plus", "dense_plus"]
 
 
 class Variant(Settings):
     """One row of the ablation: a method with some of its values changed.
 
     `against` names what it is compared with where that is not its method: another variant, from which it differs in one
-    ingredient, or which answers for a rival.
+    ingredient, or which answers for a rival; or another method.
     """
 
     method: PlusMethod
@@ -267,7 +294,9 @@ class Searched(Settings):
         return self
 
 
-SearchedMethod = Literal["dense", "asp", "admm_unstructured", "nxm", "nxm_plus", "asp_plus", "gmp_plus", "sr_ste_plus"]
+SearchedMethod = Literal[
+    "dense", "asp", "admm_unstructured", "nxm", "nxm_plus", "asp_plus", "gmp_plus", "sr_ste_plus", "dense_plus"
+]
 
 
 class Grid(Settings):
@@ -367,6 +396,7 @@ class Study(Settings):
     asp_plus: dict[str, AspPlusTraining]
     gmp_plus: dict[str, GmpPlusTraining]
     sr_ste_plus: dict[str, SrStePlusTraining]
+    dense_plus: dict[str, DensePlusTraining]
     distil_plus_methods: list[Literal["distil_nxm_plus"]]  # NxM+ on the distilled student: [] or this one
     distil_nxm_plus: dict[str, AdmmExtras]
     ablation: dict[VariantName, Variant]  # by the variant's name; each runs with each of `seeds`
@@ -425,11 +455,14 @@ class Study(Settings):
         for name, variant in self.ablation.items():
             if re.match(r"(lr|bs|rho|decay)\d", name):
                 raise ValueError(f"ablation variant '{name}' is named as a cell of the grid; take another name")
-            if variant.against is not None and variant.against not in self.ablation.keys() - {name}:
+            others = (self.ablation.keys() | set(self.plus_methods)) - {name}
+            if variant.against is not None and variant.against not in others:
                 raise ValueError(
-                    f"ablation variant '{name}': against = '{variant.against}' is no other variant; there are "
-                    f"{listed(self.ablation.keys() - {name})}"
+                    f"ablation variant '{name}': against = '{variant.against}' is no other variant or method; there "
+                    f"are {listed(others)}"
                 )
+            if name in get_args(PlusMethod):
+                raise ValueError(f"ablation variant '{name}' is named as a method; take another name")
             if variant.method not in self.plus_methods:
                 raise ValueError(
                     f"ablation variant '{name}' is of {variant.method}, which 'plus_methods' does not name"

@@ -112,13 +112,14 @@ def train(
     callbacks: list[TrainerCallback],
     teacher: PreTrainedModel | None = None,
     distillation: Distillation | None = None,
+    noise: float = 0.0,
 ) -> Trained:
     """Train, evaluating every `common.evaluate_every` epochs and at the end; resume where `scratch` has a checkpoint.
 
     Args:
         data: `train`, the task's evaluation splits and perhaps `heldout` (evaluated once, at the end), with `length`
             and the tokenizer's columns.
-        teacher, distillation: see `nxm.distil.DistillationTrainer`; both are given, or no teacher is.
+        teacher, distillation, noise: see `nxm.distil.DistillationTrainer`; the first two are given, or no teacher is.
         scratch: for checkpoints; the caller removes it when the results are safe.
 
     Raises:
@@ -141,7 +142,7 @@ def train(
         "compute_metrics": lambda prediction: compute_metrics(task, *_arrays(prediction)),
         "callbacks": [*callbacks, _MarkComplete(seconds_before)],
     }
-    taught = {"teacher": teacher, "distillation": distillation}
+    taught = {"teacher": teacher, "distillation": distillation, "noise": noise, "dropout": None}  # None: as it comes
     trainer = _StudentTrainer(**taught, **options) if teacher else _Trainer(**options)
     outcome = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if not trainer.predicted:  # resumed after the last evaluation

@@ -14,14 +14,14 @@ from nxm.callbacks.base import HardPrunedEvaluation
 from nxm.constraints import NM, SparseSet
 from nxm.diagnostics import MaskHistory
 from nxm.errors import UserError
-from nxm.importance import Importance
+from nxm.importance import Importance, make_importance
 from nxm.recipes import BEST
 from nxm.settings import Admm
 
-# The default: W covers 22 % of the distance to Z - U between two of six projections, U takes up the same share, and the
-# second half of the steps recovers on a fixed mask.
+# The default: W covers 12 % of the distance to Z - U between two of twelve projections, U takes up the same share, and
+# the second half of the steps recovers on a fixed mask.
 BEST_ADMM = Admm.model_validate({key: BEST[key] for key in Admm.model_fields})
-AUTO_ITERATIONS = 6  # of `interval: auto`: by then rho = 0.25 has shrunk what is pruned to a few percent
+AUTO_ITERATIONS = 12  # of `interval: auto`: by then rho = 0.125 has shrunk what is pruned to a few percent
 
 
 def steps_between_projections(settings: Admm, steps: int, steps_per_epoch: int) -> int:
@@ -37,7 +37,8 @@ class AdmmCallback(HardPrunedEvaluation):
     Args:
         constraint: default `NM(2, 4)`.
         settings: recipe, rho, interval, schedule, dual_step, freeze_at (`nxm.settings.Admm`); default `BEST_ADMM`.
-        importance: weighs the projection by what a change of each weight costs (`nxm.importance`); None: all alike.
+        importance: weighs the projection by what a change of each weight costs, by name or of one's own
+            (`nxm.importance`); `none`: all alike.
         relaxation: over-relaxation, see `nxm.admm.ADMM.iterate_`; 1.0: none.
         history: counts what weights did outside the mask, for Figure 4; costs five bytes a weight.
         include, exclude: regular expressions on weight names, see `nxm.targets.find_targets`.
@@ -56,12 +57,12 @@ class AdmmCallback(HardPrunedEvaluation):
         include: tuple[str, ...] = (),
         exclude: tuple[str, ...] = (),
         *,
-        importance: Importance | None = None,
-        relaxation: float = 1.0,
+        importance: Importance | str = BEST["importance"],
+        relaxation: float = BEST["relaxation"],
     ) -> None:
         super().__init__(constraint or NM(), include, exclude)
         self.settings = settings
-        self.importance = importance
+        self.importance = make_importance(importance)
         self.relaxation = relaxation
         self.history = history
         self.iterations: list[dict[str, Any]] = []

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from nxm.asp import MaskedWeights
@@ -14,6 +14,7 @@ from nxm.callbacks.base import HardPrunedEvaluation
 from nxm.constraints import NM, SparseSet
 from nxm.errors import UserError
 from nxm.gmp import gradual_mask, share_left
+from nxm.importance import Importance, make_importance
 from nxm.settings import Gmp
 
 
@@ -26,6 +27,8 @@ class GmpCallback(HardPrunedEvaluation):
         constraint: default `NM(2, 4)`.
         settings: interval between two prunings, and the share of the run after which the mask is the set's own.
         include, exclude: regular expressions on weight names, see `nxm.targets.find_targets`.
+        importance: weighs the magnitudes by what a change of each weight costs, by name or of one's own
+            (`nxm.importance`); `none`: all alike, as published.
     """
 
     def __init__(
@@ -34,9 +37,12 @@ class GmpCallback(HardPrunedEvaluation):
         settings: Gmp | None = None,
         include: tuple[str, ...] = (),
         exclude: tuple[str, ...] = (),
+        *,
+        importance: Importance | str = "none",
     ) -> None:
         super().__init__(constraint or NM(), include, exclude)
         self.settings = settings or Gmp(interval=10, prune_until=0.5)
+        self.importance = make_importance(importance)
 
     def begin(self, steps: int, steps_per_epoch: int) -> None:
         self.interval = steps_per_epoch if self.settings.interval == "epoch" else int(self.settings.interval)
@@ -49,7 +55,17 @@ class GmpCallback(HardPrunedEvaluation):
         self.masked = MaskedWeights(
             self.targets, {name: torch.ones_like(W, dtype=torch.bool) for name, W in self.targets.items()}
         )
+        self.weighed: dict[str, Tensor] = {}  # with an importance the set's masks as last measured
         self.settled = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        if self.importance is not None:
+            self.importance.begin(model, self.include, self.exclude)
+        super().on_train_begin(args, state, control, model=model, **kwargs)
+        if self.settled and self.importance is not None:
+            self.importance.end()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -61,23 +77,56 @@ class GmpCallback(HardPrunedEvaluation):
     ) -> None:
         self.masked.apply_to_weights_()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    @torch.no_grad()
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
         step = state.global_step
         if self.settled or (step % self.interval and step != self.last_step):
             return
+        scores = {name: W.detach() for name, W in self.targets.items()}
+        measured = self.importance.measure(self.targets, optimizer) if self.importance is not None else None
+        if measured is not None:
+            scores = {name: score * measured[name].sqrt() for name, score in scores.items()}
+            self.weighed = {name: self.constraint.mask(score) for name, score in scores.items()}
         share = share_left(step / self.last_step)
-        masks = {name: gradual_mask(W.detach(), self.constraint, share) for name, W in self.targets.items()}
+        masks = {name: gradual_mask(score, self.constraint, share) for name, score in scores.items()}
         self.masked = MaskedWeights(self.targets, masks)
         self.settled = step >= self.last_step
+        if self.settled and self.importance is not None:
+            self.importance.end()  # nothing is pruned any more
+
+    def finish(self) -> None:
+        super().finish()
+        if self.importance is not None:
+            self.importance.end()
 
     @property
     def inside(self) -> bool:
         return self.settled
 
+    def hard_mask(self, name: str, W: Tensor) -> Tensor:
+        """W's largest; with an importance those of the last pruning, where it was measured."""
+        return self.weighed[name] if self.weighed else super().hard_mask(name, W)
+
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {f"mask.{name}": mask for name, mask in self.masked.masks.items()}, {"settled": self.settled}
+        tensors = {f"mask.{name}": mask for name, mask in self.masked.masks.items()}
+        tensors |= {f"weighed.{name}": mask for name, mask in self.weighed.items()}
+        if self.importance is not None:
+            tensors |= self.importance.state_dict()
+        return tensors, {"settled": self.settled}
 
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        masks = {name: tensors[f"mask.{name}"].to(W.device) for name, W in self.targets.items()}
-        self.masked = MaskedWeights(self.targets, masks)
+        def masks(kind: str) -> dict[str, Tensor]:
+            keys = {name: f"{kind}.{name}" for name in self.targets}
+            return {name: tensors[key].to(self.targets[name].device) for name, key in keys.items() if key in tensors}
+
+        self.masked, self.weighed = MaskedWeights(self.targets, masks("mask")), masks("weighed")
         self.settled = values["settled"]
+        if self.importance is not None:
+            self.importance.load_state_dict(tensors)

@@ -91,7 +91,7 @@ def read_evidence(root: str | Path, study: str) -> Evidence:
 def _variants(settings: Study) -> dict[str, str]:
     names = {name: f"{variant.method}/{name}" for name, variant in settings.ablation.items()}
     return {
-        names[name]: variant.method if variant.against is None else names[variant.against]
+        names[name]: variant.method if variant.against is None else names.get(variant.against, variant.against)
         for name, variant in settings.ablation.items()
     }
 

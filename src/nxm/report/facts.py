@@ -18,6 +18,7 @@ from nxm.results import Failure, Result
 
 METHODS = {  # in the order they are shown
     "dense": "Dense",
+    "dense_plus": "Dense+",
     "admm_unstructured": "ADMM, unstructured",
     "asp": "ASP",
     "nxm": "NxM",

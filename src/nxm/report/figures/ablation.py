@@ -19,7 +19,7 @@ def draw(evidence: Evidence) -> Figure:
         return figure
     measured = [name for name in evidence.variants if facts.runs_of(evidence.results, name)]
     changes = [name for name in measured if name.startswith("nxm_plus/") and not _other_pattern(evidence, name)]
-    others = ["dense", *PLUS, *(name for name in measured if name not in changes)]
+    others = [*facts.in_order(["dense", *PLUS], facts.METHODS), *(name for name in measured if name not in changes)]
     others = [name for name in others if facts.runs_of(evidence.results, name)]
     rows = max(len(changes), len(others))
     figure, ((left, right),) = style.canvas(style.TWO_COLUMNS, 1.5 + 0.25 * rows, 1, 2)

@@ -22,6 +22,8 @@ PAIRS = (  # a method, and what it is compared with
     ("nxm_plus", "asp_plus"),
     ("nxm_plus", "gmp_plus"),
     ("nxm_plus", "sr_ste_plus"),
+    ("nxm_plus", "dense_plus"),
+    ("dense_plus", "dense"),
     ("asp_plus", "dense"),
     ("gmp_plus", "dense"),
     ("sr_ste_plus", "dense"),
