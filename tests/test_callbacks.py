@@ -269,11 +269,14 @@ def test_gmp_that_would_prune_at_once_is_refused(tiny_data, tmp_path):
 @pytest.mark.parametrize(
     "make",
     [
+        lambda: AdmmCallback(NM(2, 4), PROXIMAL, importance="none"),
         lambda: AdmmCallback(NM(2, 4), PROXIMAL),
+        lambda: AdmmCallback(NM(2, 4), PROXIMAL.model_copy(update={"interval": 1})),
         lambda: GmpCallback(NM(2, 4), Gmp(interval=2, prune_until=0.5)),
+        lambda: GmpCallback(NM(2, 4), Gmp(interval=2, prune_until=0.5), importance="activations"),
         lambda: SrSteCallback(NM(2, 4)),
     ],
-    ids=["admm", "gmp", "sr-ste"],
+    ids=["admm", "before a projection", "admm weighed", "gmp", "gmp weighed", "sr-ste"],
 )
 def test_the_best_evaluation_loaded_back_is_pruned_as_it_was_evaluated(make, tiny_data, tmp_path, monkeypatch):
     """The best is the first one, before any mask was fixed: the metric grows, and less is better."""

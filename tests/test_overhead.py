@@ -135,13 +135,13 @@ def scripted(call: Call, device: torch.device) -> float:
 
 def test_an_interval_that_follows_from_the_length_is_that_of_the_studys_own_run(root: Path, study: Study) -> None:
     block = study.nxm["stsb"].model_copy(
-        update={"epochs": 12, "interval": "auto", "freeze_at": 0.5, "dual_step": "full"}
+        update={"epochs": 24, "interval": "auto", "freeze_at": 0.5, "dual_step": "full"}
     )
     rows = training_step(root, study.model_copy(update={"nxm": {"stsb": block}}), scripted)
     assert {row["method"]: row.get("interval") for row in rows} == {
         "dense": None,
         "asp": None,
-        "nxm": STEPS_PER_EPOCH,  # of 12 epochs six come before the freeze
+        "nxm": STEPS_PER_EPOCH,  # of 24 epochs twelve come before the freeze
         "nxm_paper": STEPS_PER_EPOCH,
         "admm_unstructured": STEPS_PER_EPOCH,
     }

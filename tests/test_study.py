@@ -219,7 +219,7 @@ def test_what_a_search_decides_waits_for_it_and_so_does_what_needs_that(tmp_path
     def after(*needs: str) -> Stage:
         return Stage(frozenset(needs), (), (), ())
 
-    own, variant = "plus_cell@stsb-nxm_plus-lr0_0003-from-dense-seed100", "plus_cell@stsb-nxm_plus-permuted-seed0"
+    own, variant = "plus_cell@stsb-nxm_plus-lr0_0002-from-dense-seed100", "plus_cell@stsb-nxm_plus-no-teacher-seed0"
     stages = {
         "baseline@stsb-0": after(),  # not searched in this study
         own: after("baseline@stsb-0"),
@@ -263,9 +263,9 @@ def test_variants_in_the_main_params_are_refused(tmp_path):
         ("nxm_rho@stsb-0-1.0", "nxm", 5),
         ("nxm_paper@stsb-0-0.006", "nxm_paper", 5),
         ("distil_nxm@stsb-2-distil_nxm_kd", "distil_nxm_kd", 4),
-        ("plus@stsb-1-gmp_plus", "gmp_plus", 8),
-        ("distil_plus@stsb-1-distil_nxm_plus", "distil_nxm_plus", 8),
-        ("plus_cell@stsb-asp_plus-asp-no-teacher-seed2", "asp_plus", 8),
+        ("plus@stsb-1-gmp_plus", "gmp_plus", 5),
+        ("distil_plus@stsb-1-distil_nxm_plus", "distil_nxm_plus", 5),
+        ("plus_cell@stsb-gmp_plus-gmp-weighed-seed2", "gmp_plus", 5),
     ],
 )
 def test_what_a_stage_trains_is_known_from_its_name(stage, method, epochs):
@@ -273,4 +273,4 @@ def test_what_a_stage_trains_is_known_from_its_name(stage, method, epochs):
     assert (planned.task, planned.method, planned.epochs) == ("stsb", method, epochs)
     assert not planned.searched
     assert planned_training(ablation(), "figure@summary") is None
-    assert planned_training(ablation(), "plus_cell@stsb-nxm_plus-lr0_0003-from-dense-seed100").searched
+    assert planned_training(ablation(), "plus_cell@stsb-nxm_plus-lr0_0002-from-dense-seed100").searched

@@ -73,6 +73,7 @@ class AdmmCallback(HardPrunedEvaluation):
 
     def begin(self, steps: int, steps_per_epoch: int) -> None:
         self.iterations, self.frozen_at_step, self.swaps, self._masked = [], None, None, None  # of a training before
+        self.weighed = {}
         self.admm = ADMM(self.targets, self.constraint)
         self.steps_per_epoch = steps_per_epoch
         self.freeze_step = math.floor(steps * self.settings.freeze_at) if self.settings.freeze_at < 1.0 else None
@@ -157,6 +158,7 @@ class AdmmCallback(HardPrunedEvaluation):
         )
         for name, value in values.items():
             setattr(self, name, value)
+        self.weighed = self.weighed_in(tensors, values)
         self.rho = self._scheduled_rho(len(self.iterations))
         if self.history is not None:
             self.history.load_state_dict(tensors)
@@ -170,6 +172,8 @@ class AdmmCallback(HardPrunedEvaluation):
     def _iterate(self, step: int, optimizer: Any) -> None:
         importance = self.importance.measure(self.targets, optimizer) if self.importance is not None else None
         record = self.admm.iterate_(self.dual_step, self.relaxation, importance)
+        if self.importance is not None:
+            self.weighed = dict(self.admm.masks)
         if self.history is not None:
             self.history.record(self.admm)
         self.iterations.append(
@@ -224,6 +228,8 @@ class AdmmCallback(HardPrunedEvaluation):
     def inside(self) -> bool:
         return self._masked is not None
 
-    def hard_mask(self, name: str, W: Tensor) -> Tensor:
-        """W's largest; with an importance Z's mask, since what was weighed is known at the projections alone."""
-        return self.admm.masks[name] if self.importance is not None and self.iterations else super().hard_mask(name, W)
+    def weighed_in(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, Tensor]:
+        """Z's masks, once there was a projection: what was weighed is known there alone."""
+        if self.importance is None or not values["iterations"]:
+            return {}
+        return {name: tensors[f"M.{name}"].to(W.device) for name, W in self.targets.items()}

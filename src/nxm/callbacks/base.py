@@ -95,6 +95,10 @@ class HardPrunedEvaluation(SparsityCallback):
 
     _unpruned: dict[str, Tensor] | None = None  # the weights, while an evaluation runs on the pruned ones
 
+    def __init__(self, constraint: SparseSet, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> None:
+        super().__init__(constraint, include, exclude)
+        self.weighed: dict[str, Tensor] = {}  # with an importance: the masks by it, as last measured; {}: none was yet
+
     # What a method defines.
 
     @property
@@ -103,8 +107,13 @@ class HardPrunedEvaluation(SparsityCallback):
         raise NotImplementedError
 
     def hard_mask(self, name: str, W: Tensor) -> Tensor:
-        """The mask of the hard prune, bool of W's shape: the Euclidean projection's, unless a method has its own."""
-        return self.constraint.mask(W)
+        """The mask of the hard prune, bool of W's shape: of W's largest; with an importance, known only where it was
+        measured, the one of that time."""
+        return self.weighed[name] if self.weighed else self.constraint.mask(W)
+
+    def weighed_in(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, Tensor]:
+        """What `weighed` was when `state_dict` gave this; {} for a method without an importance."""
+        return {}
 
     # What the Trainer calls.
 
@@ -127,6 +136,8 @@ class HardPrunedEvaluation(SparsityCallback):
     ) -> None:
         self._hook.remove()
         self._restore()
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:  # its weights are here again
+            self.weighed = self.weighed_in(*_read_state(Path(state.best_model_checkpoint) / STATE_FILE))
         super().on_train_end(args, state, control, model=model, **kwargs)
 
     def finish(self) -> None:

@@ -55,7 +55,7 @@ class GmpCallback(HardPrunedEvaluation):
         self.masked = MaskedWeights(
             self.targets, {name: torch.ones_like(W, dtype=torch.bool) for name, W in self.targets.items()}
         )
-        self.weighed: dict[str, Tensor] = {}  # with an importance the set's masks as last measured
+        self.weighed = {}
         self.settled = False
 
     def on_train_begin(
@@ -110,10 +110,6 @@ class GmpCallback(HardPrunedEvaluation):
     def inside(self) -> bool:
         return self.settled
 
-    def hard_mask(self, name: str, W: Tensor) -> Tensor:
-        """W's largest; with an importance those of the last pruning, where it was measured."""
-        return self.weighed[name] if self.weighed else super().hard_mask(name, W)
-
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"mask.{name}": mask for name, mask in self.masked.masks.items()}
         tensors |= {f"weighed.{name}": mask for name, mask in self.weighed.items()}
@@ -121,12 +117,15 @@ class GmpCallback(HardPrunedEvaluation):
             tensors |= self.importance.state_dict()
         return tensors, {"settled": self.settled}
 
-    def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        def masks(kind: str) -> dict[str, Tensor]:
-            keys = {name: f"{kind}.{name}" for name in self.targets}
-            return {name: tensors[key].to(self.targets[name].device) for name, key in keys.items() if key in tensors}
+    def weighed_in(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, Tensor]:
+        """The set's masks as of the last pruning."""
+        keys = {name: f"weighed.{name}" for name in self.targets}
+        return {name: tensors[key].to(self.targets[name].device) for name, key in keys.items() if key in tensors}
 
-        self.masked, self.weighed = MaskedWeights(self.targets, masks("mask")), masks("weighed")
+    def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        masks = {name: tensors[f"mask.{name}"].to(W.device) for name, W in self.targets.items()}
+        self.masked = MaskedWeights(self.targets, masks)
+        self.weighed = self.weighed_in(tensors, values)
         self.settled = values["settled"]
         if self.importance is not None:
             self.importance.load_state_dict(tensors)
