@@ -81,6 +81,7 @@ def trainer_for(model, data, folder: Path, callbacks, **changes) -> Trainer:
     [
         AspCallback(NM(2, 4)),
         AspCallback(NM(1, 4)),
+        AspCallback(NM(2, 4), importance="activations"),
         AdmmCallback(NM(2, 4), PAPER),
         AdmmCallback(NM(2, 4), PROXIMAL),
         AdmmCallback(NM(3, 4), RAMPED),
@@ -97,6 +98,7 @@ def trainer_for(model, data, folder: Path, callbacks, **changes) -> Trainer:
         *(
             "asp 2:4",
             "asp 1:4",
+            "asp weighed",
             "paper 2:4",
             "proximal 2:4",
             "ramped 3:4",
@@ -217,11 +219,12 @@ def test_a_resumed_training_ends_with_the_same_weights(settings, stop, tiny_data
 @pytest.mark.parametrize(
     "make",
     [
+        lambda: AspCallback(NM(2, 4), importance="activations"),
         lambda: GmpCallback(NM(2, 4), Gmp(interval=3, prune_until=0.6)),
         lambda: GmpCallback(NM(2, 4), Gmp(interval=3, prune_until=0.6), importance=ActivationNorms()),
         lambda: SrSteCallback(NM(2, 4), decay=0.05),
     ],
-    ids=["gmp", "gmp weighed", "sr-ste"],
+    ids=["asp weighed", "gmp", "gmp weighed", "sr-ste"],
 )
 def test_the_rivals_resume_too(make, tiny_data, tmp_path):
     class Stop(TrainerCallback):

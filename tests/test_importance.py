@@ -6,7 +6,18 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from nxm import NM, ActivationNorms, AdamSecondMoment, Admm, AdmmCallback, Gmp, GmpCallback, UserError
+from nxm import (
+    NM,
+    ActivationNorms,
+    AdamSecondMoment,
+    Admm,
+    AdmmCallback,
+    AspCallback,
+    Gmp,
+    GmpCallback,
+    UserError,
+    find_targets,
+)
 from test_callbacks import new_model, trainer_for
 
 
@@ -98,6 +109,37 @@ def test_gradual_pruning_too_chooses_by_it(importance, tiny_data, tmp_path):
     trainer_for(new_model(), tiny_data, tmp_path, [callback], max_steps=12).train()
     assert all(torch.equal(watch.masks[name], mask) for name, mask in callback.masked.masks.items())
     assert any(not torch.equal(watch.plain[name], mask) for name, mask in callback.masked.masks.items())
+
+
+def test_one_shot_pruning_by_activations_is_wandas(tiny_data, tmp_path):
+    """The mask of |W| times the norm of its input over the first batch, and no other later."""
+    model = new_model()
+    seen: dict[str, torch.Tensor] = {}
+
+    class Watch(ActivationNorms):
+        def measure(self, targets, optimizer):
+            measured = super().measure(targets, optimizer)
+            for name, W in targets.items():
+                seen[name] = W.detach().abs() * measured[name].sqrt()
+            return measured
+
+    callback = AspCallback(NM(2, 4), importance=Watch())
+    trainer_for(model, tiny_data, tmp_path, [callback], max_steps=5).train()
+    plain = {name: NM(2, 4).mask(W) for name, W in find_targets(new_model()).items()}
+    for name, W in find_targets(model).items():
+        assert torch.equal(W != 0, NM(2, 4).mask(seen[name]))
+    assert any(not torch.equal(plain[name], NM(2, 4).mask(seen[name])) for name in plain)
+
+
+def test_one_shot_pruning_by_what_is_not_known_yet_is_refused(tiny_data, tmp_path):
+    trainer = trainer_for(new_model(), tiny_data, tmp_path, [AspCallback(importance="adam")])
+    with pytest.raises(UserError, match="AdamSecondMoment knows nothing before the first step"):
+        trainer.train()
+
+
+def test_an_unknown_importance_is_named_with_the_known_ones():
+    with pytest.raises(UserError, match="'wanda' is unknown; known are none, adam, activations"):
+        AdmmCallback(importance="wanda")
 
 
 @pytest.mark.parametrize("importance", [AdamSecondMoment, ActivationNorms])

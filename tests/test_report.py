@@ -383,6 +383,23 @@ def test_a_variant_is_compared_with_another_where_the_profile_says_so(ablation: 
     assert "no teacher\n(against pattern 1 4)" in [label.get_text() for label in left.get_yticklabels()]
 
 
+def test_the_readme_sets_nxm_plus_against_its_best_rival_and_the_dense_model_with_the_same_extras(ablation) -> None:
+    """As made up, that rival is ASP+."""
+    names = ("dense", "nxm_plus", "asp_plus", "dense_plus")
+    scores = {name: facts.task_score(ablation.results, name, "stsb") for name in names}
+    kept = {name: 100 * scores[name].mean / scores["dense"].mean for name in names}
+    _, stsb, both = readme.best(ablation).splitlines()
+    assert f"NxM+ keeps **{kept['nxm_plus']:.1f} %** of the dense score" in stsb
+    assert f"ASP+ **{kept['asp_plus']:.1f} %** ({scores['asp_plus']})" in stsb
+    assert f"NxM+ is {scores['nxm_plus'].mean - scores['asp_plus'].mean:.1f} points above ASP+, ahead in 2 of 2" in stsb
+    share = 100 * scores["nxm_plus"].mean / scores["dense_plus"].mean
+    assert stsb.endswith(f"has {scores['dense_plus']}; of that NxM+ keeps **{share:.1f} %**.")
+    assert both.startswith("- Geometric mean over CoLA and STS-B")
+    alone = [run for run in ablation.results if run.task == "stsb" and run.method in ("dense", "nxm_plus")]
+    assert "no result of ASP+ yet" in readme.best(replace(ablation, results=alone))
+    assert "no run of NxM+ yet" in readme.best(replace(ablation, results=alone[:0]))
+
+
 def test_the_ablation_tells_the_cost_beside_the_dense_model(ablation: Evidence) -> None:
     numbers = report.load("tables", "table_ablation").make(ablation)
     own = numbers.shown[numbers.shown["Task"] == "STS-B"].set_index(["Method", "Variant"]).loc[("NxM+", "permuted")]

@@ -6,6 +6,8 @@ last phase of ADMM with a frozen mask.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -26,9 +28,22 @@ class MaskedWeights:
         self.apply_to_weights_()
 
     @classmethod
-    def one_shot(cls, weights: dict[str, nn.Parameter], constraint: SparseSet) -> MaskedWeights:
-        """ASP: the mask of the weights' own projection on the constraint set."""
-        return cls(weights, {name: constraint.mask(weight) for name, weight in weights.items()})
+    def one_shot(
+        cls,
+        weights: dict[str, nn.Parameter],
+        constraint: SparseSet,
+        importance: Mapping[str, Tensor] | None = None,
+    ) -> MaskedWeights:
+        """ASP: the mask of the weights' own projection on the constraint set.
+
+        Args:
+            importance: name -> what a squared change of each weight costs (`nxm.admm.ADMM.iterate_`): the mask is then
+                that of sqrt(v) |W|, with `nxm.importance.ActivationNorms` Wanda's (arXiv 2306.11695).
+        """
+        scores = {name: weight.detach() for name, weight in weights.items()}
+        if importance is not None:
+            scores = {name: score * importance[name].sqrt() for name, score in scores.items()}
+        return cls(weights, {name: constraint.mask(score) for name, score in scores.items()})
 
     @torch.no_grad()
     def apply_to_gradients_(self) -> None:

@@ -12,7 +12,17 @@ from nxm.callbacks import AdmmCallback, AspCallback, GmpCallback, SparsityCallba
 from nxm.constraints import NM, SparseSet, Unstructured
 from nxm.diagnostics import MaskHistory
 from nxm.errors import UserError
-from nxm.settings import Admm, AdmmExtras, Extras, Gmp, GmpPlusTraining, SrStePlusTraining, Study, Training
+from nxm.settings import (
+    Admm,
+    AdmmExtras,
+    AspPlusTraining,
+    Extras,
+    Gmp,
+    GmpPlusTraining,
+    SrStePlusTraining,
+    Study,
+    Training,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,8 @@ def _targets(study: Study) -> dict[str, tuple[str, ...]]:
 
 
 def _asp(study: Study, training: Training) -> SparsityCallback:
-    return AspCallback(get_pattern(study, training), **_targets(study))
+    importance = training.importance if isinstance(training, AspPlusTraining) else "none"
+    return AspCallback(get_pattern(study, training), **_targets(study), importance=importance)
 
 
 def _admm(constraint: Callable[[Study, Training], SparseSet]) -> Callable[[Study, Training], SparsityCallback]:

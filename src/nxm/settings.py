@@ -232,6 +232,8 @@ class NxmPlusTraining(AdmmExtras, Start):
 class AspPlusTraining(Training, Extras, Start):
     """A run of asp_plus."""
 
+    importance: Literal["none", "activations"]  # as `Weighed`; before its first step Adam knows nothing
+
 
 class GmpPlusTraining(Training, Extras, Start, Gmp, Weighed):
     """A run of gmp_plus."""

@@ -4,7 +4,8 @@
     python -m nxm.report.readme --check    # exit 1 when one is stale
 
 A block stands between `<!-- generated:WHAT STUDY -->` and `<!-- /generated -->`; WHAT is `headline`, `mean`,
-`timing`, `speed` or a table's name. What it says is derived from results/<STUDY>, whichever way the numbers fall.
+`best`, `timing`, `speed` or a table's name. What it says is derived from results/<STUDY>, whichever way the numbers
+fall.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from nxm.errors import UserError
 from nxm.report import Evidence, facts, paper
 from nxm.report.figures.deployment import Row, described, is_plain
 from nxm.results import Result, write_text
+from nxm.selection import PLUS
 
+RIVALS = [method for method in PLUS if method not in ("nxm_plus", "dense_plus")]
 _BLOCK = re.compile(r"(<!-- generated:(?P<name>[^>]*?) -->\n)(?P<body>.*?)(<!-- /generated -->)", re.DOTALL)
 
 
@@ -38,6 +41,35 @@ def mean(evidence: Evidence) -> str:
     """The last of `headline`'s sentences alone: what NxM and ASP keep in the geometric mean over the study's tasks."""
     runs = facts.whole_runs(evidence.results)
     return _verdict(evidence, runs, facts.tasks_of(runs)) if runs else _nothing(evidence)
+
+
+def best(evidence: Evidence) -> str:
+    """What NxM+ and the best of its rivals keep of the dense score, and what is kept of the dense model with the same
+    extras: one sentence a task, and one over all."""
+    runs = facts.whole_runs(evidence.results)
+    tasks = facts.tasks_of(run for run in runs if run.method == "nxm_plus")
+    groups = [[task] for task in tasks] + [tasks] * (len(tasks) > 1)
+    sentences = [_best(evidence, runs, group) for group in groups]
+    if not sentences:
+        return f"Study {evidence.study} has no run of NxM+ yet."
+    return "\n".join(f"- {sentence}" for sentence in sentences) if len(sentences) > 1 else sentences[0]
+
+
+def _best(evidence: Evidence, runs: list[Result], tasks: list[str]) -> str:
+    own = [run for run in runs if run.task in tasks]
+    columns = facts.columns_of(own)
+    scores = {rival: _score(own, rival, tasks, columns) for rival in RIVALS}
+    measured = {rival: score.mean for rival, score in scores.items() if score is not None}
+    text = _verdict(
+        evidence, runs, tasks, "nxm_plus", max(measured, key=lambda rival: measured[rival], default="asp_plus")
+    )
+    upper = facts.kept(evidence, "nxm_plus", "dense_plus", tasks)
+    score = _score(own, "dense_plus", tasks, columns)
+    if upper is not None and score is not None:
+        text += (
+            f" The dense model with the same extras has {score}; of that NxM+ keeps **{facts.percent(upper.value)}**."
+        )
+    return text
 
 
 def timing(evidence: Evidence) -> str:
@@ -92,27 +124,29 @@ def _nothing(evidence: Evidence) -> str:
     return f"Study {evidence.study} has no results yet."
 
 
-def _verdict(evidence: Evidence, runs: list[Result], tasks: list[str]) -> str:
-    """On one task, or in the geometric mean over several."""
-    own = [run for run in runs if run.task in tasks and run.method in ("dense", "nxm", "asp")]
+def _verdict(evidence: Evidence, runs: list[Result], tasks: list[str], method: str = "nxm", rival: str = "asp") -> str:
+    """A method, its rival and the dense model on one task, or in the geometric mean over several."""
+    ours, theirs = facts.method_label(method), facts.method_label(rival)
+    own = [run for run in runs if run.task in tasks and run.method in ("dense", method, rival)]
     columns = facts.columns_of(own)
-    scores = {method: _score(own, method, tasks, columns) for method in ("dense", "nxm", "asp")}
+    scores = {name: _score(own, name, tasks, columns) for name in ("dense", method, rival)}
     lacking = [facts.method_label(method) for method, score in scores.items() if score is None]
     where = f"On {facts.size_phrase(own or runs, tasks)}" if len(tasks) == 1 else _over(tasks)
     if lacking:
-        return f"{where}: no result of {facts.listed(lacking)} yet, so nothing can be said of NxM against ASP."
-    dense, nxm, asp = scores["dense"], scores["nxm"], scores["asp"]
-    kept = {m: facts.percent(facts.retention(scores[m].mean, dense.mean)) for m in ("nxm", "asp")}
+        return f"{where}: no result of {facts.listed(lacking)} yet, so nothing can be said of {ours} against {theirs}."
+    dense, mine, other = scores["dense"], scores[method], scores[rival]
+    kept = {name: facts.percent(facts.retention(scores[name].mean, dense.mean)) for name in (method, rival)}
     metric = facts.METRICS.get(own[0].metric.name, own[0].metric.name) if len(tasks) == 1 else "score"
     text = (
-        f"{where}, {facts.seeds_phrase(own)}: NxM keeps **{kept['nxm']}** of the dense score ({nxm} of {dense}, "
-        f"{metric} × 100), ASP **{kept['asp']}** ({asp}); {_comparison(evidence, own, tasks, columns)}."
+        f"{where}, {facts.seeds_phrase(own)}: {ours} keeps **{kept[method]}** of the dense score ({mine} of {dense}, "
+        f"{metric} × 100), {theirs} **{kept[rival]}** ({other}); "
+        f"{_comparison(evidence, own, tasks, columns, method, rival)}."
     )
-    paper_scores = {m: _paper_score(m, tasks, columns) for m in scores}
+    paper_scores = {name: _paper_score(name, tasks, columns) for name in scores}
     if None not in paper_scores.values():
-        theirs = [facts.percent(facts.retention(paper_scores[m], paper_scores["dense"])) for m in ("nxm", "asp")]
+        shares = [facts.percent(facts.retention(paper_scores[name], paper_scores["dense"])) for name in (method, rival)]
         what = "the whole task" if len(tasks) == 1 else "the same tasks, whole"
-        text += f" (The paper, BERT-base on {what}: {theirs[0]} and {theirs[1]}.)"
+        text += f" (The paper, BERT-base on {what}: {shares[0]} and {shares[1]}.)"
     return text
 
 
@@ -130,29 +164,39 @@ def _paper_score(method: str, tasks: list[str], columns: list[str]) -> float | N
     return facts.paper_task_score(method, tasks[0]) if len(tasks) == 1 else paper.average(method, columns)
 
 
-def _comparison(evidence: Evidence, runs: list[Result], tasks: list[str], columns: list[str]) -> str:
-    """NxM against ASP in words that are true whichever is ahead, with seeds and interval where there are any."""
+def _comparison(
+    evidence: Evidence, runs: list[Result], tasks: list[str], columns: list[str], method: str, rival: str
+) -> str:
+    """A method against its rival in words that are true whichever is ahead, with seeds and interval where there
+    are any."""
     by_seed = {
-        method: {run.seed: run.metric.value for run in runs if run.method == method}
+        name: {run.seed: run.metric.value for run in runs if run.method == name}
         if len(tasks) == 1
-        else facts.seed_averages(runs, method, columns)
-        for method in ("nxm", "asp")
+        else facts.seed_averages(runs, name, columns)
+        for name in (method, rival)
     }
-    nxm, asp = (_score(runs, method, tasks, columns).mean for method in ("nxm", "asp"))
-    common = sorted(by_seed["nxm"].keys() & by_seed["asp"].keys())
-    ahead = sum(by_seed["nxm"][seed] > by_seed["asp"][seed] for seed in common)
+    ours, theirs = facts.method_label(method), facts.method_label(rival)
+    mine, other = (_score(runs, name, tasks, columns).mean for name in (method, rival))
+    common = sorted(by_seed[method].keys() & by_seed[rival].keys())
+    ahead = sum(by_seed[method][seed] > by_seed[rival][seed] for seed in common)
     count = f", ahead in {ahead} of {len(common)} seeds" if len(common) > 1 else ""
-    points = facts.difference(evidence, "nxm", "asp", tasks)
+    points = facts.difference(evidence, method, rival, tasks)
     if points is not None and points.certain is not None:
         count += f" (paired bootstrap, 95 %: {points.low:+.1f} to {points.high:+.1f})"
-    if f"{abs(nxm - asp):.1f}" == "0.0":
-        return f"NxM does not beat ASP: they are level{count}"
-    if nxm < asp:
-        return f"NxM does not beat ASP: it is {asp - nxm:.1f} points below{count}"
-    return f"NxM is {nxm - asp:.1f} points above ASP{count}"
+    if f"{abs(mine - other):.1f}" == "0.0":
+        return f"{ours} does not beat {theirs}: they are level{count}"
+    if mine < other:
+        return f"{ours} does not beat {theirs}: it is {other - mine:.1f} points below{count}"
+    return f"{ours} is {mine - other:.1f} points above {theirs}{count}"
 
 
-BLOCKS: dict[str, Callable[[Evidence], str]] = {"headline": headline, "mean": mean, "timing": timing, "speed": speed}
+BLOCKS: dict[str, Callable[[Evidence], str]] = {
+    "headline": headline,
+    "mean": mean,
+    "best": best,
+    "timing": timing,
+    "speed": speed,
+}
 
 
 def block(name: str, root: Path) -> str:
