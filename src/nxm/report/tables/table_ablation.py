@@ -63,9 +63,9 @@ def _compared(evidence: Evidence) -> dict[str, str | None]:
 
 
 def _gaps(evidence: Evidence, tasks: list[str]) -> list[str]:
-    """A sentence on each variant and task without a result for every seed: what failed and why, or has not run."""
+    """A sentence on each variant and task where a run failed, with the reason, and one on all that has not run."""
     seeds = {run.seed for run in facts.whole_runs(evidence.results)}
-    sentences = []
+    sentences, waiting = [], []
     for name in evidence.variants:
         for task in tasks:
             done = {run.seed for run in facts.runs_of(evidence.results, name) if run.task == task}
@@ -75,8 +75,8 @@ def _gaps(evidence: Evidence, tasks: list[str]) -> list[str]:
                 own = sorted(seed for seed, said in failed.items() if said == reason)
                 sentences.append(f"{where}, seed {facts.listed(own)}: failed: {reason.rstrip('.')}.")
             if lacking := sorted(seeds - done - failed.keys()):
-                sentences.append(f"{where}, seed {facts.listed(lacking)}: no result yet.")
-    return sentences
+                waiting.append(where + (f", seed {facts.listed(lacking)}" if done or failed else ""))
+    return [*sentences, *([f"No result yet: {'; '.join(waiting)}."] if waiting else [])]
 
 
 def _changed(evidence: Evidence, name: str) -> str:
