@@ -400,6 +400,14 @@ def test_the_readme_sets_nxm_plus_against_its_best_rival_and_the_dense_model_wit
     assert "no run of NxM+ yet" in readme.best(replace(ablation, results=alone[:0]))
 
 
+def test_the_readme_shows_the_ablation_without_its_cost(ablation: Evidence) -> None:
+    lines = readme.ingredients(ablation).splitlines()
+    assert len(lines) == 2 + 3 * (len(PLUS) + len(VARIANTS))
+    assert lines[0].startswith("| Task ")
+    assert "Memory" not in lines[0]
+    assert "has no ablation" in readme.ingredients(Evidence("embedded", [], None))
+
+
 def test_the_ablation_tells_the_cost_beside_the_dense_model(ablation: Evidence) -> None:
     numbers = report.load("tables", "table_ablation").make(ablation)
     own = numbers.shown[numbers.shown["Task"] == "STS-B"].set_index(["Method", "Variant"]).loc[("NxM+", "permuted")]

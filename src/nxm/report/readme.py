@@ -4,8 +4,8 @@
     python -m nxm.report.readme --check    # exit 1 when one is stale
 
 A block stands between `<!-- generated:WHAT STUDY -->` and `<!-- /generated -->`; WHAT is `headline`, `mean`,
-`best`, `timing`, `speed` or a table's name. What it says is derived from results/<STUDY>, whichever way the numbers
-fall.
+`best`, `ingredients`, `timing`, `speed` or a table's name. What it says is derived from results/<STUDY>, whichever way
+the numbers fall.
 """
 
 from __future__ import annotations
@@ -70,6 +70,16 @@ def _best(evidence: Evidence, runs: list[Result], tasks: list[str]) -> str:
             f" The dense model with the same extras has {score}; of that NxM+ keeps **{facts.percent(upper.value)}**."
         )
     return text
+
+
+def ingredients(evidence: Evidence) -> str:
+    """The ablation's table without cost and notes, for a page."""
+    table = report.load("tables", "table_ablation").make(evidence)
+    if table.shown.empty:
+        return " ".join(table.notes)
+    columns = ["Method", "Variant", "Changed", "Score", "Kept of dense", "Points [95 %]", "Against", "Held out"]
+    several = ["Task"] if table.shown["Task"].nunique() > 1 else []
+    return table.shown[several + columns].to_markdown(index=False, disable_numparse=True)
 
 
 def timing(evidence: Evidence) -> str:
@@ -194,6 +204,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "headline": headline,
     "mean": mean,
     "best": best,
+    "ingredients": ingredients,
     "timing": timing,
     "speed": speed,
 }
