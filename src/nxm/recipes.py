@@ -1,7 +1,7 @@
 """The best recipe so far, in one place: the library's defaults, and `recipe: best` in a profile.
 
-Plain values, from which both settings and torch code start. The values come from the embedded study's
-trials; the ablation (profiles/ablation.yaml), which is to confirm or change them, has not run to its end.
+Plain values, from which both settings and torch code start. That of `importance` and `dropout` stands on the ablation
+(profiles/ablation.yaml), whose other variants are still to confirm or change the rest.
 """
 
 from __future__ import annotations
