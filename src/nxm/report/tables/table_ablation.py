@@ -86,15 +86,18 @@ def _changed(evidence: Evidence, name: str) -> str:
         return ""
     values, before = ours[0].hyperparameters, base[0].hyperparameters
     return "; ".join(
-        f"{key.replace('_', ' ')} {_value(value)}" for key, value in values.items() if value != before.get(key)
+        f"{key.replace('_', ' ')} {_NULL.get(key, 'none') if value is None else _value(value)}"
+        for key, value in values.items()
+        if value != before.get(key)
     )
+
+
+_NULL = {"dropout": "the model's own"}  # what null means where it does not mean none
 
 
 def _value(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key.replace('_', ' ')} {_value(own)}" for key, own in value.items())
-    if value is None:
-        return "none"
     return facts.said(value)
 
 
