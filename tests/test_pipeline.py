@@ -370,7 +370,7 @@ def test_nxm_plus_starts_from_the_dense_model_and_is_compared_with_its_variant(f
     ("method", "start"), [("nxm", "data/smoke/source/weights"), ("nxm_plus", "models/smoke/mnli/dense/seed1")]
 )
 def test_two_processes_train_to_the_same_weights_as_one(method, start, finished):
-    """Same global batches, by gloo on the CPU, without dropout; equal to rounding.
+    """Same global batches, by gloo on the CPU, without dropout and noise, which each process draws; equal to rounding.
 
     NxM+ with a teacher's hidden states and the activations' norms, both sums over the tokens of all processes.
     """
@@ -383,7 +383,7 @@ def test_two_processes_train_to_the_same_weights_as_one(method, start, finished)
     config.unlink()  # DVC's cache may be linked to it
     config.write_text(json.dumps(values))
     settings = read_yaml(folder / "studies/smoke/params.yaml")
-    settings["nxm_plus"]["mnli"] |= {"importance": "activations", "schedule": "constant"}
+    settings["nxm_plus"]["mnli"] |= {"importance": "activations", "schedule": "constant", "noise": 0.0}
     (folder / "studies/smoke/two.json").write_text(json.dumps(settings))
     trained = {}
     for hardware in ("auto", "cpu2"):

@@ -264,7 +264,7 @@ def test_variants_in_the_main_params_are_refused(tmp_path):
         ("nxm_paper@stsb-0-0.006", "nxm_paper", 5),
         ("distil_nxm@stsb-2-distil_nxm_kd", "distil_nxm_kd", 4),
         ("plus@stsb-1-gmp_plus", "gmp_plus", 5),
-        ("distil_plus@stsb-1-distil_nxm_plus", "distil_nxm_plus", 5),
+        ("distil_plus@stsb-1-distil_nxm_plus", "distil_nxm_plus", 10),
         ("plus_cell@stsb-gmp_plus-gmp-weighed-seed2", "gmp_plus", 5),
     ],
 )
