@@ -392,7 +392,7 @@ def test_a_width_that_is_no_multiple_of_the_group_is_refused_before_training(tin
 
 
 def test_a_skipped_optimizer_step_moves_nothing(tiny_bert):
-    callback = AdmmCallback(NM(2, 4), PROXIMAL)
+    callback = AdmmCallback(NM(2, 4), PROXIMAL, importance="none")
     callback.targets = find_targets(tiny_bert)
     callback.begin(steps=100, steps_per_epoch=10)
     before = {name: W.detach().clone() for name, W in callback.targets.items()}
@@ -440,7 +440,8 @@ def test_the_dual_takes_up_the_share_that_the_settings_say(dual_step, share, tin
             self.W = {name: W.detach().clone() for name, W in self.callback.admm.W.items()}
             self.U = {name: U.clone() for name, U in self.callback.admm.U.items()}
 
-    callback = AdmmCallback(NM(2, 4), Admm(recipe="proximal", rho=0.35, dual_step=dual_step))
+    course = Admm(recipe="proximal", rho=0.35, dual_step=dual_step)
+    callback = AdmmCallback(NM(2, 4), course, importance="none")
     before = Before(callback)
     trainer_for(new_model(), tiny_data, tmp_path, [before, callback], num_train_epochs=1).train()
     for name, U in callback.admm.U.items():

@@ -50,11 +50,21 @@ def test_activation_norms_are_the_mean_squares_of_each_layers_input(tiny_bert):
         kept = torch.cat([mask.reshape(-1) for mask in real.values()]).bool()
         expected = torch.cat(seen[i][:2])[kept].square().mean(dim=0)  # padding does not count
         torch.testing.assert_close(measured[f"bert.encoder.layer.{i}.output.dense.weight"], expected[None, :])
-    assert importance.measure(targets, None) is None  # nothing since the last projection
-    importance.end()
     tiny_bert.train()
-    tiny_bert(input_ids=torch.randint(1, 50, (3, 5)))
-    assert importance.measure(targets, None) is None
+    again = torch.randint(1, 50, (3, 5))
+    tiny_bert(input_ids=again)
+    later = importance.measure(targets, None)
+    for i in range(2):
+        kept = torch.cat([*(mask.reshape(-1) for mask in real.values()), torch.ones(15)]).bool()
+        expected = torch.cat([*seen[i][:2], seen[i][3]])[kept].square().mean(dim=0)  # all that training has seen
+        torch.testing.assert_close(later[f"bert.encoder.layer.{i}.output.dense.weight"], expected[None, :])
+    importance.end()
+    tiny_bert(input_ids=again)
+    ended = importance.measure(targets, None)
+    assert all(torch.equal(ended[name], later[name]) for name in names)
+    importance.begin(tiny_bert, (), ("attention",))
+    assert importance.measure(targets, None) is None  # a new training has seen nothing
+    importance.end()
 
 
 def test_adams_second_moment_is_the_optimizers(tiny_data, tmp_path):
@@ -90,6 +100,37 @@ def test_evaluation_prunes_by_the_weighed_mask(tiny_data, tmp_path):
     trainer_for(new_model(), tiny_data, tmp_path, [callback, watch], **arguments).train()
     assert watch.obeyed
     assert all(watch.obeyed)
+
+
+@pytest.mark.parametrize("recipe", ["proximal", "gradient"])
+def test_nothing_is_pulled_before_the_importance_was_measured(recipe, tiny_data, tmp_path):
+    """Until the first projection, when Z is of magnitudes, weights go as in plain training and U stays zero."""
+
+    class Watch(TrainerCallback):
+        def __init__(self, admm=None):
+            self.admm, self.weights, self.dual = admm, {}, {}
+
+        def on_step_end(self, args, state, control, model, **kwargs):
+            self.weights[state.global_step] = {name: W.detach().clone() for name, W in find_targets(model).items()}
+            if self.admm is not None:
+                self.dual[state.global_step] = sum(float(U.abs().sum()) for U in self.admm.admm.U.values())
+
+    def run(folder, *callbacks):
+        watch = Watch(*callbacks)
+        trainer_for(new_model(), tiny_data, tmp_path / folder, [*callbacks, watch], max_steps=9).train()
+        return watch
+
+    course = Admm(recipe=recipe, rho=0.3, interval=4)
+    plain = run("plain")
+    weighed = run("weighed", AdmmCallback(NM(2, 4), course, importance="activations"))
+    alike = [
+        all(torch.equal(plain.weights[i][name], W) for name, W in weighed.weights[i].items()) for i in range(1, 10)
+    ]
+    assert alike == [True] * 4 + [False] * 5  # the first step that pulls is the fifth
+    assert [step for step, size in weighed.dual.items() if size == 0] == list(range(1, 8))
+    magnitudes = run("magnitudes", AdmmCallback(NM(2, 4), course, importance="none"))
+    assert any(not torch.equal(plain.weights[1][name], W) for name, W in magnitudes.weights[1].items())
+    assert magnitudes.dual[4] > 0
 
 
 @pytest.mark.parametrize("importance", [AdamSecondMoment, ActivationNorms])

@@ -78,9 +78,10 @@ class AdamSecondMoment(Importance):
 
 
 class ActivationNorms(Importance):
-    """The mean square of each input over the tokens seen in training since the last projection.
+    """The mean square of each input over the tokens seen in training so far.
 
-    Padding is left out where the model is given an `attention_mask`.
+    Not since the last projection alone: the fewer the tokens, the more of the mask moves by their chance. Padding is
+    left out where the model is given an `attention_mask`.
     """
 
     def __init__(self) -> None:
@@ -102,10 +103,7 @@ class ActivationNorms(Importance):
     def measure(self, targets: dict[str, nn.Parameter], optimizer: Any) -> dict[str, Tensor] | None:
         tokens, sums = self._together()
         seen = bool((tokens > 0).all())
-        measured = {name: sums[name][None, :] / tokens[i].item() for i, name in enumerate(targets)} if seen else None
-        self._sums = {name: torch.zeros_like(total) for name, total in self._sums.items()}
-        self._tokens = torch.zeros_like(self._tokens)
-        return measured
+        return {name: sums[name][None, :] / tokens[i].item() for i, name in enumerate(targets)} if seen else None
 
     def end(self) -> None:
         for hook in self._hooks:

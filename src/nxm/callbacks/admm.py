@@ -101,7 +101,7 @@ class AdmmCallback(HardPrunedEvaluation):
     ) -> None:
         if self._masked is not None:
             self._masked.apply_to_gradients_()
-        elif self.settings.recipe in ("paper", "gradient"):
+        elif self.pulls and self.settings.recipe in ("paper", "gradient"):
             self.admm.penalty_gradient_(self.rho)
 
     def on_optimizer_step(
@@ -116,7 +116,7 @@ class AdmmCallback(HardPrunedEvaluation):
             return
         if self._masked is not None:
             self._masked.apply_to_weights_()
-        elif self.settings.recipe == "proximal":
+        elif self.pulls and self.settings.recipe == "proximal":
             self.admm.proximal_step_(self.kappa)
 
     def on_step_end(
@@ -208,15 +208,24 @@ class AdmmCallback(HardPrunedEvaluation):
 
     def _scheduled_rho(self, iteration: int) -> float:
         if self.settings.schedule == "similarity":
-            return rho_by_similarity(self.settings.rho, [done["similarity"] for done in self.iterations])
+            first = 0 if self.importance is None else 1  # what that one moved from was chosen by magnitude
+            return rho_by_similarity(self.settings.rho, [done["similarity"] for done in self.iterations[first:]])
         return rho_at(self.settings.rho, self.settings.schedule, iteration, self.planned)
 
     def _set_rho(self, iteration: int) -> None:
         self.rho = self._scheduled_rho(iteration)
 
     @property
+    def pulls(self) -> bool:
+        """Whether W is pulled toward Z - U. With an importance not before the first projection: until then it is
+        being measured, and Z, chosen by magnitude, is another set of entries (of 1:4's a quarter are others)."""
+        return self.importance is None or bool(self.iterations)
+
+    @property
     def dual_step(self) -> float:
         """The share of W - Z that U takes up: 1, or, `matched`, the share of the distance that W covers meanwhile."""
+        if not self.pulls:
+            return 0.0
         return kappa_of_rho(self.rho, 1) if self.settings.dual_step == "matched" else 1.0
 
     @property
