@@ -111,6 +111,12 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **optio
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def mosaic(width: float, height: float, panels: list[list[str]], **options: Any) -> tuple[Figure, dict[str, Axes]]:
+    """A figure of `width` x `height` inches and its axes by name; a name that stands in several cells spans them."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplot_mosaic(panels, **options)
+
+
 def footnote(figure: Figure, sentences: Iterable[str]) -> None:
     """Sentences in small grey letters under the figure; room is made for them."""
     text = " ".join(sentence for sentence in sentences if sentence)

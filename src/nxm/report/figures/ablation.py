@@ -1,4 +1,5 @@
-"""The ablation: left, what one changed ingredient does to NxM+; right, NxM+ and its rivals beside the dense model."""
+"""The ablation: left, what one changed ingredient does to NxM+; right, NxM+ and its rivals, at 2:4 beside the dense
+model and at other patterns."""
 
 from __future__ import annotations
 
@@ -18,13 +19,23 @@ def draw(evidence: Evidence) -> Figure:
         style.footnote(figure, [facts.study_phrase(evidence)])
         return figure
     measured = [name for name in evidence.variants if facts.runs_of(evidence.results, name)]
-    changes = [name for name in measured if name.startswith("nxm_plus/") and not _other_pattern(evidence, name)]
+    patterns = sorted(
+        (name for name in measured if _pattern(evidence, name)), key=lambda name: _pattern(evidence, name)
+    )
+    measured = [name for name in measured if name not in patterns]
+    changes = [name for name in measured if name.startswith("nxm_plus/")]
     others = [*facts.in_order(["dense", *PLUS], facts.METHODS), *(name for name in measured if name not in changes)]
     others = [name for name in others if facts.runs_of(evidence.results, name)]
-    rows = max(len(changes), len(others))
-    figure, ((left, right),) = style.canvas(style.TWO_COLUMNS, 1.5 + 0.25 * rows, 1, 2)
-    _differences(left, evidence, changes, tasks)
-    _scores(right, evidence, others, tasks)
+    rows = max(len(changes), len(others) + (len(patterns) + 3 if patterns else 0))
+    mosaic = [["changes", "others"], *([["changes", "patterns"]] if patterns else [])]
+    heights = [len(others), len(patterns) + 0.5] if patterns else [1]
+    figure, axes = style.mosaic(style.TWO_COLUMNS, 1.5 + 0.25 * rows, mosaic, height_ratios=heights)
+    _differences(axes["changes"], evidence, changes, tasks)
+    labels = {name: facts.method_label(name) for name in others}
+    _scores(axes["others"], evidence, labels, tasks, "Beside its rivals")
+    if patterns:
+        labels = {name: _label_of_pattern(evidence, name) for name in patterns}
+        _scores(axes["patterns"], evidence, labels, tasks, "Other patterns")
     several = len({run.seed for run in facts.whole_runs(evidence.results)}) > 1
     style.footnote(
         figure,
@@ -40,9 +51,20 @@ def draw(evidence: Evidence) -> Figure:
     return figure
 
 
-def _other_pattern(evidence: Evidence, name: str) -> bool:
-    """Whether a variant is of another N:M pattern than the study's, so that its score is of another problem."""
-    return any(run.hyperparameters.get("pattern") for run in facts.runs_of(evidence.results, name))
+def _pattern(evidence: Evidence, name: str) -> str:
+    """The N:M pattern of a variant's own, which makes its score one of another problem; empty: it has the study's."""
+    own = next((run.hyperparameters.get("pattern") for run in facts.runs_of(evidence.results, name)), None)
+    return f"{own['n_nonzero']}:{own['group_size']}" if own else ""
+
+
+def _label_of_pattern(evidence: Evidence, name: str) -> str:
+    """`1:4, GMP+`; with what weights are chosen by, where that is not the method's own."""
+    method = name.partition("/")[0]
+    ours, base = (
+        {run.hyperparameters.get("importance") for run in facts.runs_of(evidence.results, which)}
+        for which in (name, method)
+    )
+    return ", ".join([_pattern(evidence, name), facts.method_label(method), *sorted(ours - base)])
 
 
 def _differences(axes: Axes, evidence: Evidence, names: list[str], tasks: list[str]) -> None:
@@ -52,10 +74,11 @@ def _differences(axes: Axes, evidence: Evidence, names: list[str], tasks: list[s
         return
     axes.axvline(0, color=style.INK, linewidth=1.0)
     look = style.look("nxm_plus")
+    differences = {name: facts.difference(evidence, name, evidence.variants[name], tasks) for name in names}
+    sizes = {name: points.value for name, points in differences.items() if points}
+    names = sorted(sizes, key=lambda name: sizes[name])  # what costs most stands above
     for y, name in enumerate(names):
-        points = facts.difference(evidence, name, evidence.variants[name], tasks)
-        if points is None:
-            continue
+        points = differences[name]
         if points.low is not None and points.high is not None:
             axes.plot([points.low, points.high], [y, y], color=look.color, linewidth=1.6, solid_capstyle="butt")
         _mark(axes, look, points.value, y, filled=bool(points.certain))
@@ -89,12 +112,12 @@ def _by_seed(evidence: Evidence, name: str, tasks: list[str]) -> list[float]:
     return [ours[seed] - base[seed] for seed in sorted(ours.keys() & base.keys())]
 
 
-def _scores(axes: Axes, evidence: Evidence, names: list[str], tasks: list[str]) -> None:
+def _scores(axes: Axes, evidence: Evidence, labels: dict[str, str], tasks: list[str], title: str) -> None:
     runs = [run for run in evidence.results if run.task in tasks]
     columns = facts.columns_of(facts.whole_runs(runs))
     metric = facts.METRICS.get(runs[0].metric.name, runs[0].metric.name) if len(tasks) == 1 else "Geometric mean"
-    axes.set(title="Beside its rivals", xlabel=f"{metric} × 100")
-    for y, name in enumerate(names):
+    axes.set(title=title, xlabel=f"{metric} × 100")
+    for y, name in enumerate(labels):
         score = facts.average_score(runs, name, columns)
         if score is None:
             continue
@@ -103,8 +126,8 @@ def _scores(axes: Axes, evidence: Evidence, names: list[str], tasks: list[str]) 
         if bounds:
             axes.plot(bounds, [y, y], color=look.color, linewidth=1.6, solid_capstyle="butt", zorder=2)
         axes.plot(score.values, [y] * len(score.values), **_DOTS)
-        _mark(axes, look, score.mean, y, filled="/" not in name)
+        _mark(axes, look, score.mean, y, filled="/" not in name or bool(_pattern(evidence, name)))
         if name == "dense":
             axes.axvline(score.mean, color=style.INK, linewidth=1.0, linestyle=(0, (5, 2)), zorder=1)
-    axes.set(yticks=range(len(names)), yticklabels=[facts.method_label(name) for name in names])
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set(yticks=range(len(labels)), yticklabels=list(labels.values()))
+    axes.set_ylim(len(labels) - 0.5, -0.5)
