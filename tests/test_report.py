@@ -379,7 +379,7 @@ def test_a_variant_is_compared_with_another_where_the_profile_says_so(ablation: 
     own = shown[(shown["Task"] == "STS-B") & (shown["Variant"] == "no teacher")].iloc[0]
     assert own["Against"] == "ASP+, pattern 1 4"
     assert own["Points [95 %]"].startswith(f"{84.0 * (0.97 - 0.9):+.1f} [")
-    left, _ = report.load("figures", "ablation").draw(evidence).axes
+    left, *_ = report.load("figures", "ablation").draw(evidence).axes
     assert "no teacher\n(against pattern 1 4)" in [label.get_text() for label in left.get_yticklabels()]
 
 
