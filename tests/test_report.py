@@ -475,6 +475,9 @@ def test_the_ablation_figure_has_changes_left_and_rivals_and_other_patterns_righ
     assert [label.get_text() for label in below.get_yticklabels()] == ["1:4, ASP+"]
     own = [run for run in ablation.results if run.cell != "pattern-1-4"]
     assert len(report.load("figures", "ablation").draw(replace(ablation, results=own)).axes) == 2
+    own = [run for run in own if run.method != "nxm_plus" or run.cell is None]
+    (alone,) = report.load("figures", "ablation").draw(replace(ablation, results=own)).axes  # no change has run yet
+    assert [label.get_text() for label in alone.get_yticklabels()] == names
     filled = [
         line.get_markerfacecolor() for line in left.get_lines() if line.get_marker() == style.look("nxm_plus").marker
     ]

@@ -27,10 +27,11 @@ def draw(evidence: Evidence) -> Figure:
     others = [*facts.in_order(["dense", *PLUS], facts.METHODS), *(name for name in measured if name not in changes)]
     others = [name for name in others if facts.runs_of(evidence.results, name)]
     rows = max(len(changes), len(others) + (len(patterns) + 3 if patterns else 0))
-    mosaic = [["changes", "others"], *([["changes", "patterns"]] if patterns else [])]
+    mosaic = [[*(["changes"] if changes else []), panel] for panel in ["others", *(["patterns"] if patterns else [])]]
     heights = [len(others), len(patterns) + 0.5] if patterns else [1]
     figure, axes = style.mosaic(style.TWO_COLUMNS, 1.5 + 0.25 * rows, mosaic, height_ratios=heights)
-    _differences(axes["changes"], evidence, changes, tasks)
+    if changes:
+        _differences(axes["changes"], evidence, changes, tasks)
     labels = {name: facts.method_label(name) for name in others}
     _scores(axes["others"], evidence, labels, tasks, "Beside its rivals")
     if patterns:
@@ -44,7 +45,7 @@ def draw(evidence: Evidence) -> Figure:
             f"Bars: 95 % intervals, paired bootstrap over dev examples{' and seeds' if several else ''}.",
             "Small: each seed." if several else "",
             "Left, filled: the interval excludes zero." if changes else "",
-            "Right, open: a variant; dashed: dense.",
+            "Right, open: a variant; dashed: dense." if changes else "Open: a variant; dashed: dense.",
             facts.selection_phrase(evidence),
         ],
     )
@@ -69,9 +70,6 @@ def _label_of_pattern(evidence: Evidence, name: str) -> str:
 
 def _differences(axes: Axes, evidence: Evidence, names: list[str], tasks: list[str]) -> None:
     axes.set(title="NxM+, one ingredient changed", xlabel="points against NxM+, or what is named")
-    if not names:
-        style.missing(axes, "No variant of NxM+ has run yet.")
-        return
     axes.axvline(0, color=style.INK, linewidth=1.0)
     look = style.look("nxm_plus")
     differences = {name: facts.difference(evidence, name, evidence.variants[name], tasks) for name in names}
