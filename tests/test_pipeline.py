@@ -125,8 +125,8 @@ def test_a_killed_study_goes_on_from_its_checkpoint_to_the_end(finished):
         "dense": 1.0,
         "dense_plus": 1.0,
         "distil": 1.0,
-        "sr_ste_plus": 0.25,
-    }  # the last is 1:4, by a pattern of its own
+        "sr_ste_plus": 0.25,  # 1:4, by a pattern of its own
+    }
     for result in results:
         assert set(result.metrics) == {"accuracy_m", "accuracy_mm"}
         assert result.sparsity.density == pytest.approx(density.get(result.method, 0.5))
