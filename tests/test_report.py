@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -449,6 +450,7 @@ def test_the_ablation_says_what_failed_what_has_not_run_and_what_was_changed(abl
     assert "No result yet: NxM+, no teacher, on CoLA; NxM+, no teacher, on STS-B, seed 2." in notes
     changed = table.shown.set_index("Variant")["Changed"]
     assert set(changed["permuted"]) == {"permute yes"}
+    assert set(changed["pattern 1 4"]) == {"pattern 1:4"}
     assert set(changed[""]) == {""}
     tuning = report.load("tables", "table_tuning").make(evidence)
     assert tuning.shown.empty  # a variant that failed is no cell of a search
@@ -473,15 +475,28 @@ def test_the_ablation_figure_has_changes_left_and_rivals_and_other_patterns_righ
     names = [label.get_text() for label in right.get_yticklabels()]
     assert names == ["Dense", "Dense+", "NxM+", "ASP+", "GMP+", "SR-STE+"]
     assert [label.get_text() for label in below.get_yticklabels()] == ["1:4, ASP+"]
+    assert _faces(below, "asp_plus") == [style.look("asp_plus").color]
+    weighed = [
+        run.model_copy(update={"hyperparameters": run.hyperparameters | {"importance": "activations"}})
+        if run.cell == "pattern-1-4"
+        else run
+        for run in ablation.results
+    ]
+    *_, below = report.load("figures", "ablation").draw(replace(ablation, results=weighed)).axes
+    assert [label.get_text() for label in below.get_yticklabels()] == ["1:4, ASP+, activations"]
+    assert _faces(below, "asp_plus") == ["white"]  # a variant in more than its pattern
     own = [run for run in ablation.results if run.cell != "pattern-1-4"]
     assert len(report.load("figures", "ablation").draw(replace(ablation, results=own)).axes) == 2
     own = [run for run in own if run.method != "nxm_plus" or run.cell is None]
     (alone,) = report.load("figures", "ablation").draw(replace(ablation, results=own)).axes  # no change has run yet
     assert [label.get_text() for label in alone.get_yticklabels()] == names
-    filled = [
-        line.get_markerfacecolor() for line in left.get_lines() if line.get_marker() == style.look("nxm_plus").marker
-    ]
-    assert filled == [style.look("nxm_plus").color, "white"]  # the interval of the second one holds zero
+    # the interval of the second one holds zero
+    assert _faces(left, "nxm_plus") == [style.look("nxm_plus").color, "white"]
+
+
+def _faces(axes: Axes, method: str) -> list[str]:
+    """The colours that a method's marks are filled with."""
+    return [line.get_markerfacecolor() for line in axes.get_lines() if line.get_marker() == style.look(method).marker]
 
 
 def test_a_variant_is_no_whole_run_and_no_cell_of_a_search(ablation: Evidence) -> None:

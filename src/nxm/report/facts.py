@@ -446,6 +446,11 @@ def said(value: float | str | bool) -> str:
     return value if isinstance(value, str) else plain(value)
 
 
+def pattern_text(pattern: Mapping[str, int]) -> str:
+    """An N:M pattern as it is said: `1:4`."""
+    return f"{pattern['n_nonzero']}:{pattern['group_size']}"
+
+
 def plain(value: float) -> str:
     """A hyper-parameter as a person writes it: `9e-5`, `0.003`, `32`."""
     if value == 0 or not math.isfinite(value):

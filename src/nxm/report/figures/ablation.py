@@ -55,17 +55,22 @@ def draw(evidence: Evidence) -> Figure:
 def _pattern(evidence: Evidence, name: str) -> str:
     """The N:M pattern of a variant's own, which makes its score one of another problem; empty: it has the study's."""
     own = next((run.hyperparameters.get("pattern") for run in facts.runs_of(evidence.results, name)), None)
-    return f"{own['n_nonzero']}:{own['group_size']}" if own else ""
+    return facts.pattern_text(own) if own else ""
 
 
 def _label_of_pattern(evidence: Evidence, name: str) -> str:
     """`1:4, GMP+`; with what weights are chosen by, where that is not the method's own."""
     method = name.partition("/")[0]
+    return ", ".join([_pattern(evidence, name), facts.method_label(method), *_other_importance(evidence, name)])
+
+
+def _other_importance(evidence: Evidence, name: str) -> list[str]:
+    """What a variant chooses weights by, where its method chooses them by something else."""
     ours, base = (
         {run.hyperparameters.get("importance") for run in facts.runs_of(evidence.results, which)}
-        for which in (name, method)
+        for which in (name, name.partition("/")[0])
     )
-    return ", ".join([_pattern(evidence, name), facts.method_label(method), *sorted(ours - base)])
+    return sorted(ours - base)
 
 
 def _differences(axes: Axes, evidence: Evidence, names: list[str], tasks: list[str]) -> None:
@@ -124,7 +129,8 @@ def _scores(axes: Axes, evidence: Evidence, labels: dict[str, str], tasks: list[
         if bounds:
             axes.plot(bounds, [y, y], color=look.color, linewidth=1.6, solid_capstyle="butt", zorder=2)
         axes.plot(score.values, [y] * len(score.values), **_DOTS)
-        _mark(axes, look, score.mean, y, filled="/" not in name or bool(_pattern(evidence, name)))
+        own = "/" not in name or (_pattern(evidence, name) and not _other_importance(evidence, name))
+        _mark(axes, look, score.mean, y, filled=bool(own))
         if name == "dense":
             axes.axvline(score.mean, color=style.INK, linewidth=1.0, linestyle=(0, (5, 2)), zorder=1)
     axes.set(yticks=range(len(labels)), yticklabels=list(labels.values()))

@@ -86,7 +86,7 @@ def _changed(evidence: Evidence, name: str) -> str:
         return ""
     values, before = ours[0].hyperparameters, base[0].hyperparameters
     return "; ".join(
-        f"{key.replace('_', ' ')} {_NULL.get(key, 'none') if value is None else _value(value)}"
+        f"{key.replace('_', ' ')} {_NULL.get(key, 'none') if value is None else _value(key, value)}"
         for key, value in values.items()
         if value != before.get(key)
     )
@@ -95,9 +95,11 @@ def _changed(evidence: Evidence, name: str) -> str:
 _NULL = {"dropout": "the model's own"}  # what null means where it does not mean none
 
 
-def _value(value: Any) -> str:
+def _value(key: str, value: Any) -> str:
+    if key == "pattern":
+        return facts.pattern_text(value)
     if isinstance(value, dict):
-        return ", ".join(f"{key.replace('_', ' ')} {_value(own)}" for key, own in value.items())
+        return ", ".join(f"{key.replace('_', ' ')} {_value(key, own)}" for key, own in value.items())
     return facts.said(value)
 
 
