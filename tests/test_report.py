@@ -569,6 +569,17 @@ def test_table_3_counts_the_cells_that_each_method_had(one: Evidence) -> None:
     assert (cells["NxM"], cells["ASP"], cells["Dense"]) == ("3", "3", "0")
 
 
+def test_table_3_tells_the_extras_of_nxm_plus_where_a_study_has_it(one: Evidence, ablation: Evidence) -> None:
+    table = report.load("tables", "table3").make(ablation)
+    own = table.shown.set_index("Method").loc["NxM+"]
+    assert set(own["Noise"]) == {"0.3"}
+    assert set(own["Dropout"]) == {"0"}
+    assert "noise (the share" in " ".join(table.notes)
+    plain = report.load("tables", "table3").make(one)
+    assert not {"Noise", "Dropout", "Start"} & set(plain.shown)
+    assert "noise" not in " ".join(plain.notes)
+
+
 def test_what_a_run_computed_in_is_said_where_it_was_not_fp32() -> None:
     run = make_result()
     autocast = run.model_copy(update={"provenance": run.provenance.model_copy(update={"precision": "bf16"})})

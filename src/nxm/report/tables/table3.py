@@ -27,8 +27,15 @@ SHOWN = {
     "prune_until": "Pruned until",
     "decay": "Decay",
     "permute": "Permuted",
+    "dropout": "Dropout",
+    "noise": "Noise",
 }
-RARE = ("start", "importance", "relaxation", "prune_until", "decay", "permute")  # left out where no run has them
+# left out where no run has them
+RARE = ("start", "importance", "relaxation", "prune_until", "decay", "permute", "dropout", "noise")
+_EXTRAS = (
+    " Start, importance, relaxation, pruned until, decay, permuted, dropout (none said: the model's own) and noise "
+    "(the share of tokens replaced in half of a batch): of NxM+ and its rivals."
+)
 
 
 def make(evidence: Evidence) -> Table:
@@ -60,8 +67,7 @@ def make(evidence: Evidence) -> Table:
             "ρ of the recipe proximal is the pull toward Z − U over one ADMM iteration, that of the recipe paper the "
             "weight of the penalty in the loss: they do not compare. Interval: optimizer steps between projections. "
             "Dual step: of W − Z, what U takes up in an iteration: all (full, the paper's) or the share that W covers. "
-            "Frozen from: share of the run after which the mask stays (1: never)."
-            + (" Start, importance, relaxation, pruned until, decay, permuted: of NxM+ and its rivals." if plus else "")
+            "Frozen from: share of the run after which the mask stays (1: never)." + (_EXTRAS if plus else "")
         )
     header = pd.DataFrame(shown)
     if "Cells tried" in header and (header["Cells tried"] == "0").all():
