@@ -16,7 +16,7 @@ from nxm.launch import Stage, read_stages, that_need, waiting_stages
 from nxm.methods import METHODS, get_method
 from nxm.recipes import BEST
 from nxm.results import read_study, result_path, write_result
-from nxm.selection import PLUS
+from nxm.selection import PLUS, expand, expand_ablation
 from nxm.settings import load_study, parse_study, read_yaml
 from nxm.study import MAIN, merge, planned_training, profiles, study_values, write_study
 from nxm.timing import JOBS, PLAN, STARTED, estimate_seconds, say_duration, say_progress, stage_units, timed_runs
@@ -112,6 +112,22 @@ def test_every_dependency_on_a_source_file_exists():
         for path in stage["deps"]:
             if path.startswith(("src/", "stages/")) and "${" not in path:
                 assert (ROOT / path).is_file(), f"{name}: {path}"
+
+
+@pytest.mark.parametrize("report", ["figure", "table", "scores"])
+def test_a_report_declares_all_that_says_which_runs_are_the_studys(report):
+    """`grid` and `ablation` for the cells made of them, which would fill dvc.lock (results files have the values)."""
+    declared = {key for block in STAGES[report]["params"] for key in block["${params}"]}
+    for name in ("glue", "ablation"):
+        values = study_values(ROOT, name)
+        study = parse_study(values, name)
+        other = {key: value for key, value in values.items() if key in declared} | {"cells": {}, "plus_cells": {}}
+        for method in METHODS.values():  # what the others say of a training does not name its runs
+            other[method.block] = {task: {} for task in values["tasks"]}
+        cells = (expand(other) | expand_ablation(other)).values()
+        made = [(cell["task"], cell["method"], cell["cell"], cell["seed"]) for cell in cells]
+        stated = (study.cells | study.plus_cells).values()
+        assert sorted(made) == sorted((cell.task, cell.method, cell.cell, cell.seed) for cell in stated)
 
 
 @pytest.mark.parametrize(("target", "study"), [("dvc.yaml", MAIN), ("studies/tune/dvc.yaml", "tune")])
