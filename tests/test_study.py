@@ -121,7 +121,7 @@ def test_a_report_declares_all_that_says_which_runs_are_the_studys(report):
     for name in ("glue", "ablation"):
         values = study_values(ROOT, name)
         study = parse_study(values, name)
-        other = {key: value for key, value in values.items() if key in declared} | {"cells": {}, "plus_cells": {}}
+        other = {key: value for key, value in values.items() if key in declared}
         for method in METHODS.values():  # what the others say of a training does not name its runs
             other[method.block] = {task: {} for task in values["tasks"]}
         cells = (expand(other) | expand_ablation(other)).values()
