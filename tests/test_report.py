@@ -22,7 +22,7 @@ from PIL import Image
 
 from nxm import report
 from nxm.errors import UserError
-from nxm.report import Evidence, facts, paper, readme, scores, style
+from nxm.report import Evidence, facts, paper, readme, scores, style, values
 from nxm.report.table import Table, write_table
 from nxm.results import Result, read_study, result_path, write_result
 from nxm.settings import load_study
@@ -820,8 +820,8 @@ def test_scores_and_courses_hold_what_the_results_hold(many: Evidence) -> None:
 
 
 def verdict(root: Path, scores: dict[str, list[float]]) -> str:
-    for method, values in scores.items():
-        for seed, value in enumerate(values, start=1):
+    for method, by_seed in scores.items():
+        for seed, value in enumerate(by_seed, start=1):
             result = make_result(method=method, seed=seed, score=value)
             write_result(result_path(root, "embedded", "stsb", method, seed), result)
     return readme.headline(Evidence("embedded", read_study(root / "results", "embedded"), None))
@@ -904,11 +904,82 @@ def test_check_names_the_stale_block_and_writes_nothing(repository: Path, monkey
         ("<!-- generated:table9 embedded -->\n<!-- /generated -->", "table9"),
         ("<!-- generated:table1 ../x -->\n<!-- /generated -->", "WHAT STUDY"),
         ("<!-- generated:table1 embedded -->\n", "no '<!-- /generated -->'"),
+        ("Gains <!-- value:points embedded nxm asp -->2\n", "no '<!-- /value -->'"),
+        ("Gains\n  <!-- value:points embedded nxm asp -->2<!-- /value -->", "begins a line"),
+        ("Gains <!-- value:points ../x nxm asp -->2<!-- /value -->", "WHAT STUDY METHOD"),
+        ("Gains <!-- value:points embedded nxm asp -->2<!-- /value -->", "study embedded has no run of nxm"),
     ],
 )
 def test_a_wrong_block_is_refused(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)):
         readme.rewrite(text, tmp_path)
+
+
+def test_numbers_within_sentences_are_rewritten_too(repository: Path) -> None:
+    runs = read_study(repository / "results", "embedded")
+    scores = [facts.task_score(runs, name, "stsb").mean for name in ("nxm", "asp")]
+    text = "NxM is <!-- value:above embedded nxm asp -->some points<!-- /value -->.\n"
+    renewed, stale = readme.rewrite(text, repository)
+    assert stale == ["above embedded nxm asp"]
+    assert f"asp -->{scores[0] - scores[1]:.1f} points above<!-- /value -->.\n" in renewed
+    assert readme.rewrite(renewed, repository) == (renewed, [])
+
+
+# --- values --------------------------------------------------------------------------------------------------------
+
+
+def test_a_value_is_what_the_table_of_the_ablation_shows(ablation: Evidence) -> None:
+    shown = report.load("tables", "table_ablation").make(ablation).numbers
+    row = shown[(shown["task"] == "stsb") & (shown["name"] == "nxm_plus/no-teacher")].iloc[0]
+    names = ["nxm_plus/no-teacher", "nxm_plus", "stsb"]
+    assert values.value("points", ablation, names) == f"{row['difference']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+    assert values.value("score", ablation, ["nxm_plus/no-teacher", "stsb"]) == f"{row['mean']:.1f}"
+    assert values.value("kept", ablation, ["nxm_plus/no-teacher", "stsb"]) == f"{row['kept']:.1f} %"
+    dense = [run.train_seconds for run in facts.runs_of(ablation.results, "dense") if run.task == "stsb"]
+    ratio = row["seconds"] * len(dense) / sum(dense)
+    assert values.value("time", ablation, ["nxm_plus/no-teacher", "stsb"]) == f"{ratio:.2f}"
+    low, high = values.value("kept_interval", ablation, ["nxm_plus", "stsb"]).removesuffix(" %").split(" to ")
+    assert float(low) <= float(values.value("kept", ablation, ["nxm_plus", "stsb"]).removesuffix(" %")) <= float(high)
+
+
+def test_a_value_without_a_task_is_the_geometric_mean(ablation: Evidence) -> None:
+    mean = facts.average_score(ablation.results, "nxm_plus", ["cola", "stsb"]).mean
+    assert values.value("score", ablation, ["nxm_plus"]) == f"{mean:.1f}"
+    variants = ["nxm_plus/no-teacher", "nxm_plus/permuted"]
+    points = facts.difference(ablation, *variants, ["cola", "stsb"])
+    assert values.value("points", ablation, variants) == points.text(".1f")
+
+
+def test_a_value_in_words_is_true_whichever_is_ahead(ablation: Evidence) -> None:
+    ahead = values.value("above", ablation, ["nxm_plus", "asp_plus", "stsb"])
+    assert ahead.endswith(" above")
+    assert values.value("above", ablation, ["asp_plus", "nxm_plus", "stsb"]) == ahead.replace("above", "below")
+    assert values.value("heldout", ablation, ["asp_plus", "nxm_plus", "stsb"]).endswith(" below")
+    assert values.value("above", ablation, ["nxm_plus", "nxm_plus", "stsb"]) == "level [0.0, 0.0]"
+    assert values.value("above", replace(ablation, bootstrap={}), ["nxm_plus", "asp_plus", "stsb"]) == re.sub(
+        r" \[.*\]", "", ahead
+    )
+
+
+@pytest.mark.parametrize(
+    ("what", "names", "said"),
+    [
+        ("gain", ["nxm_plus"], "'gain' is none of points"),
+        ("points", ["nxm_plus"], "missing a required argument: 'rival'"),
+        ("score", ["nxm_plus", "asp_plus"], "too many positional arguments"),
+        ("score", ["nxm_plus/no-such"], "has no run of nxm_plus/no-such"),
+        ("score", ["nxm_plus", "rte"], "has no run of nxm_plus on rte"),
+    ],
+)
+def test_a_wrong_value_is_refused(ablation: Evidence, what: str, names: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        values.value(what, ablation, names)
+
+
+def test_a_value_that_was_not_measured_is_refused(ablation: Evidence) -> None:
+    unmeasured = [run.model_copy(update={"heldout": None}) for run in ablation.results]
+    with pytest.raises(UserError, match="do not have it"):
+        values.value("heldout", replace(ablation, results=unmeasured), ["nxm_plus", "asp_plus"])
 
 
 # --- stages --------------------------------------------------------------------------------------------------------

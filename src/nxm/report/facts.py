@@ -162,6 +162,14 @@ def task_score(results: Iterable[Result], method: str, task: str) -> Score | Non
     return score(run.metric.value for run in runs_of(results, method) if run.task == task)
 
 
+def method_score(results: Iterable[Result], method: str, tasks: list[str]) -> Score | None:
+    """A method's score on one task, or its geometric mean over the columns of several; None where one is missing."""
+    if len(tasks) == 1:
+        return task_score(results, method, tasks[0])
+    runs = [run for run in results if run.task in tasks]
+    return average_score(runs, method, columns_of(runs)) if {run.task for run in runs} == set(tasks) else None
+
+
 def paper_task_score(method: str, task: str) -> float | None:
     """The paper's value for what `task_score` says; None where it has none."""
     row = paper.SCORES.get(method)
@@ -248,15 +256,6 @@ def _paired(results: Iterable[Result], method: str, rival: str) -> list[Result]:
     ]
 
 
-def _mean(results: list[Result], method: str, tasks: list[str], columns: list[str]) -> float | None:
-    """What `_draws` resamples: a task's mean over seeds, or the geometric mean of those of several tasks' columns."""
-    if len(tasks) == 1:
-        own = task_score(results, method, tasks[0])
-        return own.mean if own else None
-    average = average_score(results, method, columns)
-    return average.mean if average else None
-
-
 def _draws(evidence: Evidence, method: str, tasks: list[str]) -> np.ndarray | None:
     """A method's score in each bootstrap draw; None where a task has none."""
     series = [evidence.bootstrap.get(task, {}).get(method) for task in tasks]
@@ -271,11 +270,11 @@ def _draws(evidence: Evidence, method: str, tasks: list[str]) -> np.ndarray | No
 def _interval(
     evidence: Evidence, method: str, rival: str, tasks: list[str], combine: Callable[[Any, Any], Any], ratio: bool
 ) -> Interval | None:
-    columns = columns_of(run for run in whole_runs(evidence.results) if run.task in tasks)
     paired = _paired(evidence.results, method, rival)
-    means = [_mean(paired, name, tasks, columns) for name in (method, rival)]
-    if means[0] is None or means[1] is None or (ratio and means[1] <= 0):
+    ours, theirs = (method_score(paired, name, tasks) for name in (method, rival))
+    if ours is None or theirs is None or (ratio and theirs.mean <= 0):
         return None
+    means = (ours.mean, theirs.mean)
     draws = [_draws(evidence, name, tasks) for name in (method, rival)]
     if draws[0] is None or draws[1] is None or (ratio and draws[1].min() <= 0):
         return Interval(combine(*means), None, None)

@@ -5,12 +5,14 @@
 
 A block stands between `<!-- generated:WHAT STUDY -->` and `<!-- /generated -->`; WHAT is `headline`, `mean`,
 `best`, `best_mean`, `ingredients`, `timing`, `speed` or a table's name. What it says is derived from results/<STUDY>,
-whichever way the numbers fall.
+whichever way the numbers fall. A number within a sentence stands between `<!-- value:WHAT STUDY METHOD ... -->` and
+`<!-- /value -->`; `nxm.report.values` says which there are.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +22,14 @@ from nxm.cli import run
 from nxm.errors import UserError
 from nxm.report import Evidence, facts, paper
 from nxm.report.figures.deployment import Row, described, is_plain
+from nxm.report.values import value
 from nxm.results import Result, write_text
 from nxm.selection import PLUS
 
 RIVALS = [method for method in PLUS if method not in ("nxm_plus", "dense_plus")]
 _BLOCK = re.compile(r"(<!-- generated:(?P<name>[^>]*?) -->\n)(?P<body>.*?)(<!-- /generated -->)", re.DOTALL)
+_STUDY = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_VALUE = re.compile(r"(<!-- value:(?P<name>[^>]*?) -->)(?P<body>[^<]*)(<!-- /value -->)")
 
 
 def headline(evidence: Evidence) -> str:
@@ -215,31 +220,46 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
 }
 
 
-def block(name: str, root: Path) -> str:
+def block(name: str, evidence_of: Callable[[str], Evidence]) -> str:
     """The text of a block `WHAT STUDY`. Raises UserError for a name that says nothing known."""
     known = [*BLOCKS, *report.known("tables")]
     what, _, study = name.strip().partition(" ")
-    if what not in known or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", study):
+    if what not in known or not _STUDY.fullmatch(study):
         raise UserError(f"README block '{name}': expected 'WHAT STUDY' with WHAT one of {', '.join(known)}")
-    evidence = report.read_evidence(root, study)
+    evidence = evidence_of(study)
     if what in BLOCKS:
         return BLOCKS[what](evidence) + "\n"
     return report.load("tables", what).make(evidence).markdown() if evidence.results else _nothing(evidence) + "\n"
 
 
+def number(name: str, evidence_of: Callable[[str], Evidence]) -> str:
+    """The text of a value `WHAT STUDY METHOD ...`. Raises UserError for one that says nothing known or has not run."""
+    match name.split():
+        case [what, study, *names] if _STUDY.fullmatch(study):
+            return value(what, evidence_of(study), names)
+    raise UserError(f"README value '{name}': expected 'WHAT STUDY METHOD ...'")
+
+
 def rewrite(text: str, root: Path) -> tuple[str, list[str]]:
-    """The README with all blocks made anew, and the names of those that were stale."""
-    if text.count("<!-- generated:") != len(_BLOCK.findall(text)):
-        raise UserError("README: a '<!-- generated:… -->' line has no '<!-- /generated -->' after it")
+    """The README with all blocks and values made anew, and the names of those that were stale."""
+    evidence_of = functools.cache(lambda study: report.read_evidence(root, study))
+    if first := re.search(r"^\s*<!-- value:[^>]*", text, re.MULTILINE):
+        raise UserError(
+            f"README: '{first[0].strip()}' begins a line, which Markdown takes for the end of the paragraph"
+        )
     stale = []
+    for kind, pattern, make in (("generated", _BLOCK, block), ("value", _VALUE, number)):
+        if text.count(f"<!-- {kind}:") != len(pattern.findall(text)):
+            raise UserError(f"README: a '<!-- {kind}:… -->' has no '<!-- /{kind} -->' after it")
 
-    def renew(match: re.Match[str]) -> str:
-        fresh = block(match["name"], root)
-        if match["body"] != fresh:
-            stale.append(match["name"])
-        return f"{match[1]}{fresh}{match[4]}"
+        def renew(match: re.Match[str], make: Callable[..., str] = make) -> str:
+            fresh = make(match["name"], evidence_of)
+            if match["body"] != fresh:
+                stale.append(match["name"])
+            return f"{match[1]}{fresh}{match[4]}"
 
-    return _BLOCK.sub(renew, text), stale
+        text = pattern.sub(renew, text)
+    return text, stale
 
 
 def main() -> None:

@@ -108,7 +108,7 @@ def _name(method: str, cell: str | None) -> str:
 
 
 def _row(evidence: Evidence, name: str, rival: str | None, tasks: list[str]) -> dict[str, Any] | None:
-    score = _score(evidence, name, tasks)
+    score = facts.method_score(evidence.results, name, tasks)
     if score is None:
         return None
     points = facts.difference(evidence, name, rival, tasks) if rival else None
@@ -133,13 +133,6 @@ def _row(evidence: Evidence, name: str, rival: str | None, tasks: list[str]) -> 
 def _mean(evidence: Evidence, name: str, tasks: list[str], field: str) -> float | None:
     values = [getattr(run, field) for run in facts.runs_of(evidence.results, name) if run.task in tasks]
     return sum(values) / len(values) if values else None
-
-
-def _score(evidence: Evidence, name: str, tasks: list[str]) -> facts.Score | None:
-    if len(tasks) == 1:
-        return facts.task_score(evidence.results, name, tasks[0])
-    runs = [run for run in evidence.results if run.task in tasks]
-    return facts.average_score(runs, name, facts.columns_of(facts.whole_runs(runs)))
 
 
 def _shown(evidence: Evidence, row: dict[str, Any], tasks: list[str]) -> dict[str, str]:
