@@ -68,6 +68,8 @@ def time(evidence: Evidence, tasks: list[str], method: str) -> str:
         [run.train_seconds for run in facts.runs_of(evidence.results, name) if run.task in tasks]
         for name in (method, "dense")
     )
+    if not dense:
+        raise LookupError("the study has no run of dense")
     return f"{sum(own) / len(own) / (sum(dense) / len(dense)):.2f}"
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from nxm.report import Evidence, facts, style
 from nxm.selection import PLUS
+
+_LINEAR = 3  # points, within which differences are drawn to scale
+_TICKS = (-30, -10, -3, -1, 0, 1, 3, 10, 30)
 
 
 def draw(evidence: Evidence) -> Figure:
@@ -29,7 +33,7 @@ def draw(evidence: Evidence) -> Figure:
     rows = max(len(changes), len(others) + (len(patterns) + 3 if patterns else 0))
     mosaic = [[*(["changes"] if changes else []), panel] for panel in ["others", *(["patterns"] if patterns else [])]]
     heights = [len(others), len(patterns) + 0.5] if patterns else [1]
-    figure, axes = style.mosaic(style.TWO_COLUMNS, 1.5 + 0.25 * rows, mosaic, height_ratios=heights)
+    figure, axes = style.mosaic(style.TWO_COLUMNS, 1.5 + 0.28 * rows, mosaic, height_ratios=heights)
     if changes:
         _differences(axes["changes"], evidence, changes, tasks)
     labels = {name: facts.method_label(name) for name in others}
@@ -74,7 +78,10 @@ def _other_importance(evidence: Evidence, name: str) -> list[str]:
 
 
 def _differences(axes: Axes, evidence: Evidence, names: list[str], tasks: list[str]) -> None:
-    axes.set(title="NxM+, one ingredient changed", xlabel="points against NxM+, or what is named")
+    axes.set(
+        title="NxM+, one ingredient changed",
+        xlabel=f"points against NxM+, or what is named\n(logarithmic beyond {_LINEAR})",
+    )
     axes.axvline(0, color=style.INK, linewidth=1.0)
     look = style.look("nxm_plus")
     differences = {name: facts.difference(evidence, name, evidence.variants[name], tasks) for name in names}
@@ -87,6 +94,10 @@ def _differences(axes: Axes, evidence: Evidence, names: list[str], tasks: list[s
         _mark(axes, look, points.value, y, filled=bool(points.certain))
         by_seed = _by_seed(evidence, name, tasks)
         axes.plot(by_seed, [y] * len(by_seed), **_DOTS)
+    axes.set_xscale("symlog", linthresh=_LINEAR, linscale=1.2)  # one that fails must not hide what the others differ by
+    axes.set_xticks([tick for tick in _TICKS if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set(yticks=range(len(names)), yticklabels=[_label(evidence, name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
 
