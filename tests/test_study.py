@@ -76,7 +76,7 @@ def test_committed_studies_belong_to_the_committed_profiles(folder):
     assert read_yaml(folder / "dvc.yaml") == read_yaml(ROOT / "dvc.yaml")
 
 
-@pytest.mark.parametrize("name", ["tune", "seeds", "glue", "glue-base", "glue-full", "ablation"])
+@pytest.mark.parametrize("name", ["tune", "seeds", "glue", "glue-base", "glue-full", "plus-base", "ablation"])
 def test_every_method_searched_has_as_many_cells_and_epochs(name):
     study = parse_study(study_values(ROOT, name), name)
     effort: dict[str, dict[str, set]] = {}

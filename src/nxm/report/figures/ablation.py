@@ -46,6 +46,9 @@ def draw(evidence: Evidence) -> Figure:
         figure,
         [
             facts.study_phrase(evidence),
+            f"Geometric mean over {facts.listed(facts.TASKS.get(task, task) for task in tasks)}."
+            if len(tasks) > 1
+            else "",
             f"Bars: 95 % intervals, paired bootstrap over dev examples{' and seeds' if several else ''}.",
             "Small: each seed." if several else "",
             "Left, filled: the interval excludes zero." if changes else "",
