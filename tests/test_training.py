@@ -108,7 +108,8 @@ def test_a_saved_model_scores_the_same(source, tmp_path):
     trained = run(source, tmp_path / "scratch")
     save_model(trained.model, load_tokenizer(source / "weights"), tmp_path / "model")
     loaded = load_model(tmp_path / "model", STSB, fresh_head=False)
-    assert all(torch.equal(v, trained.model.state_dict()[k]) for k, v in loaded.state_dict().items())
+    values = {name: value.cpu() for name, value in trained.model.state_dict().items()}
+    assert all(torch.equal(v, values[k]) for k, v in loaded.state_dict().items())
     assert not list(tmp_path.glob(".*"))  # no temporary folder is left
 
 
