@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nxm import cli
+from nxm.errors import UserError
 from nxm.settings import load_study
 from nxm.sources import fetch, new_folder
 
@@ -35,13 +36,17 @@ def round_weights(whole: Path, out: Path) -> None:
     """Copy a model folder to `out`, its fp32 tensors rounded to the nearest fp16; others (position ids) stay.
 
     Raises:
-        UserError: `out` cannot be written; it is then as it was.
+        UserError: a weight is too large for fp16, or `out` cannot be written; it is then as it was.
     """
     with new_folder(out) as folder:
         for path in whole.iterdir():
             shutil.copyfile(path, folder / path.name)
         tensors = load_file(whole / "model.safetensors")
         rounded = {name: value.half() if value.dtype == torch.float32 else value for name, value in tensors.items()}
+        for name, value in rounded.items():
+            if not value.isfinite().all():
+                largest = tensors[name].abs().max().item()
+                raise UserError(f"{whole}: {name} reaches {largest:g}, fp16 only {torch.finfo(torch.half).max:g}")
         save_file(rounded, folder / "model.safetensors", {"format": "pt"})
 
 
