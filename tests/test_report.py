@@ -460,6 +460,22 @@ def test_the_ablation_says_what_failed_what_has_not_run_and_what_was_changed(abl
     assert tuning.shown.empty  # a variant that failed is no cell of a search
 
 
+def test_a_variant_of_some_tasks_is_not_missed_on_the_others_and_has_its_own_panel(ablation: Evidence) -> None:
+    runs = [run for run in ablation.results if run.cell != "pattern-1-4" or run.task == "stsb"]
+    everywhere = replace(ablation, results=runs)
+    limited = replace(everywhere, variant_tasks={"asp_plus/pattern-1-4": ["stsb"]})
+    make = report.load("tables", "table_ablation").make
+    assert "No result yet: ASP+, pattern 1 4, on CoLA." in make(everywhere).notes
+    assert "No result yet" not in " ".join(make(limited).notes)
+    shown = make(limited).shown
+    assert list(shown[shown["Variant"] == "pattern 1 4"]["Task"]) == ["STS-B"]
+    *_, below = report.load("figures", "ablation").draw(limited).axes
+    assert below.get_title() == "Other patterns, STS-B"
+    assert below.get_xlabel() == "Spearman × 100"
+    dense = facts.task_score(ablation.results, "dense", "stsb")
+    assert [line.get_xdata()[0] for line in below.get_lines() if line.get_linestyle() == "--"] == [dense.mean]
+
+
 def test_tables_say_which_values_are_not_the_grids_best(one: Evidence) -> None:
     text = facts.selection_phrase(replace(one, selection="heldout"))
     assert text.endswith("Not so ASP on STS-B and NxM on STS-B: their values are not (or not yet) the grid's best.")

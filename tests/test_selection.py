@@ -122,3 +122,11 @@ def test_variants_are_their_methods_values_with_one_changed_from_the_dense_model
             "dense_seed": 3,
         },
     }
+
+
+def test_a_variant_runs_on_the_tasks_that_it_names_alone():
+    longer = VALUES["ablation"]["longer"]
+    for tasks, cells in ((["mnli"], ["mnli-asp_plus-longer-seed3"]), (None, ["stsb-", "mnli-"])):
+        found = selection.expand_ablation(VALUES | {"seeds": [3], "ablation": {"longer": longer | {"tasks": tasks}}})
+        assert len(found) == len(cells)
+        assert all(name.startswith(start) for name, start in zip(found, cells, strict=True))

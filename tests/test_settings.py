@@ -143,6 +143,14 @@ ABLATION = {"longer": {"method": "asp_plus", "values": {"epochs": 20}}}
             {"ablation": {"x": {"method": "asp_plus", "values": {}, "against": "y"}, "z": ABLATION["longer"]}},
             "ablation variant 'x': against = 'y' is no other variant or method; there are asp_plus, z",
         ),
+        (
+            {"ablation": {"x": {"method": "asp_plus", "values": {}, "tasks": ["rte"]}}},
+            "ablation variant 'x': tasks names rte, which 'tasks' does not",
+        ),
+        (
+            {"ablation": {"x": {"method": "asp_plus", "values": {}, "tasks": []}}},
+            "ablation.x.tasks: List should have at least 1 item",
+        ),
         ({"ablation": {"asp_plus": ABLATION["longer"]}}, "'asp_plus' is named as a method; take another name"),
         ({"ablation": {"lr5": {"method": "asp_plus", "values": {}}}}, "'lr5' is named as a cell of the grid"),
         ({"asp_plus": {}}, "'asp_plus' has no block for the task(s) stsb"),
@@ -154,6 +162,17 @@ def test_an_ablation_is_of_methods_that_run_and_of_values_that_they_have(values,
     with pytest.raises(UserError) as error:
         parse_study(values | change, "params.yaml")
     assert message in str(error.value)
+
+
+def test_a_variant_is_compared_with_one_that_runs_on_its_tasks(values):
+    values |= {"plus_methods": ["asp_plus"], "tasks": ["stsb", "rte"]}
+    for method in ("dense", "asp", "admm_unstructured", "nxm", "distil", "distil_nxm", "asp_plus"):
+        values[method] = dict.fromkeys(values["tasks"], values[method]["stsb"])
+    rival = {"method": "asp_plus", "values": {"epochs": 20}, "tasks": ["rte"]}
+    own = {"method": "asp_plus", "values": {"epochs": 30}, "against": "longer"}
+    parse_study(values | {"ablation": {"longer": rival, "x": own | {"tasks": ["rte"]}}}, "params.yaml")
+    with pytest.raises(UserError, match="'x' is compared with 'longer', which does not run on stsb"):
+        parse_study(values | {"ablation": {"longer": rival, "x": own}}, "params.yaml")
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ def expand_ablation(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     cells = {}
     for task in values["tasks"]:
         for name, variant in values["ablation"].items():
+            if task not in (variant.get("tasks") or values["tasks"]):
+                continue
             block = dict(values[variant["method"]][task]) | variant["values"]
             for seed in values["seeds"]:
                 cells |= _cell(task, variant["method"], seed, name, block, seed)

@@ -256,12 +256,13 @@ class Variant(Settings):
     """One row of the ablation: a method with some of its values changed.
 
     `against` names what it is compared with where that is not its method: another variant, from which it differs in one
-    ingredient, or which answers for a rival; or another method.
+    ingredient, or which answers for a rival; or another method. `tasks`: those to run on; null: all of the study's.
     """
 
     method: PlusMethod
     values: dict[str, JsonValue]
     against: str | None = None
+    tasks: Annotated[list[str], Field(min_length=1)] | None = None
 
 
 VariantName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
@@ -469,7 +470,16 @@ class Study(Settings):
                 raise ValueError(
                     f"ablation variant '{name}' is of {variant.method}, which 'plus_methods' does not name"
                 )
-            for task in self.tasks:
+            own = variant.tasks or self.tasks
+            if absent := set(own) - set(self.tasks):
+                raise ValueError(f"ablation variant '{name}': tasks names {listed(absent)}, which 'tasks' does not")
+            rival = self.ablation.get(variant.against or "")
+            if rival is not None and (lacking := set(own) - set(rival.tasks or self.tasks)):
+                raise ValueError(
+                    f"ablation variant '{name}' is compared with '{variant.against}', which does not run on "
+                    f"{listed(lacking)}"
+                )
+            for task in own:
                 block = getattr(self, variant.method)[task]
                 if strange := set(variant.values) - set(type(block).model_fields):
                     raise ValueError(

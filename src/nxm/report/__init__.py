@@ -42,7 +42,8 @@ class Evidence:
     could not be trained; `selection` says what the hyper-parameters were chosen by (`nxm.settings.Study.selection`);
     `matrices` and `deployment` are the files of the stages of these names, one a device; `variants` names the
     ablation's, as `nxm_plus/no-teacher`, in the order in which they are stated, each with what it is compared with;
-    `floors` holds, by column, what the best constant answer scores.
+    `floors` holds, by column, what the best constant answer scores; `variant_tasks` the tasks of those variants that do
+    not run on all.
     """
 
     study: str
@@ -55,6 +56,7 @@ class Evidence:
     deployment: list[dict[str, Any]] = field(default_factory=list)
     variants: dict[str, str] = field(default_factory=dict)
     floors: dict[str, float] = field(default_factory=dict)
+    variant_tasks: dict[str, list[str]] = field(default_factory=dict)
 
 
 def read_evidence(root: str | Path, study: str) -> Evidence:
@@ -85,6 +87,7 @@ def read_evidence(root: str | Path, study: str) -> Evidence:
         read_measurements(root / "results" / study / "deployment"),
         _variants(settings) if settings is not None else {},
         {column: score for floor in floors for column, score in floor.items()},
+        _variant_tasks(settings) if settings is not None else {},
     )
 
 
@@ -94,6 +97,10 @@ def _variants(settings: Study) -> dict[str, str]:
         names[name]: variant.method if variant.against is None else names.get(variant.against, variant.against)
         for name, variant in settings.ablation.items()
     }
+
+
+def _variant_tasks(settings: Study) -> dict[str, list[str]]:
+    return {f"{own.method}/{name}": own.tasks for name, own in settings.ablation.items() if own.tasks is not None}
 
 
 def _settings(root: Path, study: str) -> Study | None:

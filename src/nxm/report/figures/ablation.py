@@ -40,7 +40,10 @@ def draw(evidence: Evidence) -> Figure:
     _scores(axes["others"], evidence, labels, tasks, "Beside its rivals")
     if patterns:
         labels = {name: _label_of_pattern(evidence, name) for name in patterns}
-        _scores(axes["patterns"], evidence, labels, tasks, "Other patterns")
+        shared = [task for task in tasks if all(task in evidence.variant_tasks.get(name, tasks) for name in patterns)]
+        own = shared or tasks
+        where = "" if own == tasks else f", {facts.listed(facts.TASKS.get(task, task) for task in own)}"
+        _scores(axes["patterns"], evidence, labels, own, f"Other patterns{where}")
     several = len({run.seed for run in facts.whole_runs(evidence.results)}) > 1
     style.footnote(
         figure,
@@ -134,6 +137,9 @@ def _scores(axes: Axes, evidence: Evidence, labels: dict[str, str], tasks: list[
     columns = facts.columns_of(facts.whole_runs(runs))
     metric = facts.METRICS.get(runs[0].metric.name, runs[0].metric.name) if len(tasks) == 1 else "Geometric mean"
     axes.set(title=title, xlabel=f"{metric} × 100")
+    dense = facts.average_score(runs, "dense", columns)
+    if dense is not None:
+        axes.axvline(dense.mean, color=style.INK, linewidth=1.0, linestyle=(0, (5, 2)), zorder=1)
     for y, name in enumerate(labels):
         score = facts.average_score(runs, name, columns)
         if score is None:
@@ -145,7 +151,5 @@ def _scores(axes: Axes, evidence: Evidence, labels: dict[str, str], tasks: list[
         axes.plot(score.values, [y] * len(score.values), **_DOTS)
         own = "/" not in name or (_pattern(evidence, name) and not _other_importance(evidence, name))
         _mark(axes, look, score.mean, y, filled=bool(own))
-        if name == "dense":
-            axes.axvline(score.mean, color=style.INK, linewidth=1.0, linestyle=(0, (5, 2)), zorder=1)
     axes.set(yticks=range(len(labels)), yticklabels=list(labels.values()))
     axes.set_ylim(len(labels) - 0.5, -0.5)

@@ -67,7 +67,7 @@ def _gaps(evidence: Evidence, tasks: list[str]) -> list[str]:
     seeds = {run.seed for run in facts.whole_runs(evidence.results)}
     sentences, waiting = [], []
     for name in evidence.variants:
-        for task in tasks:
+        for task in facts.in_order(evidence.variant_tasks.get(name, tasks), tasks):
             done = {run.seed for run in facts.runs_of(evidence.results, name) if run.task == task}
             failed = {run.seed: run.failure for run in facts.runs_of(evidence.failures, name) if run.task == task}
             where = f"{facts.method_label(name)}, on {facts.TASKS.get(task, task)}"
