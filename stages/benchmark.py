@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from nxm.cli import run
-from nxm.overhead import run_benchmark
-from nxm.settings import load_study
+from nxm.measure.step import run_benchmark
+from nxm.study.settings import load_study
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nxm.bootstrap import constant_scores, resampled_scores
 from nxm.cli import run
-from nxm.glue import get_task
-from nxm.prepare import load_prepared
-from nxm.results import (
+from nxm.data.prepare import load_prepared
+from nxm.data.tasks import get_task
+from nxm.study.bootstrap import constant_scores, resampled_scores
+from nxm.study.results import (
     bootstrap_path,
     floor_path,
     predictions_path,
@@ -26,7 +26,7 @@ from nxm.results import (
     write_floor,
     write_predictions,
 )
-from nxm.settings import load_study
+from nxm.study.settings import load_study
 
 
 def main() -> None:

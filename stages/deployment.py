@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from nxm.cli import run
-from nxm.deployment import run_deployment
-from nxm.settings import load_study
+from nxm.measure.forms import run_deployment
+from nxm.study.settings import load_study
 
 
 def main() -> None:

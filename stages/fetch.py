@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from nxm.cli import run
-from nxm.settings import load_study
-from nxm.sources import fetch
+from nxm.data.sources import fetch
+from nxm.study.settings import load_study
 
 
 def main() -> None:

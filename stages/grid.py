@@ -11,10 +11,10 @@ import os
 
 from nxm import cli
 from nxm.errors import UserError
-from nxm.results import read_study
-from nxm.runs import Cell, run
-from nxm.settings import load_study
-from nxm.timing import say_progress
+from nxm.launch.estimate import say_progress
+from nxm.study.results import read_study
+from nxm.study.settings import load_study
+from nxm.training.run import Cell, run
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from nxm.cli import run
-from nxm.matrices import run_matrices
-from nxm.settings import load_study
+from nxm.measure.products import run_matrices
+from nxm.study.settings import load_study
 
 
 def main() -> None:

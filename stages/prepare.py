@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from nxm.cli import run
-from nxm.prepare import prepare
-from nxm.settings import load_study
+from nxm.data.prepare import prepare
+from nxm.study.settings import load_study
 
 
 def main() -> None:

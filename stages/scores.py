@@ -10,9 +10,9 @@ from pathlib import Path
 
 from nxm import report
 from nxm.cli import run
+from nxm.files import write_text
 from nxm.report.scores import courses, scores
-from nxm.results import write_text
-from nxm.settings import load_study
+from nxm.study.settings import load_study
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from nxm import report
 from nxm.cli import run
 from nxm.report.table import write_table
-from nxm.settings import load_study
+from nxm.study.settings import load_study
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nxm.glue import Task
+from nxm.data.tasks import Task
 
 
 class HubServer:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from nxm.glue import TASKS
+from nxm.data.tasks import TASKS
 
 WORDS = ["cat", "dog", "sits", "runs", "red", "blue", "not", "very", "old", "new"]
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from nxm.results import Failure, Result, bootstrap_path, result_path, write_predictions, write_result, write_text
+from nxm.files import write_text
+from nxm.study.results import Failure, Result, bootstrap_path, result_path, write_predictions, write_result
 
 METRICS = {"stsb": "spearman", "mrpc": "f1", "cola": "matthews"}
 DENSE = {"stsb": 84.0, "mrpc": 88.0, "cola": 45.0, "mnli": 80.0, "sst2": 91.0, "qnli": 88.0, "rte": 64.0}

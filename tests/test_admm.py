@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nxm import ADMM, NM, Unstructured
-from nxm.admm import kappa_of_rho, rho_at, rho_by_similarity
+from nxm.methods.admm.algorithm import kappa_of_rho, rho_at, rho_by_similarity
 
 
 def weights(seed: int = 0, shape: tuple[int, int] = (8, 16)) -> dict[str, nn.Parameter]:

@@ -9,8 +9,8 @@ from sklearn.dummy import DummyClassifier
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from nxm import UserError
-from nxm.bootstrap import constant_scores, interval, resampled_scores
-from nxm.glue import get_task
+from nxm.data.tasks import get_task
+from nxm.study.bootstrap import constant_scores, interval, resampled_scores
 
 RTE, STSB, MNLI = get_task("rte"), get_task("stsb"), get_task("mnli")
 

@@ -31,9 +31,9 @@ from nxm import (
     Unstructured,
     find_targets,
 )
-from nxm.callbacks import BEST_ADMM
-from nxm.callbacks.base import STATE_FILE
-from nxm.diagnostics import MaskHistory
+from nxm.methods.admm.callback import BEST_ADMM
+from nxm.methods.admm.history import MaskHistory
+from nxm.methods.callback import STATE_FILE
 
 PAPER = Admm(recipe="paper", rho=0.05)
 PROXIMAL = Admm(recipe="proximal", rho=0.35, freeze_at=0.5)

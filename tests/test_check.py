@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from nxm import NM, Unstructured, cli, find_targets
 from nxm.check import main
-from nxm.pattern import read_pattern, write_pattern
+from nxm.sets.saved import read_pattern, write_pattern
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from torch import nn
 from torch.ao.pruning import WeightNormSparsifier
 
 from nxm import NM, Unstructured
-from nxm.constraints import SparseSet, _nm_mask_by_rank, _nm_mask_by_sorting, apply_mask
 from nxm.errors import Diverged
+from nxm.sets.base import SparseSet, apply_mask
+from nxm.sets.nm import _nm_mask_by_rank, _nm_mask_by_sorting
 
 PATTERNS = [(2, 4), (1, 4), (3, 4), (2, 8), (1, 2), (5, 8), (4, 16)]
 SETS: list[SparseSet] = [NM(2, 4), NM(1, 4), Unstructured(0.5), Unstructured(0.25)]

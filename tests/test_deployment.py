@@ -11,16 +11,16 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
-from nxm import deployment
-from nxm.deployment import Form, is_feed_forward, random_inputs, run_deployment
+from nxm.data.tasks import compute_metrics, get_task
 from nxm.errors import UserError
 from nxm.export.trained import load_trained, outputs
-from nxm.glue import compute_metrics, get_task
-from nxm.results import read_measurements
-from nxm.rounds import Call
-from nxm.settings import Deployment, Study
-from nxm.sources import write_manifest
-from nxm.targets import find_targets
+from nxm.files import write_manifest
+from nxm.measure import forms as deployment
+from nxm.measure.forms import Form, is_feed_forward, random_inputs, run_deployment
+from nxm.measure.timing import Call
+from nxm.models.targets import find_targets
+from nxm.study.results import read_measurements
+from nxm.study.settings import Deployment, Study
 from tiny_models import MODELS, NO_COMPILER, TWO_OF_FOUR, save_model
 
 CPU = torch.device("cpu")

@@ -16,18 +16,12 @@ from transformers import (
 
 from conftest import tiny_config
 from nxm import NM, AspCallback, UserError, find_targets
-from nxm.distil import (
-    DISTILLATION,
-    DistillationTrainer,
-    Teacher,
-    distillation_loss,
-    every_other_layer,
-    matching_layers,
-    replace_tokens,
-    set_dropout_,
-)
-from nxm.recipes import BEST
-from nxm.settings import Distillation
+from nxm.distillation.loss import distillation_loss, matching_layers
+from nxm.distillation.noise import replace_tokens
+from nxm.distillation.settings import Distillation
+from nxm.distillation.trainer import DISTILLATION, DistillationTrainer, Teacher
+from nxm.methods.admm.defaults import BEST
+from nxm.models.student import every_other_layer, set_dropout_
 from tiny_models import MODELS
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])

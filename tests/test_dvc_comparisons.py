@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from copied import ROOT, call, copy_repository
-from nxm.study import write_study
+from nxm.study.profiles import write_study
 
 SCORES, COURSES = (Path("paper_tables/embedded") / name for name in ("scores.json", "courses.csv"))
 

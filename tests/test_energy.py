@@ -8,8 +8,8 @@ import pynvml
 import pytest
 import torch
 
-from nxm.energy import EnergyMeter
-from nxm.job import SHARED_GPU
+from nxm.machine import SHARED_GPU
+from nxm.training.energy import EnergyMeter
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ import torch
 from onnx import numpy_helper
 from transformers import BertConfig, BertForSequenceClassification
 
-from nxm.constraints import NM
 from nxm.errors import UserError
 from nxm.export import int8, semi_structured, x86
 from nxm.export import onnx as onnx_export
 from nxm.export.__main__ import read_examples
 from nxm.export.trained import EXAMPLES, Example, load_trained, outputs, relative_error
-from nxm.targets import find_targets
+from nxm.models.targets import find_targets
+from nxm.sets.nm import NM
 from tiny_models import MODELS, NO_COMPILER, SIZES, save_model
 
 NO_GPU = semi_structured.why_no_gpu(torch.device("cuda" if torch.cuda.is_available() else "cpu"))

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from hub_server import make_table
+from nxm.data.tasks import TASKS, check_table, compute_metrics, get_task, paper_metric
 from nxm.errors import UserError
-from nxm.glue import TASKS, check_table, compute_metrics, get_task, paper_metric
 
 STSB, MRPC, COLA, MNLI = (TASKS[name] for name in ("stsb", "mrpc", "cola", "mnli"))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nxm import NM, Unstructured
-from nxm.gmp import gradual_mask, share_left
+from nxm.methods.gradual.algorithm import gradual_mask, share_left
 
 
 def test_the_curve_is_zhu_and_guptas():

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nxm.data.tasks import get_task
 from nxm.errors import UserError
-from nxm.glue import get_task
-from nxm.training import load_model
+from nxm.training.trainer import load_model
 from tiny_models import MODELS, save_model
 
 PLACE = Path(__file__).parents[1] / "tools" / "half_weights.py"

@@ -14,9 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nxm import UserError, launch
-from nxm.job import SHARED_GPU, share
-from nxm.launch import Stage, side_by_side, stopped, work_left
+from nxm import UserError
+from nxm.launch import schedule as launch
+from nxm.launch.schedule import Stage, side_by_side, stopped, work_left
+from nxm.launch.worker import share
+from nxm.machine import SHARED_GPU
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 20  # seconds, for what never happens where the test passes
@@ -147,7 +149,7 @@ def test_a_job_knows_whether_its_gpu_is_its_own(monkeypatch, jobs, shared):
         given.append(os.environ["CUDA_VISIBLE_DEVICES"])
         assert (SHARED_GPU in os.environ) == shared
     assert given == ["4", "5", "4"][:jobs]
-    monkeypatch.setattr(os, "environ", {})  # nxm.launch names no GPU where there is one at most
+    monkeypatch.setattr(os, "environ", {})  # nxm.launch.schedule names no GPU where there is one at most
     share(0, jobs)
     assert (SHARED_GPU in os.environ) == (jobs > 1)
 
@@ -160,7 +162,7 @@ def test_a_mistake_in_params_yaml_is_said_of_it_and_not_of_a_profile(tmp_path, m
     path = tmp_path / "params.yaml"
     path.write_text(path.read_text().replace("    rho: 0.25", "    rhoo: 0.25", 1))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["nxm.launch", "--plan"])
+    monkeypatch.setattr(sys, "argv", ["nxm.launch.schedule", "--plan"])
     with pytest.raises(UserError, match=r"params\.yaml: unknown key '\w+\.stsb\.rhoo'") as said:
         launch.main()
     assert "profiles" not in str(said.value)
@@ -170,7 +172,7 @@ def test_a_launch_that_is_terminated_ends_its_stages(tmp_path):
     script = tmp_path / "launching.py"
     script.write_text(
         "import signal, subprocess, sys\n"
-        "from nxm.launch import Stage, end_with_stages, side_by_side\n"
+        "from nxm.launch.schedule import Stage, end_with_stages, side_by_side\n"
         "signal.signal(signal.SIGTERM, end_with_stages)\n"
         "def run_stage(name, slot):\n"
         "    stage = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"

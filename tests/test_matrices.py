@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from nxm import matrices
-from nxm.constraints import NM
-from nxm.kernels import are_sparse, kernels_of
-from nxm.matrices import Ceilings, Product, measure_unit, roofline, run_matrices
-from nxm.results import read_measurements
-from nxm.rounds import Call
-from nxm.settings import Matrices, Study
+from nxm.measure import products as matrices
+from nxm.measure.kernels import are_sparse, kernels_of
+from nxm.measure.products import Ceilings, Product, measure_unit, roofline, run_matrices
+from nxm.measure.timing import Call
+from nxm.sets.nm import NM
+from nxm.study.results import read_measurements
+from nxm.study.settings import Matrices, Study
 
 CPU = torch.device("cpu")
 LIMITS = Ceilings(1e9, {"dense": 1e9, "cusparselt": 2e9, "cutlass": 1.5e9})

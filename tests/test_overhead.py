@@ -9,13 +9,14 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import BertConfig, BertForSequenceClassification
 
-from nxm import overhead
-from nxm.constraints import NM, Unstructured
 from nxm.errors import UserError
-from nxm.results import read_benchmark
-from nxm.rounds import Call
-from nxm.settings import AdmmTraining, Benchmark, Pattern, Study, Targets, Trainer, Training
-from nxm.sources import write_manifest
+from nxm.files import write_manifest
+from nxm.measure import step as overhead
+from nxm.measure.timing import Call
+from nxm.sets.nm import NM
+from nxm.sets.unstructured import Unstructured
+from nxm.study.results import read_benchmark
+from nxm.study.settings import AdmmTraining, Benchmark, Pattern, Study, Targets, Trainer, Training
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TRAIN_EXAMPLES, BATCH = 24, 4

@@ -10,9 +10,9 @@ from ruamel.yaml import YAML
 
 from copied import call, copy_repository
 from hub_server import HubServer, make_glue, make_tiny_bert, make_tiny_distilbert
-from nxm.glue import TASKS
+from nxm.data.tasks import TASKS
 from nxm.report.facts import TASKS as TABLE_NAMES
-from nxm.results import read_study
+from nxm.study.results import read_study
 
 METHODS = {"dense", "asp", "admm_unstructured", "nxm", "distil", "distil_nxm"}
 
@@ -53,7 +53,7 @@ def test_the_papers_study_runs_to_its_tables_from_the_hub(tmp_path, tasks):
     with HubServer(hub) as server:
         variables = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
         variables["HF_HUB_OFFLINE"] = "0"  # conftest forbids the network to all other tests
-        done = call(folder, sys.executable, "-m", "nxm.launch", "--jobs", "2", "paper", **variables)
+        done = call(folder, sys.executable, "-m", "nxm.launch.schedule", "--jobs", "2", "paper", **variables)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
     results = read_study(folder / "results", "paper")

@@ -10,7 +10,7 @@ from transformers import BertForSequenceClassification
 
 from conftest import tiny_config
 from nxm import NM, UserError, find_targets
-from nxm.permute import permute_, search_order
+from nxm.models.permute import permute_, search_order
 from tiny_models import MODELS
 
 

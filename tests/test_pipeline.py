@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 
 import smoke_source
 from copied import call, copy_repository, environment
-from nxm.launch import pending_stages
-from nxm.results import read_failures, read_result, read_study, same_apart_from_times
-from nxm.settings import load_study, read_yaml
-from nxm.sources import sha256_file
+from nxm.config import read_yaml
+from nxm.files import sha256_file
+from nxm.launch.schedule import pending_stages
+from nxm.study.results import read_failures, read_result, read_study, same_apart_from_times
+from nxm.study.settings import load_study
 
 TARGET = Path("studies/smoke/dvc.yaml")
 NXM = Path("results/smoke/mnli/nxm/seed0.json")
@@ -36,7 +37,7 @@ def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 def launch(folder: Path, jobs: int = 1, log: IO | int = subprocess.PIPE) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "nxm.launch", "--jobs", str(jobs), "smoke"],
+        [sys.executable, "-m", "nxm.launch.schedule", "--jobs", str(jobs), "smoke"],
         cwd=folder,
         env=environment(folder),
         stdout=log,
@@ -186,7 +187,10 @@ def test_several_jobs_run_what_is_missing_in_its_order(finished):
         < output.index("asp on mnli: learning_rate")
         < output.index("asp on mnli, seed 0")
     )
-    assert "everything is up to date" in call(folder, sys.executable, "-m", "nxm.launch", "--plan", "smoke").stdout
+    assert (
+        "everything is up to date"
+        in call(folder, sys.executable, "-m", "nxm.launch.schedule", "--plan", "smoke").stdout
+    )
 
 
 def test_what_is_not_here_is_announced_made_again_and_followed_by_what_reads_it(finished):
@@ -198,7 +202,7 @@ def test_what_is_not_here_is_announced_made_again_and_followed_by_what_reads_it(
     assert re.search(r"\d+ stages to run: .*1 x baseline.*1 x distil\b", output)
     assert "are up to date, but what they made is not here" in output
     assert output.index("dense on mnli, seed 0") < output.index("distil on mnli, seed 0")
-    again = call(folder, sys.executable, "-m", "nxm.launch", "--plan", "smoke")
+    again = call(folder, sys.executable, "-m", "nxm.launch.schedule", "--plan", "smoke")
     assert "everything is up to date" in again.stdout, again.stdout
 
 

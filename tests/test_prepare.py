@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from hub_server import make_glue, make_tiny_bert
+from nxm.data.prepare import load_prepared, prepare
+from nxm.data.settings import Prepare
+from nxm.data.tasks import TASKS
 from nxm.errors import UserError
-from nxm.glue import TASKS
-from nxm.prepare import load_prepared, prepare
-from nxm.settings import Prepare
-from nxm.sources import sha256_tree
+from nxm.files import sha256_tree
 
 REPOSITORY = Path(__file__).parent.parent
 ROWS = 50
@@ -134,7 +134,8 @@ def test_equal_inputs_give_equal_bytes_in_any_process_and_place(source, tmp_path
     prepare("stsb", source, SETTINGS, tmp_path / "a")
     prepare("stsb", source, SETTINGS, tmp_path / "b")
     code = (
-        "import sys; from pathlib import Path; from nxm.prepare import prepare; from nxm.settings import Prepare\n"
+        "import sys; from pathlib import Path\n"
+        "from nxm.data.prepare import prepare; from nxm.data.settings import Prepare\n"
         "prepare('stsb', Path(sys.argv[1]), Prepare.model_validate_json(sys.argv[2]), Path(sys.argv[3]))"
     )
     subprocess.run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nxm import provenance
+from nxm import machine as provenance
 
 
 @pytest.mark.parametrize(("mixed", "said"), [(None, "fp32"), ("no", "fp32"), ("bf16", "bf16")])

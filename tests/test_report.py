@@ -24,8 +24,8 @@ from nxm import report
 from nxm.errors import UserError
 from nxm.report import Evidence, facts, paper, readme, scores, style, values
 from nxm.report.table import Table, write_table
-from nxm.results import Result, read_study, result_path, write_result
-from nxm.settings import load_study
+from nxm.study.results import Result, read_study, result_path, write_result
+from nxm.study.settings import load_study
 from synthetic_study import (
     PLUS,
     VARIANTS,

@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from nxm.errors import UserError
-from nxm.results import (
+from nxm.files import write_bytes
+from nxm.study.results import (
     FRAME_COLUMNS,
     mean_similarity,
     predictions_path,
@@ -24,7 +25,6 @@ from nxm.results import (
     same_apart_from_times,
     to_frame,
     without_times,
-    write_bytes,
     write_predictions,
     write_result,
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tqdm.auto import tqdm
 
-from nxm import rounds
+from nxm.measure import timing as rounds
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nxm.rowlog import RowLog
+from nxm.measure.journal import RowLog
 
 SETTINGS = {"repeats": 3}
 

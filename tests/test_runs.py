@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import smoke_source
-from nxm import runs
+from nxm.data.prepare import prepare
 from nxm.errors import UserError
-from nxm.job import SHARED_GPU
-from nxm.prepare import prepare
-from nxm.results import read_failures
-from nxm.runs import Cell
-from nxm.settings import Study, load_study
+from nxm.machine import SHARED_GPU
+from nxm.study.results import read_failures
+from nxm.study.settings import Study, load_study
+from nxm.training import run as runs
+from nxm.training.run import Cell
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 WHOLE, CELL = Cell("stsb", "asp", 0), Cell("stsb", "asp", 0, "lr0.1", (("learning_rate", 0.1),))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nxm import selection
-from nxm.results import Result
+from nxm.study import search as selection
+from nxm.study.results import Result
 from synthetic_study import make_failure, make_result
 
 VALUES = {

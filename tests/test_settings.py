@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from nxm import DISTILLATION, Admm, AdmmCallback, DistillationTrainer, UserError
-from nxm.importance import make_importance
-from nxm.methods import METHODS
-from nxm.recipes import BEST
-from nxm.settings import Distillation, Study, load_study, parse_study, read_yaml
+from nxm.config import read_yaml
+from nxm.distillation.settings import Distillation
+from nxm.methods.admm.defaults import BEST
+from nxm.methods.importance import make_importance
+from nxm.study.settings import Study, load_study, parse_study
+from nxm.training.assemble import METHODS
 
 ROOT = Path(__file__).parent.parent
 

@@ -19,11 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from hub_server import HubServer, make_glue, make_tiny_bert
-from nxm.catalogue import CATALOGUE, CarriedTask, CarriedWeights, Carrier, Catalogue, Member
+from nxm.data.catalogue import CATALOGUE, CarriedTask, CarriedWeights, Carrier, Catalogue, Member
+from nxm.data.settings import Source
+from nxm.data.sources import CARRIERS, fetch
+from nxm.data.tasks import TASKS, check_table
 from nxm.errors import UserError
-from nxm.glue import TASKS, check_table
-from nxm.settings import Source, Study
-from nxm.sources import CARRIERS, check_manifest, fetch, new_folder, sha256_file, sha256_tree
+from nxm.files import check_manifest, new_folder, sha256_file, sha256_tree
+from nxm.study.settings import Study
 
 REPOSITORY = Path(__file__).parent.parent
 OFFICIAL_GLUE = Path(os.environ.get("NXM_GLUE", REPOSITORY.parent / "shared" / "glue"))

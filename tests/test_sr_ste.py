@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nxm import NM
-from nxm.sr_ste import SRSTE
+from nxm.methods.sr_ste.algorithm import SRSTE
 
 
 class StraightThrough(torch.autograd.Function):

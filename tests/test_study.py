@@ -12,14 +12,24 @@ import pytest
 from ruamel.yaml import YAML
 
 from nxm import UserError
-from nxm.launch import Stage, read_stages, that_need, waiting_stages
-from nxm.methods import METHODS, get_method
-from nxm.recipes import BEST
-from nxm.results import read_study, result_path, write_result
-from nxm.selection import PLUS, expand, expand_ablation
-from nxm.settings import load_study, parse_study, read_yaml
-from nxm.study import MAIN, merge, planned_training, profiles, study_values, write_study
-from nxm.timing import JOBS, PLAN, STARTED, estimate_seconds, say_duration, say_progress, stage_units, timed_runs
+from nxm.config import read_yaml
+from nxm.launch.estimate import (
+    JOBS,
+    PLAN,
+    STARTED,
+    estimate_seconds,
+    say_duration,
+    say_progress,
+    stage_units,
+    timed_runs,
+)
+from nxm.launch.schedule import Stage, read_stages, that_need, waiting_stages
+from nxm.methods.admm.defaults import BEST
+from nxm.study.profiles import MAIN, merge, planned_training, profiles, study_values, write_study
+from nxm.study.results import read_study, result_path, write_result
+from nxm.study.search import PLUS, expand, expand_ablation
+from nxm.study.settings import load_study, parse_study
+from nxm.training.assemble import METHODS, get_method
 from synthetic_study import make_result
 
 ROOT = Path(__file__).parent.parent

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from nxm import NM, find_targets
-from nxm.targets import validate_targets
+from nxm.models.targets import validate_targets
 
 SMALL = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
 ARCHITECTURES = [

@@ -14,11 +14,12 @@ from scipy.stats import spearmanr
 
 import smoke_source
 from nxm import UserError
-from nxm.glue import compute_metrics, get_task
-from nxm.prepare import load_prepared, prepare
-from nxm.settings import Prepare, Training
-from nxm.settings import Trainer as TrainerSettings
-from nxm.training import COMPLETE, LengthGroupedByEpoch, load_model, load_tokenizer, save_model, train
+from nxm.data.prepare import load_prepared, prepare
+from nxm.data.settings import Prepare
+from nxm.data.tasks import compute_metrics, get_task
+from nxm.study.settings import Trainer as TrainerSettings
+from nxm.study.settings import Training
+from nxm.training.trainer import COMPLETE, LengthGroupedByEpoch, load_model, load_tokenizer, save_model, train
 
 COMMON = TrainerSettings(evaluate_every=2)
 TRAINING = Training(epochs=2, learning_rate=2e-3, batch_size=16)

@@ -22,9 +22,9 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from nxm.constraints import NM
-from nxm.pattern import write_pattern
-from nxm.targets import find_targets
+from nxm.models.targets import find_targets
+from nxm.sets.nm import NM
+from nxm.sets.saved import write_pattern
 
 NO_COMPILER = not any(shutil.which(name) for name in ("c++", "g++", "clang++"))  # which PyTorch compiles with
 TWO_OF_FOUR = NM(2, 4)

@@ -15,14 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nxm import cli
+from nxm.data.sources import fetch
 from nxm.errors import UserError
-from nxm.settings import load_study
-from nxm.sources import fetch, new_folder
+from nxm.files import new_folder
+from nxm.study.settings import load_study
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="an entry of nxm.catalogue, such as mpnet-base")
+    parser.add_argument("name", help="an entry of nxm.data.catalogue, such as mpnet-base")
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
     study = load_study("params.yaml")

@@ -9,37 +9,44 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nxm.admm import ADMM
-    from nxm.callbacks import BEST_ADMM, AdmmCallback, AspCallback, GmpCallback, SrSteCallback
-    from nxm.constraints import NM, ConstraintSet, SparseSet, Unstructured
-    from nxm.distil import DISTILLATION, DistillationTrainer
+    from nxm.distillation.settings import Distillation
+    from nxm.distillation.trainer import DISTILLATION, DistillationTrainer
     from nxm.errors import UserError
-    from nxm.importance import ActivationNorms, AdamSecondMoment
-    from nxm.permute import permute_
-    from nxm.settings import Admm, Distillation, Gmp
-    from nxm.targets import find_targets
+    from nxm.methods.admm.algorithm import ADMM
+    from nxm.methods.admm.callback import BEST_ADMM, AdmmCallback
+    from nxm.methods.admm.settings import Admm
+    from nxm.methods.gradual.callback import GmpCallback
+    from nxm.methods.gradual.settings import Gmp
+    from nxm.methods.importance import ActivationNorms, AdamSecondMoment
+    from nxm.methods.one_shot.callback import AspCallback
+    from nxm.methods.sr_ste.callback import SrSteCallback
+    from nxm.models.permute import permute_
+    from nxm.models.targets import find_targets
+    from nxm.sets.base import ConstraintSet, SparseSet
+    from nxm.sets.nm import NM
+    from nxm.sets.unstructured import Unstructured
 
 _HOMES = {
-    "ADMM": "nxm.admm",
-    "BEST_ADMM": "nxm.callbacks",
-    "ActivationNorms": "nxm.importance",
-    "AdamSecondMoment": "nxm.importance",
-    "DISTILLATION": "nxm.distil",
-    "Distillation": "nxm.settings",
-    "DistillationTrainer": "nxm.distil",
-    "NM": "nxm.constraints",
-    "Admm": "nxm.settings",
-    "AdmmCallback": "nxm.callbacks",
-    "AspCallback": "nxm.callbacks",
-    "ConstraintSet": "nxm.constraints",
-    "Gmp": "nxm.settings",
-    "GmpCallback": "nxm.callbacks",
-    "SparseSet": "nxm.constraints",
-    "SrSteCallback": "nxm.callbacks",
-    "Unstructured": "nxm.constraints",
+    "ADMM": "nxm.methods.admm.algorithm",
+    "BEST_ADMM": "nxm.methods.admm.callback",
+    "ActivationNorms": "nxm.methods.importance",
+    "AdamSecondMoment": "nxm.methods.importance",
+    "DISTILLATION": "nxm.distillation.trainer",
+    "Distillation": "nxm.distillation.settings",
+    "DistillationTrainer": "nxm.distillation.trainer",
+    "NM": "nxm.sets.nm",
+    "Admm": "nxm.methods.admm.settings",
+    "AdmmCallback": "nxm.methods.admm.callback",
+    "AspCallback": "nxm.methods.one_shot.callback",
+    "ConstraintSet": "nxm.sets.base",
+    "Gmp": "nxm.methods.gradual.settings",
+    "GmpCallback": "nxm.methods.gradual.callback",
+    "SparseSet": "nxm.sets.base",
+    "SrSteCallback": "nxm.methods.sr_ste.callback",
+    "Unstructured": "nxm.sets.unstructured",
     "UserError": "nxm.errors",
-    "find_targets": "nxm.targets",
-    "permute_": "nxm.permute",
+    "find_targets": "nxm.models.targets",
+    "permute_": "nxm.models.permute",
 }
 
 __all__ = [

@@ -8,45 +8,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import AutoModel
 
 from nxm import cli
-from nxm.constraints import NM
 from nxm.errors import UserError
-from nxm.pattern import load_config, read_pattern, report
-from nxm.targets import find_targets
-
-
-def load_matrices(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """Read the named tensors of a model folder's model.safetensors.
-
-    Raises:
-        UserError: the file is missing or damaged, or has no such tensor.
-    """
-    path = folder / "model.safetensors"
-    stored = set(stored_names(path))
-    if missing := [name for name in names if name not in stored]:
-        raise UserError(f"{path}: no tensor '{missing[0]}'; the config's targets are not this model's")
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in names}
-
-
-def stored_names(path: Path) -> list[str]:
-    """The names of a safetensors file's tensors. Raises UserError when it is missing or damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; give a folder saved by save_pretrained") from None
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged or truncated ({error})") from None
+from nxm.models.targets import find_targets
+from nxm.sets.nm import NM
+from nxm.sets.saved import load_config, load_matrices, read_pattern, report, stored_names
 
 
 def main() -> None:

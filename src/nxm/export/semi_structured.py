@@ -27,7 +27,6 @@ from torch.sparse._semi_structured_conversions import (
 from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel
 
-from nxm.constraints import NM
 from nxm.errors import UserError
 from nxm.export.int8 import Int8Linear, quantise, use_int8
 from nxm.export.trained import (
@@ -40,7 +39,8 @@ from nxm.export.trained import (
     outputs,
     relative_error,
 )
-from nxm.training import save_model
+from nxm.sets.nm import NM
+from nxm.training.trainer import save_model
 
 HALF_TOLERANCE = 0.05  # relative error of the outputs in bf16 or fp16 beside fp32
 INT8_TOLERANCE = 0.1  # with 8 bits for weights and activations, the rest in bf16

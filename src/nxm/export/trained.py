@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from nxm.constraints import SparseSet
 from nxm.errors import UserError
-from nxm.pattern import load_config, read_pattern, report
+from nxm.sets.base import SparseSet
+from nxm.sets.saved import load_config, read_pattern, report
 
 Example = str | tuple[str, str]
 

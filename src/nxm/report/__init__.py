@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nxm.errors import UserError
-from nxm.results import (
+from nxm.study.results import (
     Failure,
     Result,
     bootstrap_path,
@@ -29,7 +29,7 @@ from nxm.results import (
     read_predictions,
     read_study,
 )
-from nxm.settings import Study, load_study
+from nxm.study.settings import Study, load_study
 
 Kind = Literal["figures", "tables"]
 
@@ -38,8 +38,10 @@ Kind = Literal["figures", "tables"]
 class Evidence:
     """All that tables and figures know: a study's name, its runs, its benchmark (None: not measured).
 
-    `bootstrap` holds, by task and method, the scores of each draw of `nxm.bootstrap`; `failures` the grid's cells that
-    could not be trained; `selection` says what the hyper-parameters were chosen by (`nxm.settings.Study.selection`);
+    `bootstrap` holds, by task and method, the scores of each draw of `nxm.study.bootstrap`; `failures` the grid's
+    cells that
+    could not be trained; `selection` says what the hyper-parameters were chosen by
+    (`nxm.study.settings.Study.selection`);
     `matrices` and `deployment` are the files of the stages of these names, one a device; `variants` names the
     ablation's, as `nxm_plus/no-teacher`, in the order in which they are stated, each with what it is compared with;
     `floors` holds, by column, what the best constant answer scores; `variant_tasks` the tasks of those variants that do

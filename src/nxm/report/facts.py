@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from nxm import glue, selection
-from nxm.bootstrap import interval
+from nxm.data import tasks as glue
 from nxm.report import Evidence, paper
-from nxm.results import Failure, Result
+from nxm.study import search as selection
+from nxm.study.bootstrap import interval
+from nxm.study.results import Failure, Result
 
 METHODS = {  # in the order they are shown
     "dense": "Dense",

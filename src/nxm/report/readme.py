@@ -20,11 +20,12 @@ from pathlib import Path
 from nxm import report
 from nxm.cli import run
 from nxm.errors import UserError
+from nxm.files import write_text
 from nxm.report import Evidence, facts, paper
 from nxm.report.figures.deployment import Row, described, is_plain
 from nxm.report.values import value
-from nxm.results import Result, write_text
-from nxm.selection import PLUS
+from nxm.study.results import Result
+from nxm.study.search import PLUS
 
 RIVALS = [method for method in PLUS if method not in ("nxm_plus", "dense_plus")]
 _BLOCK = re.compile(r"(<!-- generated:(?P<name>[^>]*?) -->\n)(?P<body>.*?)(<!-- /generated -->)", re.DOTALL)

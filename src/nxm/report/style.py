@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from nxm.results import write_bytes
+from nxm.files import write_bytes
 
 ONE_COLUMN = 3.4  # inches
 TWO_COLUMNS = 7.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nxm.results import write_text
+from nxm.files import write_text
 
 # Characters that LaTeX of any age prints; pandas escapes LaTeX's own.
 _LATEX = {"±": r"$\pm$", "×": r"$\times$", "–": "--", "−": "$-$", "ρ": r"$\rho$", "·": r"$\cdot$"}

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from nxm.report import Evidence, facts, style
-from nxm.selection import PLUS
+from nxm.study.search import PLUS
 
 _LINEAR = 3  # points, within which differences are drawn to scale
 _TICKS = (-30, -10, -3, -1, 0, 1, 3, 10, 30)

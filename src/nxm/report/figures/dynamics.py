@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nxm.report import Evidence, facts, style
-from nxm.results import Result
+from nxm.study.results import Result
 
 PANELS = (
     ("primal_residual", "Primal residual", "‖W − Z‖ / ‖W‖"),

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from nxm.report import Evidence, facts, style
-from nxm.results import Result
+from nxm.study.results import Result
 
 SPARSE = "#0072B2"
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nxm.report import Evidence, facts, paper, style
-from nxm.results import Epoch, Result
+from nxm.study.results import Epoch, Result
 
 LABELS = {"asp": "ASP", "nxm": "NxM, pruned"}
 

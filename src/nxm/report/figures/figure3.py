@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nxm.report import Evidence, facts, paper, style
-from nxm.results import Result, mean_similarity
+from nxm.study.results import Result, mean_similarity
 
 LABELS = {"nxm": "NxM (decoupled step)", "nxm_paper": "NxM, paper's recipe"}
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nxm.report import Evidence, facts, paper, style
-from nxm.results import Result
+from nxm.study.results import Result
 
 MOST = 10  # iterations outside that are drawn; more are said in the footnote
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from nxm.report import Evidence, facts, paper
 from nxm.report.table import Table
-from nxm.results import Result
+from nxm.study.results import Result
 
 METHODS = ("dense", "nxm", "distil", "distil_nxm", "distil_nxm_kd")
 FIELDS = ("layers", "hidden_size", "parameters", "target_parameters", "nonzero_parameters", "density")

@@ -9,7 +9,7 @@ import pandas as pd
 
 from nxm.report import Evidence, facts, paper
 from nxm.report.table import Table
-from nxm.results import Result
+from nxm.study.results import Result
 
 SHOWN = {
     "epochs": "Epochs",

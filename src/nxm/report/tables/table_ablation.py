@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from nxm.bootstrap import DRAWS
 from nxm.report import Evidence, facts
 from nxm.report.table import Table
-from nxm.selection import PLUS
+from nxm.study.bootstrap import DRAWS
+from nxm.study.search import PLUS
 
 FIELDS = [
     "task",

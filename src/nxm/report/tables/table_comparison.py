@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from nxm.bootstrap import DRAWS
 from nxm.report import Evidence, facts, paper
 from nxm.report.table import Table
+from nxm.study.bootstrap import DRAWS
 
 PAIRS = (  # a method, and what it is compared with
     ("nxm", "asp"),

@@ -6,7 +6,7 @@ import pandas as pd
 
 from nxm.report import Evidence, facts
 from nxm.report.table import Table
-from nxm.results import TIMES, Failure, Result
+from nxm.study.results import TIMES, Failure, Result
 
 FIELDS = ["task", "method", "runs", "epochs", *TIMES, "search_cells", "search_seconds", "all_seconds"]
 ALL = "all"  # in the place of a task

@@ -6,7 +6,7 @@ import pandas as pd
 
 from nxm.report import Evidence, facts, paper
 from nxm.report.table import Table
-from nxm.results import Result
+from nxm.study.results import Result
 
 FIELDS = ["task", "method", "best_on_dev", "best_held_out", "final", "spread", "seeds"]
 RULES = {

@@ -1,0 +1,71 @@
+"""YAML files as frozen, checked objects; an unknown key is an error that names it and the nearest known one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from nxm.errors import UserError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """Base of every block of params.yaml: immutable, and no key beyond those declared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names in order, as messages give them: `a, b`."""
+    return ", ".join(sorted(map(str, names)))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML 1.2 mapping (ruamel: `3e-5` is a number, which PyYAML would call a string)."""
+    try:
+        loaded = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML file: {error}") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: expected a mapping of settings, found {type(loaded).__name__}")
+    return loaded
+
+
+def explain(where: object, problem: Any, model: type[BaseModel]) -> str:
+    """Return the line that tells a person what pydantic found at a key of `model`, and what would be right."""
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(model, problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+        return f"{where}: unknown key '{key}'; {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"{where}: '{key}' is missing"
+    if isinstance(problem["input"], (dict, list)):
+        return f"{where}: {key + ': ' if key else ''}{message}"
+    return f"{where}: {key} = {problem['input']!r}: {message}"
+
+
+def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """The keys allowed at a place of the settings, found by walking the models along `location`."""
+    kind: Any = model
+    for part in location:
+        inside = isinstance(kind, type) and issubclass(kind, BaseModel)
+        kind = kind.model_fields[part].annotation if inside else kind.__args__[1]  # else: `dict[str, Model]`
+    return sorted(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []

@@ -1,0 +1,31 @@
+"""Settings of knowledge distillation."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from nxm.config import Positive, Settings
+
+
+class Distillation(Settings):
+    """Weights of the terms of the knowledge-distillation loss (`nxm.distillation.trainer`)."""
+
+    task: Annotated[float, Field(ge=0.0)]  # the loss on the labels
+    logits: Annotated[float, Field(ge=0.0)]  # toward the teacher's logits
+    hidden: Annotated[float, Field(ge=0.0)]  # mean squared error of matching hidden states
+    temperature: Positive  # classification only; regression matches the score itself
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether any term needs the teacher."""
+        return self.logits > 0 or self.hidden > 0
+
+    @model_validator(mode="after")
+    def _a_teacher_teaches(self) -> Distillation:
+        if not self.has_teacher and self.task != 1:
+            raise ValueError(
+                f"without logits and hidden there is no teacher, and task = {self.task:g} would change nothing: set 1"
+            )
+        return self

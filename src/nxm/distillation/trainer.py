@@ -1,0 +1,120 @@
+"""Students and knowledge distillation (the DistilBERT part, section 4.3 of the paper).
+
+`DistillationTrainer` takes the sparsity callbacks as any Trainer does: the dense model then teaches its sparse self.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+
+from nxm.distillation.loss import distillation_loss
+from nxm.distillation.noise import replace_tokens
+from nxm.distillation.settings import Distillation
+from nxm.errors import UserError
+from nxm.methods.admm.defaults import BEST
+from nxm.models.student import set_dropout_
+
+# What the study's students are trained with: half the labels, half the teacher's answers, and its hidden states.
+DISTILLATION = Distillation.model_validate(BEST["distillation"])
+
+
+class Teacher:
+    """A fixed model that says what it would answer. It keeps its own copy of the weights, in eval mode."""
+
+    def __init__(self, model: PreTrainedModel, hidden_states: bool) -> None:
+        self.model: nn.Module = model.eval().requires_grad_(False)
+        self.hidden_states = hidden_states
+        self.accepted = frozenset(inspect.signature(model.forward).parameters) - {"labels"}
+
+    @torch.no_grad()
+    def __call__(self, inputs: dict[str, Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        """The outputs for a batch; what the model does not take, and the labels, are left out."""
+        own = {name: tensor for name, tensor in inputs.items() if name in self.accepted}
+        self.model.to(inputs["input_ids"].device)
+        return self.model(**own, output_hidden_states=self.hidden_states)
+
+
+class DistillationTrainer(Trainer):
+    """The Hugging Face Trainer with a teacher: trains on `distillation_loss`, evaluates on the task's own loss.
+
+    Example: `DistillationTrainer(model, args, teacher=dense, train_dataset=data, callbacks=[AdmmCallback(NM(2, 4))])`.
+
+    Args:
+        teacher: a model of the same task; set to eval mode and never changed. With `distillation.hidden` > 0 its hidden
+            states are as wide as the student's, and it has at least as many layers.
+        distillation: how much each term weighs; default `DISTILLATION`.
+        dropout: the student's while it trains (`set_dropout_`); None: as it comes.
+        noise: the share of tokens that are replaced in half of a batch's examples (`replace_tokens`), for which the
+            teacher's answer also stands in the label's place; 0.0: none. It needs `processing_class`, which knows the
+            special tokens, and one label an example.
+        args, kwargs: the Trainer's. Where teacher and student take different inputs (DistilBERT knows no
+            `token_type_ids`), set `remove_unused_columns=False`: each then gets what it knows.
+
+    Raises:
+        UserError: label smoothing or a loss of one's own is asked for too (the task's term is the model's own loss), or
+            noise without what it needs.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        teacher: PreTrainedModel,
+        distillation: Distillation = DISTILLATION,
+        dropout: float | None = BEST["dropout"],
+        noise: float = BEST["noise"],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if self.label_smoother is not None or self.compute_loss_func is not None:
+            raise UserError(
+                "with a teacher the task's loss is the model's own: no label smoothing, no compute_loss_func"
+            )
+        if noise > 0 and not hasattr(self.processing_class, "all_special_ids"):
+            raise UserError(
+                f"noise = {noise:g} must leave special tokens alone: give processing_class=tokenizer, or noise=0"
+            )
+        if dropout is not None:
+            set_dropout_(self.model, dropout)
+        self.noise = noise
+        self.loss_is_scaled_for_ga = False  # it is the mean over a batch
+        self.teacher = Teacher(teacher, distillation.hidden > 0)
+        self.distillation = distillation
+        self.accepted = frozenset(inspect.signature(self.model.forward).parameters)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        own = {name: tensor for name, tensor in inputs.items() if name in self.accepted}
+        if not model.training:
+            return super().compute_loss(model, own, return_outputs)
+        real = inputs["attention_mask"] if "attention_mask" in inputs else torch.ones_like(inputs["input_ids"])
+        if self.noise > 0:
+            special = torch.tensor(self.processing_class.all_special_ids, device=real.device)
+            replaceable = real.bool() & ~torch.isin(inputs["input_ids"], special)
+            input_ids, noisy = replace_tokens(inputs["input_ids"], replaceable, self.noise)
+            inputs, own = inputs | {"input_ids": input_ids}, own | {"input_ids": input_ids}
+        answers = self.teacher(inputs)
+        if self.noise > 0:
+            own["labels"] = _answered(own["labels"], answers["logits"], noisy)
+        outputs = model(**own, output_hidden_states=self.distillation.hidden > 0)
+        loss = distillation_loss(outputs, answers, real, self.distillation)
+        return (loss, outputs) if return_outputs else loss
+
+
+def _answered(labels: Tensor, logits: Tensor, noisy: Tensor) -> Tensor:
+    """The labels, (batch,), with the teacher's answers for the noisy examples: its score, or its likeliest class."""
+    if labels.shape != logits.shape[:1]:
+        raise UserError(
+            f"noise is for one label an example, not for labels of shape {tuple(labels.shape)}: set noise=0"
+        )
+    answers = logits[:, 0] if logits.shape[1] == 1 else logits.argmax(dim=1)
+    return torch.where(noisy, answers.to(labels.dtype), labels)

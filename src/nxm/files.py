@@ -1,0 +1,133 @@
+"""Files and folders that are whole or not there: atomic writing, checksums, manifests."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nxm.errors import UserError
+
+MANIFEST = "MANIFEST.json"
+
+
+# What a full, failing or forbidden disk says; any other OSError is a bug and shows its traceback
+DISK_ERRORS = {
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ENOTDIR")
+}
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill under a temporary name beside `out`, which becomes `out` when the block ends without an error.
+
+    An `out` that is there is replaced at that moment; after an error or an interruption it is as it was.
+
+    Raises:
+        UserError: the disk is full or must not be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; expected is a folder or nothing")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    former = out.with_name(f".{out.name}.{os.getpid()}.former")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if out.exists():
+            os.rename(out, former)
+        os.rename(partial, out)
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise UserError(f"{out}: cannot be written: {error}") from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def write_manifest(folder: Path, files: dict[str, str], described: dict[str, Any]) -> None:
+    """Write MANIFEST.json: `described`, and sha256, bytes, origin of each of `files` (path below folder -> origin)."""
+    listed = {
+        name: {
+            "sha256": sha256_file(folder / name),
+            "bytes": (folder / name).stat().st_size,
+            "from": origin,
+        }
+        for name, origin in sorted(files.items())
+    }
+    text = json.dumps(described | {"files": listed}, indent=2, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def check_manifest(folder: Path) -> dict[str, Any]:
+    """Read a folder's MANIFEST.json and compare every file that it lists.
+
+    Raises:
+        UserError: the folder or its manifest is missing, or a file is missing or is another one.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder}: is missing or incomplete: there is no {MANIFEST}; run its stage again") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a manifest of nxm: {error!r}; run its stage again") from None
+    for name, sha256 in files.items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: {name} is missing; run its stage again")
+        if sha256_file(folder / name) != sha256:
+            raise UserError(f"{folder}: {name} is not the file that was written (sha256 differs); run its stage again")
+    return manifest
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file, as hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_tree(path: Path) -> str:
+    """One sha256 for a folder: over the relative path and sha256 of each file below it, in the order of the paths.
+
+    Times, permissions, empty folders and the folder's own name do not count. A single file gives its own sha256.
+
+    Raises:
+        UserError: there is nothing at `path`.
+    """
+    path = Path(path)
+    if path.is_file():
+        return sha256_file(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such file or folder")
+    digest = hashlib.sha256()
+    for name in sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()):
+        digest.update(f"{sha256_file(path / name)}  {name}\n".encode())
+    return digest.hexdigest()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text all at once; see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file under a temporary name in its own folder (made if needed), then rename it over `path`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would be what git and other users see
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

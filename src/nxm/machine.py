@@ -1,0 +1,90 @@
+"""What a run was made with: machine, versions, checksums."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pynvml
+import torch
+
+# Environment variables by which the launcher tells a stage its share of the machine.
+SLOT, JOBS = "NXM_SLOT", "NXM_JOBS"
+
+
+SHARED_GPU = "NXM_SHARED_GPU"  # set for a stage where other jobs may use the same GPU
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")  # what can change a result
+DEPLOYED = ("onnxruntime", "torchao")  # what models are deployed with, an extra
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores that this process may use, memory (GiB) and the device that trains."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "cpu": _cpu_name(),
+        "cores": cores(),
+        "device": device,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' versions."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def libraries() -> dict[str, str]:
+    """`versions`, and what else a measurement of speed depends on: packages; of a GPU its driver and libraries."""
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    found = versions() | {name: importlib.metadata.version(name) for name in DEPLOYED if name in installed}
+    if torch.cuda.is_available():
+        pynvml.nvmlInit()
+        found |= {
+            "driver": pynvml.nvmlSystemGetDriverVersion(),
+            "cuda": str(torch.version.cuda),
+            "cusparselt": str(torch.backends.cusparselt.version()),
+        }
+    return found
+
+
+def precision() -> str:
+    """What a training computes in: "fp32", or accelerate's mixed precision ("bf16", ...), with its state in fp32."""
+    mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # set by accelerate launch
+    return "fp32" if mixed == "no" else mixed
+
+
+def use_cores() -> None:
+    """Let torch use the cores that this process may use (`taskset` limits them), shared with its local siblings.
+
+    `accelerate launch` sets OMP_NUM_THREADS=1 unless told a number, which on a CPU halves the speed of two cores.
+    """
+    torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def peak_memory_mib() -> float:
+    """The most memory that this process has held so far, in MiB: the GPU's where one trains, else the resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS counts bytes, Linux KiB
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,396 @@
+"""Trained models in the forms that they are deployed in: latency, throughput, size, and the score that is left.
+
+A form is a way to run a model: by PyTorch as it is (`fp32`, `bf16`, `fp16`), compiled by PyTorch, by ONNX Runtime, or
+in 8 bits (on a CPU by ONNX Runtime and by PyTorch's PT2E, on CUDA by `nxm.export.int8`); on CUDA PyTorch's forms also
+run with 2:4 kernels, in all target matrices or in the feed-forward ones.
+One unit is a form at a batch and length: all models in it and the reference, the dense model in fp32 as it is, are
+timed in rounds (`nxm.measure.timing`), so that every speed-up is over what ran side by side. A form whose outputs
+differ from
+the model's, or that the machine cannot run, is absent with the reason.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from nxm.data.prepare import load_prepared
+from nxm.data.tasks import Task, compute_metrics, get_task, paper_metric
+from nxm.errors import UserError
+from nxm.export.int8 import Int8Linear, use_int8
+from nxm.export.semi_structured import (
+    HALF_TOLERANCE,
+    INT8_TOLERANCE,
+    STORED,
+    assert_sparse_is_as_exact,
+    pack,
+    why_no_gpu,
+)
+from nxm.export.trained import EXAMPLES, Trained, assert_agreement, load_trained, outputs, relative_error
+from nxm.files import sha256_file, write_text
+from nxm.machine import cores, libraries, machine
+from nxm.measure.journal import RowLog
+from nxm.measure.kernels import are_sparse, kernels_of
+from nxm.measure.timing import Row, Timer, paired_ratio, time_call, time_in_rounds, with_spread
+from nxm.models.targets import find_targets
+from nxm.study.settings import Study
+
+MODELS = ("dense", "asp", "nxm", "distil", "distil_nxm")
+BUDGET_SECONDS = 4.0  # a unit stops after this long, though not before five rounds
+COMPILED_TOLERANCE = 1e-4  # relative error of the outputs: other orders of fp32 sums
+DTYPES = STORED | {"fp32": torch.float32}
+FEED_FORWARD = ("intermediate.dense", "output.dense", "ffn.lin1", "ffn.lin2")  # BERT's names, DistilBERT's
+ATTENTION_OUTPUT = "attention.output.dense"
+
+Runner = Callable[[Mapping[str, Tensor]], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to run a model. `way`: eager, compiled, onnx or pt2e; `kernel`: dense, 2:4 or 2:4 FFN."""
+
+    way: str
+    dtype: str
+    kernel: str = "dense"
+
+    @property
+    def described(self) -> Row:
+        return {"way": self.way, "dtype": self.dtype, "kernel": self.kernel}
+
+
+REFERENCE = Form("eager", "fp32")
+EXPORTED = ("onnx", "pt2e")  # written to a file first, for the CPU
+COMPILED = ("compiled", "pt2e")
+_CPU_FORMS = {
+    "fp32": [REFERENCE],
+    "bf16": [Form("eager", "bf16"), Form("eager", "bf16", "2:4")],  # the latter absent, with the reason
+    "fp16": [],  # no processor here computes in it
+    "compiled": [Form("compiled", "fp32")],
+    "onnx": [Form("onnx", "fp32")],
+    "int8": [Form("onnx", "int8"), Form("pt2e", "int8")],
+}
+_KERNELS = ("dense", "2:4", "2:4 FFN")
+_CUDA_FORMS = {
+    "fp32": [REFERENCE],
+    "bf16": [Form("eager", "bf16", kernel) for kernel in _KERNELS],
+    "fp16": [Form("eager", "fp16", kernel) for kernel in _KERNELS],
+    "compiled": [Form("compiled", "bf16", kernel) for kernel in _KERNELS],
+    "onnx": [],  # measured on the CPU
+    "int8": [Form("compiled", "int8", kernel) for kernel in _KERNELS],  # else what makes the integers is most of it
+}
+
+
+class _AbsentError(Exception):
+    """A form cannot be run; the message says why."""
+
+
+def run_deployment(study: Study, device_name: str, root: Path, timer: Timer | None = None) -> Path:
+    """Measure the study's models on one device and write results/<study>/deployment/<device>.json.
+
+    Of the study's first task and of `deployment.seeds`. A killed run goes on after its last whole unit. Where the
+    machine has no such device the file says so.
+
+    Args:
+        device_name: "cpu" or "cuda".
+        root: the repository, in which models/, data/ and results/ lie.
+        timer: replaces `nxm.measure.timing.time_call`, for tests.
+
+    Returns: the path of the file.
+
+    Raises:
+        UserError: there is no dense model to compare with, or a length is beyond what a model reads.
+    """
+    timer = timer or time_call
+    settings = study.deployment
+    path = root / "results" / study.study / "deployment" / f"{device_name}.json"
+    written: dict[str, Any] = {"study": study.study, "device": device_name}
+    if device_name == "cuda" and not torch.cuda.is_available():
+        write_text(path, _dump(written | {"absent": "no CUDA device where this was run", "rows": [], "scores": []}))
+        return path
+    device, task, seed = torch.device(device_name), get_task(study.tasks[0]), settings.seeds[0]
+    torch.set_num_threads(cores())
+    folders = {name: root / "models" / study.study / task.name / name / f"seed{seed}" for name in MODELS}
+    models = {name: load_trained(folder) for name, folder in folders.items() if (folder / "config.json").is_file()}
+    if "dense" not in models:
+        raise UserError(f"{folders['dense']}: there is no dense model to compare with; run the stage baseline first")
+    readable = min(trained.max_length for trained in models.values())
+    if max(settings.lengths) > readable:
+        raise UserError(
+            f"deployment.lengths has {max(settings.lengths)}, but the models read {readable} tokens at most"
+        )
+    data = load_prepared(root / "data" / study.study / "prepared" / task.name)
+    rows: list[Row] = [
+        {"model": name, "absent": "no model of this method was found"} for name in MODELS if name not in models
+    ]
+    scores: list[Row] = []
+    forms = [form for name in settings.forms for form in (_CPU_FORMS if device.type == "cpu" else _CUDA_FORMS)[name]]
+    points = [(batch, length) for batch in settings.batch_sizes for length in settings.lengths]
+    log = RowLog(
+        root / "checkpoints" / study.study / f"deployment-{device_name}",
+        {
+            "deployment": settings.model_dump(mode="json"),
+            "models": {name: sha256_file(trained.folder / "model.safetensors") for name, trained in models.items()},
+        },
+    )
+    reference = _Running(models["dense"], REFERENCE, device)
+    # After eight programs from the same code PyTorch would run a model as it is, without a word.
+    loud = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+    with loud, tqdm(total=len(forms) * (len(points) + 1), desc=f"deployment {device_name}", unit=" units") as bar:
+        for form in forms:
+            bar.set_postfix_str(f"{form.way} {form.dtype} {form.kernel}")
+            units = [f"{form} {point}" for point in points] + [f"{form} scores"]
+            if any(log.get(unit) is None for unit in units):
+                running, absent = _prepare(models, form, device)
+                for point, unit in zip(points, units, strict=False):
+                    if log.get(unit) is None:
+                        log.add(unit, _measure(running, reference, form, point, device, study, timer))
+                        bar.update()
+                if log.get(units[-1]) is None:
+                    scored = _scores(running, form, task, data, device) if settings.scores else []
+                    log.add(units[-1], [*absent, *scored])
+                    bar.update()
+            for unit in units[:-1]:
+                rows += log.get(unit) or []
+            for row in log.get(units[-1]) or []:
+                (rows if "absent" in row else scores).append(row)
+    provenance = {"machine": machine(), "versions": libraries()}
+    write_text(path, _dump(written | {"provenance": provenance, "rows": rows, "scores": scores}))
+    log.clear()
+    return path
+
+
+def _dump(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+# --- forms -------------------------------------------------------------------------------------------------------
+
+
+class _Running:
+    """A model in a form, ready to run.
+
+    size: bytes of its weights as they lie in memory or in the file.
+    """
+
+    def __init__(self, trained: Trained, form: Form, device: torch.device) -> None:
+        self.trained = trained
+        if form.way in EXPORTED:
+            self._call, self.size = (_onnx if form.way == "onnx" else _pt2e)(trained, form)
+        else:
+            model = _torch_model(trained, form, device)
+            integers = [module for module in model.modules() if isinstance(module, Int8Linear)]
+            stored = [*model.parameters(), *(own for module in integers for own in module.buffers())]
+            self.size = sum(map(_stored_bytes, stored))
+            self._call = partial(_forward, torch.compile(model, dynamic=True) if form.way == "compiled" else model)
+        if form.way in COMPILED:
+            try:
+                for batch in (2, 1):  # of one is compiled apart; neither may fall into what is timed
+                    self.answer(_on(trained.encode(EXAMPLES[:batch]), device, form))
+            except Exception as error:  # whatever a compiler, or the lack of one, raises
+                raise _AbsentError(f"PyTorch could not compile: {_first_line(error)}") from None
+
+    def answer(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """Outputs by name, fp32."""
+        return {name: np.asarray(value, dtype=np.float32) for name, value in self._call(inputs).items()}
+
+    def call(self, inputs: Mapping[str, Tensor]) -> Callable[[], object]:
+        """What is timed."""
+        return partial(self._call, inputs)
+
+
+def _prepare(models: Mapping[str, Trained], form: Form, device: torch.device) -> tuple[dict[str, _Running], list[Row]]:
+    """The models in this form whose outputs are right, and rows for those that are absent."""
+    running, absent = {}, []
+    torch.compiler.reset()  # programs of earlier forms count towards PyTorch's limit of eight
+    for name, trained in models.items():
+        if form.kernel != "dense" and trained.pattern is None:
+            continue  # nothing is 2:4 in a dense model
+        try:
+            running[name] = _Running(trained, form, device)
+            _assert_right(running[name], trained, form, device)
+        except (_AbsentError, UserError, RuntimeError) as reason:
+            running.pop(name, None)
+            absent.append({"model": name} | form.described | {"absent": _first_line(reason)})
+    return running, absent
+
+
+def _assert_right(running: _Running, trained: Trained, form: Form, device: torch.device) -> None:
+    inputs = trained.encode(EXAMPLES)
+    exact, found = outputs(trained.model, inputs), running.answer(_on(inputs, device, form))
+    if form.kernel != "dense":
+        dense = _torch_model(trained, Form("eager", form.dtype), device)
+        assert_sparse_is_as_exact(found, outputs(dense, inputs), exact, str(trained.folder))
+    elif form.way not in EXPORTED:  # an export has compared itself
+        tolerance = {"fp32": COMPILED_TOLERANCE, "int8": INT8_TOLERANCE}.get(form.dtype, HALF_TOLERANCE)
+        assert_agreement(relative_error(found, exact), tolerance, trained.folder, f"{form.way} {form.dtype} model")
+
+
+def _torch_model(trained: Trained, form: Form, device: torch.device) -> PreTrainedModel:
+    model = copy.deepcopy(trained.model).to(device, DTYPES[form.dtype])
+    names = list(find_targets(trained.model)) if trained.pattern is None else trained.pattern[1]
+    sparse = [name for name in names if form.kernel == "2:4" or (form.kernel == "2:4 FFN" and is_feed_forward(name))]
+    if form.dtype == "int8":
+        use_int8(model, [name for name in names if name not in sparse])
+    if sparse:
+        if reason := why_no_gpu(device):
+            raise _AbsentError(reason)
+        try:
+            pack(model, sparse, form.dtype)
+            outputs(model, trained.encode(EXAMPLES[:2]))
+        except (RuntimeError, NotImplementedError) as error:
+            raise _AbsentError(f"PyTorch could not pack or multiply: {_first_line(error)}") from None
+    return model
+
+
+def is_feed_forward(name: str) -> bool:
+    """Whether a target matrix, by its name, is one of a block's feed-forward pair (BERT's kin and DistilBERT)."""
+    module = name.removesuffix(".weight")
+    return module.endswith(FEED_FORWARD) and not module.endswith(ATTENTION_OUTPUT)
+
+
+def _onnx(trained: Trained, form: Form) -> tuple[Callable[..., dict[str, np.ndarray]], int]:
+    try:
+        from nxm.export.onnx import open_session, write_int8, write_onnx
+    except ImportError as missing:
+        raise _AbsentError(f"the package {missing.name} is not installed: pip install 'nxm[export]'") from None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        (write_int8 if form.dtype == "int8" else write_onnx)(trained, path)
+        session, size = open_session(path, cores()), path.stat().st_size
+    names = [output.name for output in session.get_outputs()]
+
+    def call(inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        found = session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()})
+        return dict(zip(names, found, strict=True))
+
+    return call, size
+
+
+def _pt2e(trained: Trained, form: Form) -> tuple[Callable[..., dict[str, np.ndarray]], int]:
+    try:
+        from nxm.export.x86 import open_x86, write_x86
+    except ImportError as missing:
+        raise _AbsentError(f"the package {missing.name} is not installed: pip install 'nxm[export]'") from None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.pt2")
+        write_x86(trained, path)
+        return open_x86(path), path.stat().st_size
+
+
+@torch.inference_mode()
+def _forward(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    answers = model(**inputs)
+    # Read on the CPU, as a user would: on a GPU the product is then whole, in order and done.
+    return {name: value.float().cpu() for name, value in answers.items() if isinstance(value, Tensor)}
+
+
+def _stored_bytes(parameter: Tensor) -> int:
+    packed = getattr(parameter, "packed", None)
+    if packed is None:
+        return parameter.numel() * parameter.element_size()
+    parts = [packed, getattr(parameter, "meta", None)]
+    return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
+
+def _on(inputs: Mapping[str, Tensor], device: torch.device, form: Form) -> dict[str, Tensor]:
+    return dict(inputs) if form.way in EXPORTED else {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+# --- one unit ----------------------------------------------------------------------------------------------------
+
+
+def _measure(
+    running: Mapping[str, _Running],
+    reference: _Running,
+    form: Form,
+    point: tuple[int, int],
+    device: torch.device,
+    study: Study,
+    timer: Timer,
+) -> list[Row]:
+    batch, length = point
+    settings = study.deployment
+    inputs = {name: random_inputs(own.trained, batch, length) for name, own in running.items()}
+    calls = {"reference": reference.call(_on(random_inputs(reference.trained, batch, length), device, REFERENCE))}
+    calls |= {name: own.call(_on(inputs[name], device, form)) for name, own in running.items()}
+    if not running:
+        return []
+    seconds = time_in_rounds(
+        calls,
+        warmup=settings.warmup,
+        repeats=settings.repeats,
+        budget=BUDGET_SECONDS,
+        device=device,
+        timer=timer,
+    )
+    rows: list[Row] = []
+    for name, own in running.items():
+        median = float(np.median(seconds[name]))
+        row = {"model": name} | form.described | {"batch": batch, "length": length} | with_spread(seconds[name])
+        row |= {"speedup_over_dense_fp32": paired_ratio(seconds["reference"], seconds[name])}
+        row |= {"sentences_per_second": round(batch / median, 2), "tokens_per_second": round(batch * length / median)}
+        row |= {"size_mib": round(own.size / 2**20, 2)}
+        if form.kernel != "dense":
+            kernels = kernels_of(calls[name], device)
+            row |= {"kernels": kernels, "sparse_kernels": are_sparse(kernels)}
+        rows.append(row)
+    return rows
+
+
+def random_inputs(trained: Trained, batch: int, length: int) -> dict[str, Tensor]:
+    """Random tokens without padding, in all the inputs that the model's tokenizer gives it."""
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(trained.model.config.vocab_size, (batch, length), generator=draw)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    accepted = inspect.signature(trained.model.forward).parameters
+    return {name: given[name] for name in trained.tokenizer.model_input_names if name in accepted}
+
+
+def _scores(
+    running: Mapping[str, _Running], form: Form, task: Task, data: DatasetDict, device: torch.device
+) -> list[Row]:
+    """The score on dev of each model in this form, in percent points: what the form costs beside time."""
+    rows = []
+    for name, own in running.items():
+        metrics: dict[str, float] = {}
+        for split, suffix in task.evaluation.items():
+            logits = _predict(own, form, data[split], device)
+            metrics |= {
+                f"{metric}{suffix}": value
+                for metric, value in compute_metrics(task, logits, np.asarray(data[split]["labels"])).items()
+            }
+        score = round(paper_metric(task, metrics), 4)
+        rows.append({"model": name} | form.described | {"metric": task.metric, "score": score})
+    return rows
+
+
+def _predict(running: _Running, form: Form, rows: Dataset, device: torch.device, batch: int = 64) -> np.ndarray:
+    """Logits, `(rows, labels)`, in the rows' own order; batches of similar length pad least."""
+    order = np.argsort(rows["length"], kind="stable")
+    columns = [name for name in random_inputs(running.trained, 1, 1) if name in rows.column_names]
+    found: dict[int, np.ndarray] = {}
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        features = rows.select(chosen).select_columns(columns).to_list()
+        inputs = dict(running.trained.tokenizer.pad(features, return_tensors="pt"))
+        logits = running.answer(_on({name: inputs[name] for name in columns}, device, form))["logits"]
+        found |= dict(zip(chosen.tolist(), logits, strict=True))
+    return np.stack([found[i] for i in range(len(order))])

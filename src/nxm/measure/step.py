@@ -1,0 +1,279 @@
+"""What the methods cost, measured: the training step beside a dense one, the projection beside torch.ao's.
+
+Timings of one comparison are taken in rounds (`nxm.measure.timing`). What sparsity gains at inference,
+`nxm.measure.forms` says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.ao.pruning import WeightNormSparsifier
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
+
+from nxm.data.prepare import load_prepared
+from nxm.data.tasks import get_task
+from nxm.errors import UserError
+from nxm.files import write_text
+from nxm.machine import libraries, machine
+from nxm.measure.timing import Call, Row, Timer, paired_ratio, summarise, time_call, time_in_rounds
+from nxm.methods.admm.callback import AdmmCallback, steps_between_projections
+from nxm.methods.callback import SparsityCallback
+from nxm.sets.nm import NM
+from nxm.sets.unstructured import Unstructured
+from nxm.study.settings import AdmmTraining, Study, Training
+from nxm.training.assemble import get_method
+from nxm.training.trainer import load_model
+
+STEP_METHODS = ("dense", "asp", "nxm", "nxm_paper", "admm_unstructured")
+PROJECTION_SHAPE = (3072, 768)  # FFN1 of BERT-base
+PROJECTION_PATTERNS = (NM(2, 4), NM(1, 4), NM(2, 8), Unstructured(0.5))
+
+# One comparison stops when it has taken this long, though never before rounds.MIN_ROUNDS.
+BUDGET_SECONDS = {"training_step": 14.0, "projection": 5.0}
+
+
+def run_benchmark(study: Study, root: Path, timer: Timer | None = None) -> Path:
+    """Measure everything for a trained study and write results/<study>/benchmark.json, all at once.
+
+    Uses the dense model of the study's first task and of `benchmark.seeds`, on CUDA where there is a GPU.
+
+    Args:
+        root: the repository, in which models/, data/ and results/ lie.
+        timer: replaces `time_call`, for tests.
+
+    Returns: the path of the file.
+
+    Raises:
+        UserError: the dense model or the prepared data are not there, or `benchmark.seeds` is empty.
+    """
+    timer = timer or time_call
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not study.benchmark.seeds:
+        raise UserError("params: 'benchmark.seeds' names no seed whose model is to be measured")
+    task, seed = study.tasks[0], study.benchmark.seeds[0]
+    dense = root / "models" / study.study / task / "dense" / f"seed{seed}"
+    lengths = load_prepared(root / "data" / study.study / "prepared" / task)["train"]["length"]
+
+    training_step = measure_training_step(
+        dense,
+        study,
+        task,
+        length=max(1, round(float(np.mean(lengths)))),  # batches are grouped by length, so they hardly pad
+        steps_per_epoch=max(1, len(lengths) // study.dense[task].batch_size),
+        device=device,
+        timer=timer,
+    )
+    projection = measure_projection(study, timer)
+    benchmark = {
+        "study": study.study,
+        "provenance": {"machine": machine(), "versions": libraries()},
+        "training_step": training_step,
+        "projection": projection,
+    }
+    path = root / "results" / study.study / "benchmark.json"
+    write_text(path, json.dumps(benchmark, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+# --- training step -----------------------------------------------------------------------------------------------
+
+
+def measure_training_step(
+    folder: Path,
+    study: Study,
+    task: str,
+    *,
+    length: int,
+    steps_per_epoch: int,
+    device: torch.device,
+    timer: Timer,
+) -> list[Row]:
+    """Time one optimizer step of each method in fp32: forward, backward, clipping, AdamW, and the method's callback.
+
+    The dense step, what a method's callback does in each step, and its projection are timed apart, in turn within each
+    round; a method's time in a round is dense step + callback + projection / interval, where interval is the method's
+    number of steps between projections. (Whole steps, one method against another, differ by more than a callback costs
+    from one second to the next on a shared machine.) ADMM counts as in its phase before the mask is frozen, with the
+    study's bookkeeping for Figure 4. All methods work on the same network.
+
+    Args:
+        folder: the dense model.
+        length: tokens in each sentence of the batch.
+        steps_per_epoch: of the study's own training, from which intervals that are no number follow.
+    """
+    batch_size = study.dense[task].batch_size
+    model = load_model(folder, get_task(task), fresh_head=False).to(device).train()
+    args = TrainingArguments(
+        output_dir=str(folder),  # nothing is written
+        use_cpu=device.type == "cpu",
+        learning_rate=study.dense[task].learning_rate,
+        weight_decay=study.trainer.weight_decay,
+        report_to=[],
+    )
+    optimizer_class, optimizer_settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    optimizer = optimizer_class(model.parameters(), **optimizer_settings)
+    batch = _random_batch(model, batch_size, length, device)
+    # A run so long that the mask is never frozen.
+    state = TrainerState(max_steps=1000 * steps_per_epoch, num_train_epochs=1000)
+    control = TrainerControl()
+    given = {"model": model, "optimizer": optimizer}
+    callbacks = {name: _callback(study, task, name, steps_per_epoch) for name in STEP_METHODS}
+    Accelerator(cpu=args.device.type == "cpu")  # the callbacks ask accelerate's state how the model is spread
+    for callback in callbacks.values():
+        if callback is not None:
+            callback.on_train_begin(args, state, control, **given)
+
+    def step() -> None:
+        """One dense step; leaves its gradients for the callbacks."""
+        model.zero_grad()
+        model(**batch).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), study.trainer.max_grad_norm)
+        optimizer.step()
+
+    def call_back(callback: SparsityCallback) -> None:
+        """What the Trainer calls around the optimizer's step."""
+        callback.on_pre_optimizer_step(args, state, control, **given)
+        callback.on_optimizer_step(args, state, control, **given)
+
+    def project(callback: AdmmCallback) -> None:
+        """`on_step_end` of a step that projects; at all others it returns at once."""
+        state.global_step = callback.interval
+        callback.on_step_end(args, state, control, **given)
+
+    admm = {name: callback for name, callback in callbacks.items() if isinstance(callback, AdmmCallback)}
+    calls: dict[tuple[str, str], Call] = {
+        ("dense", "step"): step,
+        **{(name, "callback"): partial(call_back, callback) for name, callback in callbacks.items() if callback},
+        **{(name, "projection"): partial(project, callback) for name, callback in admm.items()},
+    }
+    warmup = min(study.benchmark.warmup, 2)  # steps are long, and the first has made AdamW's state
+    with tqdm(total=len(calls) * (warmup + study.benchmark.repeats), desc="training step", unit=" calls") as bar:
+        seconds = time_in_rounds(
+            calls,
+            warmup=warmup,
+            repeats=study.benchmark.repeats,
+            budget=BUDGET_SECONDS["training_step"],
+            device=device,
+            timer=timer,
+            bar=bar,
+        )
+    rows = []
+    for name in STEP_METHODS:
+        dense = seconds["dense", "step"]
+        total, extra = dense, {}
+        if callbacks[name] is not None:
+            total = total + seconds[name, "callback"]
+            extra = {"callback_ms": summarise(seconds[name, "callback"])["median_ms"]}
+        if name in admm:
+            projection, interval = seconds[name, "projection"], admm[name].interval
+            total = total + projection / interval
+            extra |= {"projection_ms": summarise(projection)["median_ms"], "interval": interval}
+        rows.append(
+            {"method": name, "batch": batch_size, "length": length}
+            | summarise(total)
+            | extra
+            | {"ratio_to_dense": paired_ratio(total, dense)}
+        )
+    return rows
+
+
+def _callback(study: Study, task: str, name: str, steps_per_epoch: int) -> SparsityCallback | None:
+    """What the study's method adds to a training. nxm_paper is nxm with the paper's penalty in the gradient."""
+    method = get_method(name)
+    if method.callback is None:
+        return None
+    training: Training = getattr(study, method.block)[task]
+    if isinstance(training, AdmmTraining):  # of the study's own run: the one here is longer
+        interval = steps_between_projections(training, training.epochs * steps_per_epoch, steps_per_epoch)
+        training = training.model_copy(update={"interval": interval})
+    if name == "nxm_paper":  # its rho does not matter for time
+        shared = ("epochs", "learning_rate", "batch_size", "rho", "interval")
+        training = AdmmTraining(recipe="paper", **{key: getattr(training, key) for key in shared})
+    return method.callback(study, training)
+
+
+def _random_batch(model: PreTrainedModel, batch_size: int, length: int, device: torch.device) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (batch_size, length), generator=draw).to(device)
+    labels = torch.zeros(batch_size, device=device)
+    if model.config.num_labels > 1:
+        labels = labels.long()
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+# --- projection --------------------------------------------------------------------------------------------------
+
+
+def measure_projection(study: Study, timer: Timer, shape: tuple[int, int] = PROJECTION_SHAPE) -> list[Row]:
+    """Time mask and projection of an fp32 matrix on the CPU beside two other ways to the same mask.
+
+    For each pattern: `torch.ao`, PyTorch's own sparsifier; `topk`, the usual few lines, which leave ties to chance;
+    `nxm mask` and `nxm project`. Speed-ups are over torch.ao at the same pattern.
+    """
+    W = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    calls: dict[tuple[str, NM | Unstructured], Call] = {}
+    for pattern in PROJECTION_PATTERNS:
+        calls["torch.ao", pattern] = torch_ao_masker(W, pattern)
+        calls["topk", pattern] = partial(topk_mask, W, pattern)
+        calls["nxm mask", pattern] = partial(pattern.mask, W)
+        calls["nxm project", pattern] = partial(pattern.project, W)
+    warmup = min(study.benchmark.warmup, 2)
+    with tqdm(total=len(calls) * (warmup + study.benchmark.repeats), desc="projection", unit=" calls") as bar:
+        seconds = time_in_rounds(
+            calls,
+            warmup=warmup,
+            repeats=study.benchmark.repeats,
+            budget=BUDGET_SECONDS["projection"],
+            device=torch.device("cpu"),
+            timer=timer,
+            bar=bar,
+        )
+    return [
+        {"method": f"{way} {pattern}", "shape": list(shape)}
+        | summarise(own)
+        | {"speedup_over_torch_ao": paired_ratio(seconds["torch.ao", pattern], own)}
+        for (way, pattern), own in seconds.items()
+    ]
+
+
+def torch_ao_masker(W: Tensor, pattern: NM | Unstructured) -> Callable[[], Tensor]:
+    """Return what computes the mask (float, 0 and 1) of W by torch.ao's WeightNormSparsifier, through its `step()`."""
+    if isinstance(pattern, NM):
+        block, zeros, level = (1, pattern.group_size), pattern.group_size - pattern.n_nonzero, 1.0
+    else:
+        block, zeros, level = (1, 1), 1, 1.0 - pattern.density
+    linear: Any = nn.Linear(W.shape[1], W.shape[0], bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(W)
+    model = nn.Sequential(linear)
+    sparsifier = WeightNormSparsifier(sparsity_level=level, sparse_block_shape=block, zeros_per_block=zeros)
+    sparsifier.prepare(model, [{"tensor_fqn": "0.weight"}])
+    parametrization = linear.parametrizations.weight[0]
+
+    @torch.no_grad()
+    def compute() -> Tensor:
+        parametrization.mask.fill_(1.0)  # else it would time the ranking of what the last call left
+        sparsifier.step()
+        return parametrization.mask
+
+    return compute
+
+
+def topk_mask(W: Tensor, pattern: NM | Unstructured) -> Tensor:
+    """The mask as most code takes it: `topk` of the magnitudes in each group; which of equal ones stays is open."""
+    if isinstance(pattern, NM):
+        groups, keep = W.abs().reshape(-1, pattern.group_size), pattern.n_nonzero
+    else:
+        groups, keep = W.abs().reshape(1, -1), pattern.n_nonzero(W.shape)
+    mask = torch.zeros(groups.shape, dtype=torch.bool)
+    return mask.scatter_(1, groups.topk(keep, dim=1).indices, True).reshape(W.shape)

