@@ -14,11 +14,7 @@ import psutil
 import pynvml
 import torch
 
-# Environment variables by which the launcher tells a stage its share of the machine.
-SLOT, JOBS = "NXM_SLOT", "NXM_JOBS"
-
-
-SHARED_GPU = "NXM_SHARED_GPU"  # set for a stage where other jobs may use the same GPU
+from nxm.environment import cores
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")  # what can change a result
 DEPLOYED = ("onnxruntime", "torchao")  # what models are deployed with, an extra
@@ -74,11 +70,6 @@ def peak_memory_mib() -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS counts bytes, Linux KiB
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def _cpu_name() -> str:
