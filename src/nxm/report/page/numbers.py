@@ -175,7 +175,8 @@ def number(name: str, evidence: Evidence, runs: list[str], task: str | Sequence[
         raise UserError(f"{where}: {error}") from None
     try:
         everywhere = task == "all" and function in _PAPER
-        return function(evidence, list(facts.TASKS) if everywhere else _tasks(evidence, runs, task), *runs)
+        whole = [] if function is best_trial else runs  # a trial needs no whole run
+        return function(evidence, list(facts.TASKS) if everywhere else _tasks(evidence, whole, task), *runs)
     except LookupError as error:
         raise UserError(f"{where}: {error.args[0]}") from None
 
@@ -227,6 +228,8 @@ def _paper_score(run: str, tasks: list[str]) -> float:
         raise LookupError(f"the paper has no {run}; it has {facts.listed(paper.SCORES)}")
     if len(tasks) == 1:
         return _measured(facts.paper_task_score(run, tasks[0]))
+    if set(tasks) == set(facts.TASKS):
+        return paper.PRINTED_AVERAGE[run]
     columns = [column for column in paper.COLUMNS if column.partition("_")[0] in tasks]
     return _measured(paper.average(run, columns))
 
