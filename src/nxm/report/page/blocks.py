@@ -1,6 +1,6 @@
 """Blocks of a page: functions that a template calls for sentences and tables, made from results files alone.
 
-    headline()          retention of NxM and ASP beside the paper's, a sentence per task and one for the mean
+    headline()          retention of NxM and ASP and the paper's, a sentence per task and one for the mean
     mean()              the last sentence of headline()
     best()              the same for NxM+ and the best of its rivals
     best_mean()         the last sentence of best()
