@@ -45,7 +45,7 @@ class Stage:
     @property
     def is_report(self) -> bool:
         """True for a stage that makes something of results files alone, of as many as there are."""
-        return self.name.startswith(("compare", "figure", "table", "scores", "page"))
+        return self.name.startswith(("compare", "figure", "table", "scores"))
 
     @property
     def is_timed(self) -> bool:

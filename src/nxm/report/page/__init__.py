@@ -20,7 +20,6 @@ import os
 import re
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateSynta
 from nxm import report
 from nxm.errors import UserError
 from nxm.files import write_text
-from nxm.report import Evidence
+from nxm.report.evidence import Evidence, read_evidence
 from nxm.report.page.blocks import BLOCKS, NO_RESULTS
 from nxm.report.page.numbers import NUMBERS, number
-
-MAIN = "embedded"  # the study in the repository's root
+from nxm.study.studies import MAIN, study_folder
 
 _LINK = re.compile(r"(?<=\]\()(?!#|[a-z]+:)([^)\s]+)(?=\))")
 
@@ -47,27 +45,9 @@ def pages(root: Path) -> dict[Path, Path]:
     return found | {template: template.parent / "README.md" for template in findings}
 
 
-def studies(root: Path) -> list[str]:
-    """The names of the studies: the main one, in the repository's root, and one per folder of studies/."""
-    return [MAIN, *sorted(folder.name for folder in (root / "studies").glob("*/"))]
-
-
-def folder_of(root: Path, study: str) -> Path:
-    """The folder of a study."""
-    return root if study == MAIN else root / "studies" / study
-
-
 def evidence_of(root: Path, study: str) -> Evidence:
-    """The evidence of a study. Raises UserError for an unknown one, and as `nxm.report.read_evidence` does."""
-    if study not in studies(root):
-        raise UserError(f"there is no study '{study}'; known: {', '.join(studies(root))}")
-    evidence = report.read_evidence(root, study)
-    # results of the paper's recipe were written under a method name of their own; here they are variants of nxm
-    runs = [
-        run.model_copy(update={"method": "nxm", "cell": f"paper-{run.cell}"}) if run.method == "nxm_paper" else run
-        for run in evidence.results
-    ]
-    return replace(evidence, results=runs)
+    """Return the evidence of a study. Raises UserError for an unknown one, and as `read_evidence` does."""
+    return read_evidence(study_folder(root, study))
 
 
 def render(
@@ -162,7 +142,7 @@ def _functions(root: Path, study: str, place: Path, read: Callable[[str], Eviden
         evidence = read(study or default)
         if not evidence.results:
             return NO_RESULTS.format(evidence.study)
-        own = folder_of(root, study or default) / "paper_tables"
+        own = study_folder(root, study or default) / "paper_tables"
         return relink(make(evidence).markdown().rstrip("\n"), own, place)
 
     return {

@@ -29,7 +29,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from nxm.errors import UserError
-from nxm.report import Evidence, facts, paper
+from nxm.report import paper, statistics
+from nxm.report.evidence import Evidence
 from nxm.study.results import Result
 
 Found = TypeVar("Found")
@@ -37,12 +38,12 @@ Found = TypeVar("Found")
 
 def points(evidence: Evidence, tasks: list[str], run: str, rival: str) -> str:
     """A difference and its interval, without a direction."""
-    return _measured(facts.difference(evidence, run, rival, tasks)).text(".1f")
+    return _measured(statistics.difference(evidence, run, rival, tasks)).text(".1f")
 
 
 def above(evidence: Evidence, tasks: list[str], run: str, rival: str) -> str:
     """A difference and its interval, in words that hold whichever run is ahead."""
-    found = _measured(facts.difference(evidence, run, rival, tasks))
+    found = _measured(statistics.difference(evidence, run, rival, tasks))
     if found.low is None or found.high is None:
         return _direction(found.value)
     low, high = (found.low, found.high) if found.value >= 0 else (-found.high, -found.low)
@@ -51,23 +52,23 @@ def above(evidence: Evidence, tasks: list[str], run: str, rival: str) -> str:
 
 def heldout(evidence: Evidence, tasks: list[str], run: str, rival: str) -> str:
     """A difference on the held-out training rows."""
-    value = _measured(facts.heldout_difference(evidence, run, rival, tasks))
+    value = _measured(statistics.heldout_difference(evidence, run, rival, tasks))
     return _direction(value).replace(" points", "")
 
 
 def score(evidence: Evidence, tasks: list[str], run: str) -> str:
     """A score x 100, the mean over seeds."""
-    return f"{_measured(facts.method_score(evidence.results, run, tasks)).mean:.1f}"
+    return f"{_measured(statistics.method_score(evidence.results, run, tasks)).mean:.1f}"
 
 
 def retention(evidence: Evidence, tasks: list[str], run: str, whole: str = "dense") -> str:
     """The share of another run's score."""
-    return facts.percent(_measured(facts.kept(evidence, run, whole, tasks)).value)
+    return statistics.percent(_measured(statistics.kept(evidence, run, whole, tasks)).value)
 
 
 def retention_interval(evidence: Evidence, tasks: list[str], run: str, whole: str = "dense") -> str:
     """The 95 % interval of the share of another run's score."""
-    found = _measured(facts.kept(evidence, run, whole, tasks))
+    found = _measured(statistics.kept(evidence, run, whole, tasks))
     return f"{_measured(found.low):.1f} to {_measured(found.high):.1f} %"
 
 
@@ -82,7 +83,7 @@ def time(evidence: Evidence, tasks: list[str], run: str) -> str:
 def best_trial(evidence: Evidence, tasks: list[str], run: str) -> str:
     """The best held-out score among the trials of a run's search on one task."""
     task = _one(tasks)
-    trials = [trial for trial in facts.grid_cells(evidence.results) if (trial.method, trial.task) == (run, task)]
+    trials = [trial for trial in statistics.trials_of(evidence.results) if (trial.name, trial.task) == (run, task)]
     scores = [trial.heldout.value for trial in trials if trial.heldout is not None]
     if not scores:
         raise LookupError(f"no trial of {run} on {task} has a held-out score")
@@ -94,7 +95,7 @@ def above_constant(evidence: Evidence, tasks: list[str], run: str) -> str:
     task = _one(tasks)
     if task not in evidence.floors:
         raise LookupError(f"the score of a constant answer was not measured on {task}")
-    return _direction(_measured(facts.task_score(evidence.results, run, task)).mean - evidence.floors[task])
+    return _direction(_measured(statistics.task_score(evidence.results, run, task)).mean - evidence.floors[task])
 
 
 def examples(evidence: Evidence, tasks: list[str], run: str) -> str:
@@ -135,7 +136,7 @@ def outside(evidence: Evidence, tasks: list[str], run: str) -> str:
 
 def targets(evidence: Evidence, tasks: list[str], run: str) -> str:
     """The number of weights in the target matrices."""
-    return facts.millions(_same(one.sparsity.target_parameters for one in _runs(evidence, tasks, run)))
+    return statistics.millions(_same(one.sparsity.target_parameters for one in _runs(evidence, tasks, run)))
 
 
 def paper_points(evidence: Evidence, tasks: list[str], run: str, rival: str) -> str:
@@ -145,7 +146,7 @@ def paper_points(evidence: Evidence, tasks: list[str], run: str, rival: str) -> 
 
 def paper_retention(evidence: Evidence, tasks: list[str], run: str) -> str:
     """The paper's share of the dense score."""
-    return facts.percent(facts.retention(_paper_score(run, tasks), _paper_score("dense", tasks)))
+    return statistics.percent(statistics.retention(_paper_score(run, tasks), _paper_score("dense", tasks)))
 
 
 _PAPER = (paper_points, paper_retention)
@@ -176,7 +177,7 @@ def number(name: str, evidence: Evidence, runs: list[str], task: str | Sequence[
     try:
         everywhere = task == "all" and function in _PAPER
         whole = [] if function is best_trial else runs  # a trial needs no whole run
-        return function(evidence, list(facts.TASKS) if everywhere else _tasks(evidence, whole, task), *runs)
+        return function(evidence, list(statistics.TASKS) if everywhere else _tasks(evidence, whole, task), *runs)
     except LookupError as error:
         raise UserError(f"{where}: {error.args[0]}") from None
 
@@ -184,51 +185,51 @@ def number(name: str, evidence: Evidence, runs: list[str], task: str | Sequence[
 def _tasks(evidence: Evidence, runs: list[str], task: str | Sequence[str] | None) -> list[str]:
     """The tasks asked for, each of which every run has, in the paper's order."""
     asked = None if task is None else [task] if isinstance(task, str) else list(task)
-    known = facts.tasks_of(evidence.results)
+    known = statistics.tasks_of(evidence.results)
     if asked is not None and (strange := [one for one in asked if one not in known]):
-        raise LookupError(f"the study has no task {facts.listed(strange)}; it has {facts.listed(known)}")
+        raise LookupError(f"the study has no task {statistics.listed(strange)}; it has {statistics.listed(known)}")
     tasks = known if asked is None else [one for one in known if one in asked]
     for run in runs:
-        own = {one.task for one in facts.runs_of(evidence.results, run)}
+        own = {one.task for one in statistics.runs_of(evidence.results, run)}
         lacking = [one for one in tasks if one not in own]
         if (asked is None and len(lacking) == len(tasks)) or (asked is not None and lacking):
-            on = f" on {facts.listed(lacking)}" if asked else ""
-            raise LookupError(f"no run of {run}{on}; it has {facts.listed(names_of(evidence, run))}")
+            on = f" on {statistics.listed(lacking)}" if asked else ""
+            raise LookupError(f"no run of {run}{on}; it has {statistics.listed(names_of(evidence, run))}")
         tasks = [one for one in tasks if one in own]
     return tasks
 
 
 def names_of(evidence: Evidence, like: str) -> list[str]:
     """The runs of a study by name; if `like` is a variant of one of them, that run's variants."""
-    own = facts.methods_of(facts.whole_runs(evidence.results))
+    own = statistics.methods_of(statistics.whole_runs(evidence.results))
     base, _, variant = like.partition("/")
-    variants = [f"{run.method}/{run.cell}" for run in evidence.results if run.method == base and run.cell]
+    variants = [run.full_name for run in evidence.results if run.name == base and run.variant]
     return sorted(set(variants)) if variant and variants else own
 
 
 def _runs(evidence: Evidence, tasks: list[str], run: str) -> list[Result]:
-    return [one for one in facts.runs_of(evidence.results, run) if one.task in tasks]
+    return [one for one in statistics.runs_of(evidence.results, run) if one.task in tasks]
 
 
 def _one(tasks: list[str]) -> str:
     if len(tasks) != 1:
-        raise LookupError(f"needs one task: set task= to one of {facts.listed(tasks)}")
+        raise LookupError(f"needs one task: set task= to one of {statistics.listed(tasks)}")
     return tasks[0]
 
 
 def _same(values: Iterable[int]) -> int:
     own = sorted(set(values))
     if len(own) != 1:
-        raise LookupError(f"the runs differ in it: {facts.listed(own)}")
+        raise LookupError(f"the runs differ in it: {statistics.listed(own)}")
     return own[0]
 
 
 def _paper_score(run: str, tasks: list[str]) -> float:
     if run not in paper.SCORES:
-        raise LookupError(f"the paper has no {run}; it has {facts.listed(paper.SCORES)}")
+        raise LookupError(f"the paper has no {run}; it has {statistics.listed(paper.SCORES)}")
     if len(tasks) == 1:
-        return _measured(facts.paper_task_score(run, tasks[0]))
-    if set(tasks) == set(facts.TASKS):
+        return _measured(statistics.paper_task_score(run, tasks[0]))
+    if set(tasks) == set(statistics.TASKS):
         return paper.PRINTED_AVERAGE[run]
     columns = [column for column in paper.COLUMNS if column.partition("_")[0] in tasks]
     return _measured(paper.average(run, columns))
