@@ -1,60 +1,42 @@
-"""ASP: one-shot magnitude pruning, then masked fine-tuning (Mishra et al., arXiv 2104.08378; the paper's baseline).
+"""Fine-tuning on a fixed choice of the constraint set: the recovery phase that the methods share.
 
-The mask is taken once, from the weights as they are; training then never leaves it. The same masked training is the
-last phase of ADMM with a frozen mask.
+For a mask this is masked fine-tuning as in ASP (Mishra et al., arXiv 2104.08378): pruned weights stay zero, the others
+train.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
-from nxm.sets.base import SparseSet
+from nxm.sets.base import ConstraintSet, support
 
 
-class MaskedWeights:
-    """Weights held on a fixed mask while an optimizer moves them.
+class HeldWeights:
+    """Weights held on a fixed choice of their constraint set while an optimizer moves them.
 
     Args:
-        weights: name -> parameter, any floating dtype.
-        masks: name -> bool tensor of the same shape.
+        weights: name -> parameter, any floating dtype; moved onto their choice at once.
+        choices: name -> choice (`nxm.sets.base.Projection`), for a `SparseSet` a bool mask of the weight's shape.
+        constraint: the set.
     """
 
-    def __init__(self, weights: dict[str, nn.Parameter], masks: dict[str, Tensor]) -> None:
+    def __init__(self, weights: dict[str, nn.Parameter], choices: dict[str, Tensor], constraint: ConstraintSet) -> None:
         self.weights = weights
-        self.masks = masks
+        self.choices = choices
+        self.constraint = constraint
+        self._support = {name: support(choice) for name, choice in choices.items()}
         self.apply_to_weights_()
-
-    @classmethod
-    def one_shot(
-        cls,
-        weights: dict[str, nn.Parameter],
-        constraint: SparseSet,
-        importance: Mapping[str, Tensor] | None = None,
-    ) -> MaskedWeights:
-        """ASP: the mask of the weights' own projection on the constraint set.
-
-        Args:
-            importance: name -> what a squared change of each weight costs
-            (`nxm.methods.admm.algorithm.ADMM.iterate_`): the mask is then
-                that of sqrt(v) |W|, with `nxm.methods.importance.ActivationNorms` Wanda's (arXiv 2306.11695).
-        """
-        scores = {name: weight.detach() for name, weight in weights.items()}
-        if importance is not None:
-            scores = {name: score * importance[name].sqrt() for name, score in scores.items()}
-        return cls(weights, {name: constraint.mask(score) for name, score in scores.items()})
 
     @torch.no_grad()
     def apply_to_gradients_(self) -> None:
-        """Before the optimizer's step: no gradient reaches a pruned weight, so its moments stay zero or decay."""
+        """Mask the gradients, before the optimizer's step: the moments of a pruned weight stay zero or decay."""
         for name, weight in self.weights.items():
             if weight.grad is not None:
-                weight.grad.mul_(self.masks[name])
+                weight.grad.mul_(self._support[name])
 
     @torch.no_grad()
     def apply_to_weights_(self) -> None:
-        """After the optimizer's step: momentum and weight decay cannot revive a pruned weight."""
+        """Hold the weights, after the optimizer's step: momentum and weight decay cannot revive a pruned weight."""
         for name, weight in self.weights.items():
-            weight.mul_(self.masks[name]).add_(0.0)  # + 0.0 turns -0.0 into +0.0
+            self.constraint.hold_(weight, self.choices[name])

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nxm.errors import UserError
-from nxm.methods.admm.callback import AdmmCallback
-from nxm.methods.admm.history import MaskHistory
+from nxm.methods.admm.callback import AdmmCallback, MaskHistory
 from nxm.methods.admm.settings import Admm
 from nxm.methods.callback import SparsityCallback
 from nxm.methods.gradual.callback import GmpCallback
