@@ -139,7 +139,7 @@ def is_faster(out_features: int, in_features: int, tokens: int, dtype: str, back
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dense = nn.Linear(in_features, out_features, bias=False, device=device, dtype=STORED[dtype]).requires_grad_(False)
-    dense.weight.copy_(PATTERN.project(torch.randn(out_features, in_features)))
+    dense.weight.copy_(PATTERN.project(torch.randn(out_features, in_features)).Z)
     sparse: nn.Module
     if dtype == "int8":
         sparse = Int8Linear(dense, partial(_packed_integers, where="matrix"))
