@@ -88,7 +88,9 @@ def test_patterns_survive_the_config(tiny_bert, tmp_path):
 
 
 def test_it_is_a_command(sparse):
-    done = subprocess.run([sys.executable, "-m", "nxm", "check", str(sparse)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "nxm", "check", str(sparse)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0
     assert "12 of 12" in done.stdout
 

@@ -19,8 +19,8 @@ def check(folder: Path, pattern: str | None = None) -> bool:
 
     Args:
         folder: a from_pretrained folder with model.safetensors.
-        pattern: a constraint set such as "2:4" or "50 %", to check any model; None: the set in the folder's config.json,
-            which nxm's callbacks write.
+        pattern: a constraint set such as "2:4" or "50 %", to check any model; None: the set in the folder's
+            config.json, which nxm's callbacks write.
 
     Returns: whether every matrix obeys.
 
