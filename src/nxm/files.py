@@ -134,6 +134,11 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON atomically, an item per line. Raises ValueError on NaN, which is no JSON."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file atomically; see `new_file`."""
     with new_file(path) as partial:

@@ -10,10 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
-import pynvml
-import torch
-
 # Environment variables by which the launcher tells a stage its share of the machine.
 SLOT, JOBS = "NXM_SLOT", "NXM_JOBS"
 
@@ -26,6 +22,9 @@ DEPLOYED = ("onnxruntime", "torchao")  # what models are deployed with, an extra
 
 def machine() -> dict[str, Any]:
     """Processor, cores that this process may use, memory (GiB) and the device that trains."""
+    import psutil
+    import torch
+
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "cpu": _cpu_name(),
@@ -42,9 +41,13 @@ def versions() -> dict[str, str]:
 
 def libraries() -> dict[str, str]:
     """`versions`, and what else a measurement of speed depends on: packages; of a GPU its driver and libraries."""
+    import torch
+
     installed = {distribution.name for distribution in importlib.metadata.distributions()}
     found = versions() | {name: importlib.metadata.version(name) for name in DEPLOYED if name in installed}
     if torch.cuda.is_available():
+        import pynvml
+
         pynvml.nvmlInit()
         found |= {
             "driver": pynvml.nvmlSystemGetDriverVersion(),
@@ -65,11 +68,15 @@ def use_cores() -> None:
 
     `accelerate launch` sets OMP_NUM_THREADS=1 unless told a number, which on a CPU halves the speed of two cores.
     """
+    import torch
+
     torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def peak_memory_mib() -> float:
     """The most memory that this process has held so far, in MiB: the GPU's where one trains, else the resident set."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
