@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nxm.cli import run
-from nxm.data.sources import fetch
+from nxm.data.fetch import fetch
 from nxm.study.settings import load_study
 
 

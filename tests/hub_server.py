@@ -1,9 +1,11 @@
 """A stand-in for the Hugging Face Hub on loopback, for the real huggingface_hub client (2.x).
 
 It serves a folder: models/<owner>/<name>/… and datasets/<owner>/<name>/…, each as a repository of one commit whose id
-follows from the content. Endpoints are those that `HfApi.repo_info(files_metadata=True)` and `hf_hub_download` use:
+follows from the content. Its endpoints are those that `HfApi.repo_info(files_metadata=True)` and `snapshot_download`
+use:
 
     GET       /api/{models,datasets}/<owner>/<name>[/revision/<revision>]
+    GET       /api/{models,datasets}/<owner>/<name>/tree/<revision>
     HEAD, GET [/datasets]/<owner>/<name>/resolve/<revision>/<path>     (with Range)
 
 It can break off in the middle of a file, answer with an error, and serve other bytes than it states.
@@ -88,6 +90,8 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             path = unquote(urlsplit(self.path).path)
             if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+?)(?:/revision/(.+))?", path):
                 self._info(*match.groups())
+            elif match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)", path):
+                self._tree(*match.groups())
             elif match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
                 kind = "datasets" if match[1] else "models"
                 self._file(kind, match[2], match[3], match[4])
@@ -113,15 +117,32 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
         def _info(self, kind: str, name: str, revision: str | None) -> None:
             if (commit := self._commit(kind, name, revision)) is None:
                 return
-            repository = hub.folder / kind / name
             siblings = []
-            for path in sorted(path for path in repository.rglob("*") if path.is_file()):
-                size = path.stat().st_size
-                sibling = {"rfilename": path.relative_to(repository).as_posix(), "size": size, "blobId": "0" * 40}
-                if _large(path):
-                    sibling["lfs"] = {"size": size, "sha256": _sha256(path), "pointerSize": 134}
+            for path, file in self._files(kind, name):
+                sibling = {"rfilename": path, "size": file.stat().st_size, "blobId": "0" * 40}
+                if _large(file):
+                    sibling["lfs"] = {"size": sibling["size"], "sha256": _sha256(file), "pointerSize": 134}
                 siblings.append(sibling)
-            body = json.dumps({"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}).encode()
+            self._json({"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings})
+
+        def _tree(self, kind: str, name: str, revision: str) -> None:
+            if self._commit(kind, name, revision) is None:
+                return
+            entries = []
+            for path, file in self._files(kind, name):
+                entry = {"type": "file", "path": path, "size": file.stat().st_size, "oid": "0" * 40}
+                if _large(file):
+                    entry["lfs"] = {"size": entry["size"], "oid": _sha256(file), "pointerSize": 134}
+                entries.append(entry)
+            self._json(entries)
+
+        def _files(self, kind: str, name: str) -> list[tuple[str, Path]]:
+            repository = hub.folder / kind / name
+            files = sorted(path for path in repository.rglob("*") if path.is_file())
+            return [(path.relative_to(repository).as_posix(), path) for path in files]
+
+        def _json(self, content: object) -> None:
+            body = json.dumps(content).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

@@ -1,4 +1,4 @@
-"""`python -m nxm.check` tells whether a saved model obeys its pattern."""
+"""`nxm check` on saved models that obey their pattern, break it or are damaged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nxm import NM, Unstructured, cli, find_targets
-from nxm.check import main
 from nxm.sets.saved import read_pattern, write_pattern
 
 
@@ -20,9 +19,9 @@ def check(monkeypatch, capsys):
     """Run the command in this process (a new one would spend seconds on imports)."""
 
     def run(*arguments) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["nxm.check", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["nxm", "check", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.run(main)
+            cli.main()
         captured = capsys.readouterr()
         return SimpleNamespace(returncode=ended.value.code, stdout=captured.out, stderr=captured.err)
 
@@ -62,13 +61,14 @@ def test_another_pattern_can_be_asked_for(sparse, check):
     assert check(sparse, "--pattern", "1:4").returncode == 1
     done = check(sparse, "--pattern", "two:four")
     assert done.returncode == 1
-    assert "write non-zeros and group size as in 2:4" in done.stderr
+    assert "--pattern" in done.stderr
+    assert "2:4" in done.stderr
     assert "no multiple of the group size 5" in check(sparse, "--pattern", "2:5").stderr
 
 
 def test_a_dense_model_needs_to_be_told_the_pattern(tiny_bert, tmp_path, check):
     tiny_bert.save_pretrained(tmp_path)
-    assert "say which with --pattern" in check(tmp_path).stderr
+    assert "give one with --pattern" in check(tmp_path).stderr
     assert check(tmp_path, "--pattern", "2:4").returncode == 1
 
 
@@ -88,7 +88,9 @@ def test_patterns_survive_the_config(tiny_bert, tmp_path):
 
 
 def test_it_is_a_command(sparse):
-    done = subprocess.run([sys.executable, "-m", "nxm.check", str(sparse)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "nxm", "check", str(sparse)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0
     assert "12 of 12" in done.stdout
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nxm import cli
-from nxm.data.sources import fetch
+from nxm.data.fetch import fetch
 from nxm.errors import UserError
 from nxm.files import new_folder
 from nxm.study.settings import load_study

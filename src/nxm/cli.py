@@ -1,59 +1,131 @@
-"""How a command ends."""
+"""The command `nxm`. Each subcommand imports its module when it runs, so that `nxm --help` needs no torch."""
 
 from __future__ import annotations
 
-import errno
-import logging
-import os
-import re
-import sys
-from collections.abc import Callable
-from typing import NoReturn
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from safetensors import SafetensorError
+import typer
+from typer.core import TyperGroup
 
-from nxm.errors import UserError
-
-# transformers imports torchao where it is installed, which warns of what nothing here uses.
-for _name in ("torchao", "torch.utils._pytree"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
-
-_CUT_SHORT = re.compile(r"\(os error (28|122|27)\)|PytorchStreamWriter failed|unexpected pos \d+ vs \d+")
+from nxm.command import run
 
 
-def run(main: Callable[[], None]) -> NoReturn:
-    """Run a command; a `UserError` becomes its message on stderr and exit status 1, and so does a full disk.
+class _Group(TyperGroup):
+    """Subcommands whose errors end as in `nxm.command.run`."""
 
-    Ctrl-C ends it with a line and status 130, a reader that has gone (`| head`) with status 1 and no message. Anything
-    else is a bug and shows its traceback.
+    def invoke(self, ctx: Any) -> None:
+        run(partial(super().invoke, ctx))
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="N:M sparsity for pretrained Transformers by ADMM.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="a from_pretrained folder with model.safetensors")],
+    pattern: Annotated[
+        str | None, typer.Option(help="check this pattern, such as 2:4, instead of the one in config.json")
+    ] = None,
+) -> None:
+    """Check matrix by matrix whether a saved model obeys its sparsity pattern.
+
+    Exit status 0: every matrix obeys; 1: one does not, or the folder cannot be read.
     """
-    try:
-        main()
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("interrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
-        sys.exit(1)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if not _is_full_disk(error):
-            raise
-        where = f" for {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        print(
-            f"error: no space left on the disk{where}, or a limit on it is reached; make room and run the same command "
-            "again",
-            file=sys.stderr,
-        )
-        sys.exit(1)
-    sys.exit(0)
+    from nxm.check import check
+
+    if not check(folder, pattern):
+        raise typer.Exit(1)
 
 
-def _is_full_disk(error: Exception) -> bool:
-    """No space left, a quota used up or a file too large; safetensors and torch say so in words alone."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return _CUT_SHORT.search(str(error)) is not None
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="a from_pretrained folder with its tokenizer")],
+    out: Annotated[Path, typer.Argument(help="the file to write; for torch-2of4 the folder")],
+    to: Annotated[Literal["onnx", "onnx-int8", "torch-int8", "torch-2of4"], typer.Option(help="the format")],
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            help="compare outputs on these (torch-int8: calibrate too): one example per line, a tab between sentences"
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["bf16", "fp16", "int8"] | None, typer.Option(help="torch-2of4: type of the products; default: bf16")
+    ] = None,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="torch-2of4: pack only matrices whose 2:4 product is faster on this GPU")
+    ] = False,
+    batch: Annotated[int | None, typer.Option(help="with --auto: sentences in a batch")] = None,
+    length: Annotated[int | None, typer.Option(help="with --auto: tokens in each sentence")] = None,
+) -> None:
+    """Export a trained model in a format for deployment.
+
+    Asserts the pattern that config.json names. Writes nothing if the outputs differ from the model's.
+
+    nxm export sparse-model model.onnx --to onnx
+
+    nxm export sparse-model packed --to torch-2of4 --auto --batch 32 --length 128
+    """
+    from nxm.export.formats import export
+
+    export(folder, out, to, texts=texts, dtype=dtype, auto=auto, batch=batch, length=length)
+
+
+Study = Annotated[str, typer.Argument(help="embedded, or a folder of studies/")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="stages side by side; default: 2 on a CPU, 1 on a GPU")]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="only what changed, not what is merely missing here: data and models")
+]
+
+
+@app.command()
+def repro(study: Study = "embedded", jobs: Jobs = None, allow_missing: AllowMissing = False) -> None:
+    """Run a study: every stage that is not done here, with progress and the time left.
+
+    On a fresh clone, which has results but neither data nor models, that is all of it.
+    """
+    from nxm.launch.schedule import repro
+
+    repro(Path.cwd(), study, jobs, allow_missing=allow_missing)
+
+
+@app.command()
+def plan(study: Study = "embedded", jobs: Jobs = None, allow_missing: AllowMissing = False) -> None:
+    """Say what `nxm repro` would run, and about how long that takes."""
+    from nxm.launch.schedule import plan
+
+    plan(Path.cwd(), study, jobs, allow_missing=allow_missing)
+
+
+@app.command()
+def show(study: Study = "embedded") -> None:
+    """Print what is committed of a study, without running anything."""
+    from nxm.launch.schedule import show
+
+    show(Path.cwd(), study)
+
+
+@app.command()
+def pages(
+    check: Annotated[bool, typer.Option("--check", help="write nothing; exit status 1 when a page is stale")] = False,
+) -> None:
+    """Render README.md and the studies' pages from their templates and the results files."""
+    from nxm.report.page import stale_pages, write_pages
+
+    changed = stale_pages(Path.cwd()) if check else write_pages(Path.cwd())
+    for page in changed:
+        print(f"{page.relative_to(Path.cwd())}: {'stale; run `nxm pages`' if check else 'written'}")
+    if check and changed:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="nxm")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from ruamel.yaml import YAML
@@ -63,9 +63,17 @@ def explain(where: object, problem: Any, model: type[BaseModel]) -> str:
 
 
 def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """The keys allowed at a place of the settings, found by walking the models along `location`."""
-    kind: Any = model
+    """Return the keys allowed at a place of the settings, found by walking the models along `location`."""
+    models = {model}
     for part in location:
-        inside = isinstance(kind, type) and issubclass(kind, BaseModel)
-        kind = kind.model_fields[part].annotation if inside else kind.__args__[1]  # else: `dict[str, Model]`
-    return sorted(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+        fields = [found.model_fields[part].annotation for found in models if part in found.model_fields]
+        if fields:  # else `part` is a key of a dict, an index of a list or the name of a union's member
+            models = set().union(*map(_models_in, fields))
+    return sorted(set().union(*(found.model_fields for found in models)))
+
+
+def _models_in(annotation: Any) -> set[type[BaseModel]]:
+    """Return the models that an annotation such as `dict[str, Model] | None` names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation}
+    return set().union(*map(_models_in, get_args(annotation)))

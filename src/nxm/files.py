@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,18 +25,19 @@ DISK_ERRORS = {
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill under a temporary name beside `out`, which becomes `out` when the block ends without an error.
+    """Yield a new folder beside `out`, to be filled; it becomes `out` when the block ends without an error.
 
-    An `out` that is there is replaced at that moment; after an error or an interruption it is as it was.
+    An existing `out` is replaced at that moment. After an error or an interruption it is unchanged.
 
     Raises:
-        UserError: the disk is full or must not be written.
+        UserError: the disk is full or not writable, or `out` is a file.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; expected is a folder or nothing")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    former = out.with_name(f".{out.name}.{os.getpid()}.former")
+    partial, former = (out.with_name(f".{out.name}.{part}") for part in ("partial", "former"))
     try:
+        for leftover in (partial, former):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
         if out.exists():
@@ -50,6 +50,22 @@ def new_folder(out: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(former, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`, which is created if needed; the file to be written there.
+
+    The file becomes `path` when the block ends without an error. After an error or an interruption nothing has changed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_manifest(folder: Path, files: dict[str, str], described: dict[str, Any]) -> None:
@@ -114,20 +130,16 @@ def sha256_tree(path: Path) -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text all at once; see `write_bytes`."""
+    """Write UTF-8 text atomically; see `new_file`."""
     write_bytes(path, text.encode("utf-8"))
 
 
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON atomically, an item per line. Raises ValueError on NaN, which is no JSON."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file under a temporary name in its own folder (made if needed), then rename it over `path`."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would be what git and other users see
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write a file atomically; see `new_file`."""
+    with new_file(path) as partial:
+        partial.write_bytes(content)

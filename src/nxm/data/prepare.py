@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nxm.data.settings import Prepare
-from nxm.data.sources import check_tokenizer
-from nxm.data.tasks import Task, check_table, get_task
+from nxm.data.tables import check_table
+from nxm.data.tasks import Task, get_task
+from nxm.data.weights import check_tokenizer
 from nxm.errors import UserError
 from nxm.files import check_manifest, new_folder, sha256_tree, write_manifest
 
@@ -40,7 +41,7 @@ def prepare(task_name: str, source: Path, settings: Prepare, out: Path) -> None:
     depend on the inputs, the settings and the versions of the libraries alone.
 
     Args:
-        source: what `nxm.data.sources.fetch` left: weights/, glue/<task>/, perhaps student/.
+        source: what `nxm.data.fetch.fetch` left: weights/, glue/<task>/, perhaps student/.
         out: the folder to make; one that exists is replaced when everything is written.
 
     Raises:
@@ -64,9 +65,9 @@ def prepare(task_name: str, source: Path, settings: Prepare, out: Path) -> None:
             fingerprint = hashlib.sha256(_ipc_bytes(tokenised)).hexdigest()[:16]
             datasets[split] = Dataset(tokenised, fingerprint=fingerprint)
         datasets.save_to_disk(folder)
-        files = {
-            path.relative_to(folder).as_posix(): "nxm.data.prepare" for path in folder.rglob("*") if path.is_file()
-        }
+        # The name of this module when results first recorded the folder's sha256, which the manifest is part of.
+        origin = "nxm.prepare"
+        files = {path.relative_to(folder).as_posix(): origin for path in folder.rglob("*") if path.is_file()}
         described = {
             "task": task.name,
             # The task's own: what is set for another one leaves this one's files as they are

@@ -1,34 +1,45 @@
-"""The GLUE tasks: what each asks, how its tables look, how the paper scores it.
+"""The GLUE tasks: their tables, their metrics and their names.
 
-A task is one entry of `TASKS`; everything else (download, checks, tokenisation, the model's head, metrics, tables)
-reads it from there. Schema, splits and label names are those of the Hub's `nyu-mll/glue`
+A task is one entry of `TASKS`; everything else (settings, download, checks, tokenisation, the model's head, metrics,
+tables and figures) reads it from there. Schema, splits and label names are those of the Hub's `nyu-mll/glue`
 (https://huggingface.co/datasets/nyu-mll/glue), the metrics those of the NxMTransformer paper, section 5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from nxm.errors import Diverged, UserError
+
+if TYPE_CHECKING:  # the launcher and the settings read TASKS alone
+    import numpy as np
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task of GLUE. `rows` holds the official number of rows of each split that carries labels, training first."""
+    """One task of GLUE.
+
+    Attributes:
+        sentences: the one or two text columns, in the order in which the model reads them.
+        classes: names of labels 0, 1, ...; empty: the label is a float within `score_range`.
+        rows: the official number of rows of each split that has labels, training first.
+        metric: the metric that the paper reports.
+        group: the paper searches different grids for small and large tasks.
+        evaluation: splits to evaluate on, each with the suffix of its metrics' names.
+    """
 
     name: str
-    sentences: tuple[str, ...]  # the one or two text columns, in the order the model reads them
-    classes: tuple[str, ...]  # names of labels 0, 1, …; empty: the label is a float within `score_range`
+    label: str
+    sentences: tuple[str, ...]
+    classes: tuple[str, ...]
     rows: Mapping[str, int]
-    metric: Literal["spearman", "f1", "matthews", "accuracy"]  # the one the paper prints
-    group: Literal["small", "large"]  # the paper's grids differ between the two
+    metric: Literal["spearman", "f1", "matthews", "accuracy"]
+    group: Literal["small", "large"]
     score_range: tuple[float, float] | None = None
+    evaluation: Mapping[str, str] = field(default_factory=lambda: {"validation": ""})
 
     @property
     def regression(self) -> bool:
@@ -41,7 +52,7 @@ class Task:
 
     @property
     def problem_type(self) -> str:
-        """As `transformers.PretrainedConfig.problem_type` spells it."""
+        """The value of `transformers.PretrainedConfig.problem_type`."""
         return "regression" if self.regression else "single_label_classification"
 
     @property
@@ -49,14 +60,15 @@ class Task:
         return tuple(self.rows)
 
     @property
-    def evaluation(self) -> dict[str, str]:
-        """Splits to evaluate on, each with what it adds to the names of its metrics (MNLI: `_m` and `_mm`)."""
-        suffixes = {"validation": "", "validation_matched": "_m", "validation_mismatched": "_mm"}
-        return {split: suffixes[split] for split in self.splits if split != "train"}
+    def columns(self) -> dict[str, str]:
+        """The task's columns in tables of scores, one per evaluation split: name -> label."""
+        return {self.name + suffix: self.label + suffix.replace("_", "-") for suffix in self.evaluation.values()}
 
     @property
     def schema(self) -> pa.Schema:
         """Columns of the canonical table, in order: sentences (string), label (int64 or float32), idx (int32)."""
+        import pyarrow as pa
+
         label = pa.float32() if self.regression else pa.int64()
         return pa.schema([*((name, pa.string()) for name in self.sentences), ("label", label), ("idx", pa.int32())])
 
@@ -65,30 +77,53 @@ METRICS = ("spearman", "pearson", "matthews", "f1", "accuracy")  # all names tha
 
 _PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
-TASKS: dict[str, Task] = {
+TASKS: dict[str, Task] = {  # in the order of the paper's tables
     task.name: task
     for task in (
         Task(
+            "mnli",
+            "MNLI",
+            ("premise", "hypothesis"),
+            ("entailment", "neutral", "contradiction"),
+            {"train": 392702, "validation_matched": 9815, "validation_mismatched": 9832},
+            "accuracy",
+            "large",
+            evaluation={"validation_matched": "_m", "validation_mismatched": "_mm"},
+        ),
+        Task(
+            "sst2",
+            "SST-2",
+            ("sentence",),
+            ("negative", "positive"),
+            {"train": 67349, "validation": 872},
+            "accuracy",
+            "large",
+        ),
+        Task(
+            "qnli",
+            "QNLI",
+            ("question", "sentence"),
+            _ENTAILMENT,
+            {"train": 104743, "validation": 5463},
+            "accuracy",
+            "large",
+        ),
+        Task(
             "cola",
+            "CoLA",
             ("sentence",),
             ("unacceptable", "acceptable"),
             {"train": 8551, "validation": 1043},
             "matthews",
             "small",
         ),
-        Task("sst2", ("sentence",), ("negative", "positive"), {"train": 67349, "validation": 872}, "accuracy", "large"),
-        Task("mrpc", _PAIR, ("not_equivalent", "equivalent"), {"train": 3668, "validation": 408}, "f1", "small"),
-        Task("stsb", _PAIR, (), {"train": 5749, "validation": 1500}, "spearman", "small", score_range=(0.0, 5.0)),
-        Task("rte", _PAIR, _ENTAILMENT, {"train": 2490, "validation": 277}, "accuracy", "small"),
-        Task("qnli", ("question", "sentence"), _ENTAILMENT, {"train": 104743, "validation": 5463}, "accuracy", "large"),
         Task(
-            "mnli",
-            ("premise", "hypothesis"),
-            ("entailment", "neutral", "contradiction"),
-            {"train": 392702, "validation_matched": 9815, "validation_mismatched": 9832},
-            "accuracy",
-            "large",
+            "stsb", "STS-B", _PAIR, (), {"train": 5749, "validation": 1500}, "spearman", "small", score_range=(0.0, 5.0)
         ),
+        Task(
+            "mrpc", "MRPC", _PAIR, ("not_equivalent", "equivalent"), {"train": 3668, "validation": 408}, "f1", "small"
+        ),
+        Task("rte", "RTE", _PAIR, _ENTAILMENT, {"train": 2490, "validation": 277}, "accuracy", "small"),
     )
 }
 
@@ -115,6 +150,7 @@ def compute_metrics(task: Task, predictions: np.ndarray, labels: np.ndarray) -> 
         UserError: the numbers of predictions and labels differ.
         Diverged: a prediction is NaN or infinite.
     """
+    import numpy as np
     from scipy import stats
     from sklearn import metrics
 
@@ -152,61 +188,7 @@ def compute_metrics(task: Task, predictions: np.ndarray, labels: np.ndarray) -> 
 
 
 def paper_metric(task: Task, metrics: Mapping[str, float]) -> float:
-    """The number that stands for a task: its metric, averaged over its evaluation splits (two for MNLI alone)."""
+    """Return the score of a task: its metric, averaged over its evaluation splits (two for MNLI, else one)."""
+    import numpy as np
+
     return float(np.mean([metrics[task.metric + suffix] for suffix in task.evaluation.values()]))
-
-
-def check_table(task: Task, split: str, table: pa.Table, *, official: bool, where: str = "") -> pa.Table:
-    """Check a table as a split of a task and bring it to `task.schema`: same columns, order and types, one chunk.
-
-    Columns beyond the schema's are dropped. `official` also demands GLUE's own number of rows; stand-ins may be cut
-    down. `where` names the origin in messages.
-
-    Raises:
-        UserError: naming task, split, column, row and value, and what would be right.
-    """
-    place = f"task {task.name}, split {split}" + (f" ({where})" if where else "")
-    if split not in task.rows:
-        raise UserError(f"{place}: no such split; known are {', '.join(task.splits)}")
-    columns = []
-    for field in task.schema:
-        indices = table.schema.get_all_field_indices(field.name)
-        if len(indices) != 1:
-            problem = "is missing" if not indices else f"stands {len(indices)} times"
-            raise UserError(
-                f"{place}: column '{field.name}' {problem}; expected are {', '.join(task.schema.names)}, "
-                f"found {', '.join(table.column_names) or 'none'}"
-            )
-        column = table.column(indices[0])
-        if not _castable(column.type, field.type):
-            raise UserError(f"{place}: column '{field.name}' is of type {column.type}, expected {field.type}")
-        missing = column.is_null()
-        if pc.any(missing).as_py():
-            raise UserError(f"{place}: column '{field.name}', row {pc.index(missing, True).as_py()}: no value")
-        try:
-            columns.append(column.cast(field.type, safe=not pa.types.is_floating(field.type)))
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{place}: column '{field.name}': {error}") from None
-    checked = pa.table(columns, schema=task.schema).combine_chunks()
-
-    low, high = task.score_range if task.score_range is not None else (0, task.num_labels - 1)
-    labels = checked["label"]
-    # "not inside" rather than "outside": a NaN is neither below nor above
-    bad = pc.invert(pc.and_(pc.greater_equal(labels, low), pc.less_equal(labels, high)))
-    if pc.any(bad).as_py():
-        row = pc.index(bad, True).as_py()
-        raise UserError(f"{place}: column 'label', row {row}: {labels[row].as_py()} is not within {low} … {high}")
-    if checked.num_rows == 0:
-        raise UserError(f"{place}: the table has no rows")
-    if official and checked.num_rows != task.rows[split]:
-        raise UserError(f"{place}: {checked.num_rows} rows, GLUE has {task.rows[split]}")
-    return checked
-
-
-def _castable(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether a column of one type can stand for another without changing what it says."""
-    if pa.types.is_string(wanted):
-        return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
-    if pa.types.is_floating(wanted):
-        return pa.types.is_floating(found)
-    return pa.types.is_integer(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,10 +55,11 @@ def write_int8(trained: Trained, path: Path, examples: Sequence[Example] = EXAMP
     def make(temporary: Path) -> None:
         model = _to_onnx(trained, examples)
         del model.graph.value_info[:]  # shapes from before torch's optimizer, some of which contradict the graph
-        plain, ready = temporary.with_suffix(".plain"), temporary.with_suffix(".ready")
-        onnx.save(model, plain)
-        quant_pre_process(plain, ready, skip_symbolic_shape=True)
-        quantize_dynamic(ready, temporary, per_channel=True, weight_type=QuantType.QInt8)
+        with tempfile.TemporaryDirectory(dir=temporary.parent, prefix=f"{temporary.name}.") as folder:
+            plain, ready = Path(folder, "plain.onnx"), Path(folder, "ready.onnx")
+            onnx.save(model, plain)
+            quant_pre_process(plain, ready, skip_symbolic_shape=True)
+            quantize_dynamic(ready, temporary, per_channel=True, weight_type=QuantType.QInt8)
 
     return write_compared(trained, path, examples, make, run_onnx, INT8_TOLERANCE, "INT8 model")
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nxm.errors import UserError
+from nxm.files import new_file
 from nxm.sets.base import SparseSet
 from nxm.sets.saved import load_config, read_pattern, report
 
@@ -155,12 +154,9 @@ def write_compared(
     Raises:
         UserError: it is over the tolerance; nothing is written then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        temporary = Path(folder, path.name)
+    with new_file(path) as temporary:
         make(temporary)
         inputs = trained.encode(examples)
         error = relative_error(answer(temporary, inputs), outputs(trained.model, inputs))
         assert_agreement(error, tolerance, path, what)
-        os.replace(temporary, path)
     return error

@@ -42,7 +42,8 @@ def write_x86(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPL
     """
 
     def make(temporary: Path) -> None:
-        torch.export.save(_quantised(trained, examples), temporary)
+        with temporary.open("w+b") as file:  # a path would have to end in .pt2
+            torch.export.save(_quantised(trained, examples), file)
 
     def answer(temporary: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         return open_x86(temporary)(inputs)
@@ -60,7 +61,8 @@ def open_x86(path: Path) -> Program:
         UserError: the file is no exported program, or (at a call) PyTorch cannot compile it here.
     """
     try:
-        program = torch.export.load(path)
+        with path.open("rb") as file:
+            program = torch.export.load(file)
     except (OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: no exported program: {error}") from None
     compiled = torch.compile(program.module(), dynamic=True)

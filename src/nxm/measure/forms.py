@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -41,11 +40,11 @@ from nxm.export.semi_structured import (
     why_no_gpu,
 )
 from nxm.export.trained import EXAMPLES, Trained, assert_agreement, load_trained, outputs, relative_error
-from nxm.files import sha256_file, write_text
+from nxm.files import sha256_file, write_json
 from nxm.machine import cores, libraries, machine
-from nxm.measure.journal import RowLog
+from nxm.measure.journal import Journal
 from nxm.measure.kernels import are_sparse, kernels_of
-from nxm.measure.timing import Row, Timer, paired_ratio, time_call, time_in_rounds, with_spread
+from nxm.measure.timing import Row, Timer, paired_ratio, time_call, time_interleaved, with_spread
 from nxm.models.targets import find_targets
 from nxm.study.settings import Study
 
@@ -98,15 +97,15 @@ class _AbsentError(Exception):
     """A form cannot be run; the message says why."""
 
 
-def run_deployment(study: Study, device_name: str, root: Path, timer: Timer | None = None) -> Path:
-    """Measure the study's models on one device and write results/<study>/deployment/<device>.json.
+def run_deployment(study: Study, device_name: str, folder: Path, timer: Timer | None = None) -> Path:
+    """Measure the study's models on one device and write results/deployment/<device>.json.
 
     Of the study's first task and of `deployment.seeds`. A killed run goes on after its last whole unit. Where the
     machine has no such device the file says so.
 
     Args:
         device_name: "cpu" or "cuda".
-        root: the repository, in which models/, data/ and results/ lie.
+        folder: the study's folder, in which models/, data/ and results/ are.
         timer: replaces `nxm.measure.timing.time_call`, for tests.
 
     Returns: the path of the file.
@@ -116,15 +115,15 @@ def run_deployment(study: Study, device_name: str, root: Path, timer: Timer | No
     """
     timer = timer or time_call
     settings = study.deployment
-    path = root / "results" / study.study / "deployment" / f"{device_name}.json"
+    path = folder / "results" / "deployment" / f"{device_name}.json"
     written: dict[str, Any] = {"study": study.study, "device": device_name}
     if device_name == "cuda" and not torch.cuda.is_available():
-        write_text(path, _dump(written | {"absent": "no CUDA device where this was run", "rows": [], "scores": []}))
+        write_json(path, written | {"absent": "no CUDA device where this was run", "rows": [], "scores": []})
         return path
     device, task, seed = torch.device(device_name), get_task(study.tasks[0]), settings.seeds[0]
     torch.set_num_threads(cores())
-    folders = {name: root / "models" / study.study / task.name / name / f"seed{seed}" for name in MODELS}
-    models = {name: load_trained(folder) for name, folder in folders.items() if (folder / "config.json").is_file()}
+    folders = {name: folder / "models" / task.name / name / f"seed{seed}" for name in MODELS}
+    models = {name: load_trained(saved) for name, saved in folders.items() if (saved / "config.json").is_file()}
     if "dense" not in models:
         raise UserError(f"{folders['dense']}: there is no dense model to compare with; run the stage baseline first")
     readable = min(trained.max_length for trained in models.values())
@@ -132,15 +131,15 @@ def run_deployment(study: Study, device_name: str, root: Path, timer: Timer | No
         raise UserError(
             f"deployment.lengths has {max(settings.lengths)}, but the models read {readable} tokens at most"
         )
-    data = load_prepared(root / "data" / study.study / "prepared" / task.name)
+    data = load_prepared(folder / "data" / "prepared" / task.name)
     rows: list[Row] = [
         {"model": name, "absent": "no model of this method was found"} for name in MODELS if name not in models
     ]
     scores: list[Row] = []
     forms = [form for name in settings.forms for form in (_CPU_FORMS if device.type == "cpu" else _CUDA_FORMS)[name]]
     points = [(batch, length) for batch in settings.batch_sizes for length in settings.lengths]
-    log = RowLog(
-        root / "checkpoints" / study.study / f"deployment-{device_name}",
+    journal = Journal(
+        folder / "checkpoints" / f"deployment-{device_name}",
         {
             "deployment": settings.model_dump(mode="json"),
             "models": {name: sha256_file(trained.folder / "model.safetensors") for name, trained in models.items()},
@@ -153,28 +152,24 @@ def run_deployment(study: Study, device_name: str, root: Path, timer: Timer | No
         for form in forms:
             bar.set_postfix_str(f"{form.way} {form.dtype} {form.kernel}")
             units = [f"{form} {point}" for point in points] + [f"{form} scores"]
-            if any(log.get(unit) is None for unit in units):
+            if any(journal.get(unit) is None for unit in units):
                 running, absent = _prepare(models, form, device)
                 for point, unit in zip(points, units, strict=False):
-                    if log.get(unit) is None:
-                        log.add(unit, _measure(running, reference, form, point, device, study, timer))
+                    if journal.get(unit) is None:
+                        journal.add(unit, _measure(running, reference, form, point, device, study, timer))
                         bar.update()
-                if log.get(units[-1]) is None:
+                if journal.get(units[-1]) is None:
                     scored = _scores(running, form, task, data, device) if settings.scores else []
-                    log.add(units[-1], [*absent, *scored])
+                    journal.add(units[-1], [*absent, *scored])
                     bar.update()
             for unit in units[:-1]:
-                rows += log.get(unit) or []
-            for row in log.get(units[-1]) or []:
+                rows += journal.get(unit) or []
+            for row in journal.get(units[-1]) or []:
                 (rows if "absent" in row else scores).append(row)
     provenance = {"machine": machine(), "versions": libraries()}
-    write_text(path, _dump(written | {"provenance": provenance, "rows": rows, "scores": scores}))
-    log.clear()
+    write_json(path, written | {"provenance": provenance, "rows": rows, "scores": scores})
+    journal.clear()
     return path
-
-
-def _dump(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 # --- forms -------------------------------------------------------------------------------------------------------
@@ -333,7 +328,7 @@ def _measure(
     calls |= {name: own.call(_on(inputs[name], device, form)) for name, own in running.items()}
     if not running:
         return []
-    seconds = time_in_rounds(
+    seconds = time_interleaved(
         calls,
         warmup=settings.warmup,
         repeats=settings.repeats,

@@ -13,7 +13,7 @@ from typing import Any
 from nxm.machine import libraries, machine
 
 
-class RowLog:
+class Journal:
     """A file of JSON lines, one for each unit of work, in a folder that is the measurement's own.
 
     What was measured with other settings, on another machine or with other versions is not gone on with: its file has

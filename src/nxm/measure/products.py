@@ -13,7 +13,6 @@ on a CPU, small matrices that stay in a cache may exceed it.)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -28,11 +27,11 @@ from tqdm.auto import tqdm
 
 from nxm.errors import UserError
 from nxm.export.semi_structured import BACKENDS, pack_matrix, why_no_gpu, why_not
-from nxm.files import write_text
+from nxm.files import write_json
 from nxm.machine import cores, libraries, machine
-from nxm.measure.journal import RowLog
+from nxm.measure.journal import Journal
 from nxm.measure.kernels import are_sparse, kernels_of
-from nxm.measure.timing import Call, Row, Timer, paired_ratio, time_in_rounds, time_kernel, with_spread
+from nxm.measure.timing import Call, Row, Timer, paired_ratio, time_interleaved, time_kernel, with_spread
 from nxm.sets.nm import NM
 from nxm.study.settings import Matrices, Study
 
@@ -64,28 +63,28 @@ class Product:
     transposed: bool = False  # the call returns (out, tokens)
 
 
-def run_matrices(study: Study, device_name: str, root: Path, timer: Timer | None = None) -> Path:
-    """Measure all products of `study.matrices` on one device and write results/<study>/matrices/<device>.json.
+def run_matrices(study: Study, device_name: str, folder: Path, timer: Timer | None = None) -> Path:
+    """Measure all products of `study.matrices` on one device and write results/matrices/<device>.json.
 
     A killed run goes on after its last whole unit. Where the machine has no such device the file says so.
 
     Args:
         device_name: "cpu" or "cuda".
-        root: the repository.
+        folder: the study's folder.
         timer: replaces `nxm.measure.timing.time_kernel`, for tests.
 
     Returns: the path of the file.
     """
     timer = timer or time_kernel
     settings = study.matrices
-    path = root / "results" / study.study / "matrices" / f"{device_name}.json"
+    path = folder / "results" / "matrices" / f"{device_name}.json"
     written: dict[str, Any] = {"study": study.study, "device": device_name}
     if device_name == "cuda" and not torch.cuda.is_available():
-        write_text(path, _dump(written | {"absent": "no CUDA device where this was run", "rows": []}))
+        write_json(path, written | {"absent": "no CUDA device where this was run", "rows": []})
         return path
     device = torch.device(device_name)
     torch.set_num_threads(cores())
-    log = RowLog(root / "checkpoints" / study.study / f"matrices-{device_name}", settings.model_dump(mode="json"))
+    journal = Journal(folder / "checkpoints" / f"matrices-{device_name}", settings.model_dump(mode="json"))
     units = [
         (dtype, tuple(shape), tuple(point))
         for dtype in DEVICE_DTYPES[device_name]
@@ -96,31 +95,27 @@ def run_matrices(study: Study, device_name: str, root: Path, timer: Timer | None
     ceilings: list[Row] = []
     with tqdm(total=len(units), desc=f"matrices {device_name}", unit=" products") as bar:
         for dtype in DEVICE_DTYPES[device_name]:
-            found = _logged(log, f"ceilings {dtype}", partial(_ceiling_rows, dtype, device, settings, timer))
+            found = _recorded(journal, f"ceilings {dtype}", partial(_ceiling_rows, dtype, device, settings, timer))
             ceilings += found
             limits = _ceilings(found)
             for unit_dtype, shape, point in units:
                 if unit_dtype == dtype:
                     name = f"{dtype} {shape} {point}"
-                    rows += _logged(
-                        log, name, partial(measure_unit, shape, point, dtype, device, settings, limits, timer)
+                    rows += _recorded(
+                        journal, name, partial(measure_unit, shape, point, dtype, device, settings, limits, timer)
                     )
                     bar.update()
     provenance = {"machine": machine(), "versions": libraries()}
-    write_text(path, _dump(written | {"provenance": provenance, "ceilings": ceilings, "rows": rows}))
-    log.clear()
+    write_json(path, written | {"provenance": provenance, "ceilings": ceilings, "rows": rows})
+    journal.clear()
     return path
 
 
-def _dump(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
-
-
-def _logged(log: RowLog, unit: str, measure: Callable[[], list[Row]]) -> list[Row]:
-    rows = log.get(unit)
+def _recorded(journal: Journal, unit: str, measure: Callable[[], list[Row]]) -> list[Row]:
+    rows = journal.get(unit)
     if rows is None:
         rows = measure()
-        log.add(unit, rows)
+        journal.add(unit, rows)
     return rows
 
 
@@ -166,7 +161,7 @@ def measure_unit(
         del products[way]
     if "dense" not in products:
         return rows
-    seconds = time_in_rounds(
+    seconds = time_interleaved(
         {way: product.call for way, product in products.items()},
         warmup=settings.warmup,
         repeats=settings.repeats,
@@ -282,7 +277,7 @@ def _ceiling_rows(dtype: str, device: torch.device, settings: Matrices, timer: T
     source = torch.empty(COPY_BYTES[device.type], dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(source)
     calls["copy"] = partial(target.copy_, source)
-    seconds = time_in_rounds(
+    seconds = time_interleaved(
         calls,
         warmup=settings.warmup,
         repeats=settings.repeats,

@@ -6,7 +6,6 @@ Timings of one comparison are taken in rounds (`nxm.measure.timing`). What spars
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,32 +22,40 @@ from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState,
 from nxm.data.prepare import load_prepared
 from nxm.data.tasks import get_task
 from nxm.errors import UserError
-from nxm.files import write_text
+from nxm.files import write_json
 from nxm.machine import libraries, machine
-from nxm.measure.timing import Call, Row, Timer, paired_ratio, summarise, time_call, time_in_rounds
+from nxm.measure.timing import Call, Row, Timer, paired_ratio, summarise, time_call, time_interleaved
 from nxm.methods.admm.callback import AdmmCallback, steps_between_projections
 from nxm.methods.callback import SparsityCallback
 from nxm.sets.nm import NM
 from nxm.sets.unstructured import Unstructured
-from nxm.study.settings import AdmmTraining, Study, Training
-from nxm.training.assemble import get_method
+from nxm.study.settings import Run, Study
+from nxm.training.build import make_callback
 from nxm.training.trainer import load_model
 
-STEP_METHODS = ("dense", "asp", "nxm", "nxm_paper", "admm_unstructured")
+STEP_RUNS = ("dense", "asp", "nxm", "nxm_paper", "admm_unstructured")  # nxm_paper: nxm with PAPER_RECIPE
+PAPER_RECIPE = {
+    "recipe": "paper",
+    "schedule": "constant",
+    "dual_step": "full",
+    "freeze_at": 1.0,
+    "importance": "none",
+    "relaxation": 1.0,
+}
 PROJECTION_SHAPE = (3072, 768)  # FFN1 of BERT-base
 PROJECTION_PATTERNS = (NM(2, 4), NM(1, 4), NM(2, 8), Unstructured(0.5))
 
-# One comparison stops when it has taken this long, though never before rounds.MIN_ROUNDS.
+# One comparison stops when it has taken this long, though never before nxm.measure.timing.MIN_ROUNDS.
 BUDGET_SECONDS = {"training_step": 14.0, "projection": 5.0}
 
 
-def run_benchmark(study: Study, root: Path, timer: Timer | None = None) -> Path:
-    """Measure everything for a trained study and write results/<study>/benchmark.json, all at once.
+def run_benchmark(study: Study, folder: Path, timer: Timer | None = None) -> Path:
+    """Measure everything for a trained study and write results/benchmark.json, all at once.
 
     Uses the dense model of the study's first task and of `benchmark.seeds`, on CUDA where there is a GPU.
 
     Args:
-        root: the repository, in which models/, data/ and results/ lie.
+        folder: the study's folder, in which models/, data/ and results/ are.
         timer: replaces `time_call`, for tests.
 
     Returns: the path of the file.
@@ -61,15 +68,15 @@ def run_benchmark(study: Study, root: Path, timer: Timer | None = None) -> Path:
     if not study.benchmark.seeds:
         raise UserError("params: 'benchmark.seeds' names no seed whose model is to be measured")
     task, seed = study.tasks[0], study.benchmark.seeds[0]
-    dense = root / "models" / study.study / task / "dense" / f"seed{seed}"
-    lengths = load_prepared(root / "data" / study.study / "prepared" / task)["train"]["length"]
+    dense = folder / "models" / task / "dense" / f"seed{seed}"
+    lengths = load_prepared(folder / "data" / "prepared" / task)["train"]["length"]
 
     training_step = measure_training_step(
         dense,
         study,
         task,
         length=max(1, round(float(np.mean(lengths)))),  # batches are grouped by length, so they hardly pad
-        steps_per_epoch=max(1, len(lengths) // study.dense[task].batch_size),
+        steps_per_epoch=max(1, len(lengths) // study.run("dense", task).batch_size),
         device=device,
         timer=timer,
     )
@@ -80,8 +87,8 @@ def run_benchmark(study: Study, root: Path, timer: Timer | None = None) -> Path:
         "training_step": training_step,
         "projection": projection,
     }
-    path = root / "results" / study.study / "benchmark.json"
-    write_text(path, json.dumps(benchmark, indent=1, allow_nan=False) + "\n")
+    path = folder / "results" / "benchmark.json"
+    write_json(path, benchmark)
     return path
 
 
@@ -111,12 +118,13 @@ def measure_training_step(
         length: tokens in each sentence of the batch.
         steps_per_epoch: of the study's own training, from which intervals that are no number follow.
     """
-    batch_size = study.dense[task].batch_size
+    dense_run = study.run("dense", task)
+    batch_size = dense_run.batch_size
     model = load_model(folder, get_task(task), fresh_head=False).to(device).train()
     args = TrainingArguments(
         output_dir=str(folder),  # nothing is written
         use_cpu=device.type == "cpu",
-        learning_rate=study.dense[task].learning_rate,
+        learning_rate=dense_run.learning_rate,
         weight_decay=study.trainer.weight_decay,
         report_to=[],
     )
@@ -127,7 +135,7 @@ def measure_training_step(
     state = TrainerState(max_steps=1000 * steps_per_epoch, num_train_epochs=1000)
     control = TrainerControl()
     given = {"model": model, "optimizer": optimizer}
-    callbacks = {name: _callback(study, task, name, steps_per_epoch) for name in STEP_METHODS}
+    callbacks = {name: _callback(study, task, name, steps_per_epoch) for name in STEP_RUNS}
     Accelerator(cpu=args.device.type == "cpu")  # the callbacks ask accelerate's state how the model is spread
     for callback in callbacks.values():
         if callback is not None:
@@ -158,7 +166,7 @@ def measure_training_step(
     }
     warmup = min(study.benchmark.warmup, 2)  # steps are long, and the first has made AdamW's state
     with tqdm(total=len(calls) * (warmup + study.benchmark.repeats), desc="training step", unit=" calls") as bar:
-        seconds = time_in_rounds(
+        seconds = time_interleaved(
             calls,
             warmup=warmup,
             repeats=study.benchmark.repeats,
@@ -168,7 +176,7 @@ def measure_training_step(
             bar=bar,
         )
     rows = []
-    for name in STEP_METHODS:
+    for name in STEP_RUNS:
         dense = seconds["dense", "step"]
         total, extra = dense, {}
         if callbacks[name] is not None:
@@ -188,18 +196,14 @@ def measure_training_step(
 
 
 def _callback(study: Study, task: str, name: str, steps_per_epoch: int) -> SparsityCallback | None:
-    """What the study's method adds to a training. nxm_paper is nxm with the paper's penalty in the gradient."""
-    method = get_method(name)
-    if method.callback is None:
-        return None
-    training: Training = getattr(study, method.block)[task]
-    if isinstance(training, AdmmTraining):  # of the study's own run: the one here is longer
-        interval = steps_between_projections(training, training.epochs * steps_per_epoch, steps_per_epoch)
-        training = training.model_copy(update={"interval": interval})
+    """Return what one of STEP_RUNS adds to a training; None for the dense run."""
+    run: Run = study.run("nxm" if name == "nxm_paper" else name, task)
+    if run.method == "admm":  # the interval of the study's own run: the one here is longer
+        interval = steps_between_projections(run.method_settings, run.epochs * steps_per_epoch, steps_per_epoch)
+        run = run.model_copy(update={"interval": interval})
     if name == "nxm_paper":  # its rho does not matter for time
-        shared = ("epochs", "learning_rate", "batch_size", "rho", "interval")
-        training = AdmmTraining(recipe="paper", **{key: getattr(training, key) for key in shared})
-    return method.callback(study, training)
+        run = run.model_copy(update=PAPER_RECIPE)
+    return make_callback(study, run)
 
 
 def _random_batch(model: PreTrainedModel, batch_size: int, length: int, device: torch.device) -> dict[str, Tensor]:
@@ -229,7 +233,7 @@ def measure_projection(study: Study, timer: Timer, shape: tuple[int, int] = PROJ
         calls["nxm project", pattern] = partial(pattern.project, W)
     warmup = min(study.benchmark.warmup, 2)
     with tqdm(total=len(calls) * (warmup + study.benchmark.repeats), desc="projection", unit=" calls") as bar:
-        seconds = time_in_rounds(
+        seconds = time_interleaved(
             calls,
             warmup=warmup,
             repeats=study.benchmark.repeats,

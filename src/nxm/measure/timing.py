@@ -61,7 +61,7 @@ def _time_events(call: Call) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def time_in_rounds(
+def time_interleaved(
     calls: Mapping[Key, Call],
     *,
     warmup: int,

@@ -20,7 +20,7 @@ from nxm.data.tasks import TASKS
 from nxm.errors import UserError
 from nxm.files import sha256_tree
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 ROWS = 50
 SETTINGS = Prepare(train_examples=20, sample_seed=3, max_length=16)
 

@@ -1,4 +1,4 @@
-"""Timing in rounds, with clocks that are played."""
+"""Interleaved timing, with simulated clocks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 import torch
 from tqdm.auto import tqdm
 
-from nxm.measure import timing as rounds
+from nxm.measure import timing
 
 CPU = torch.device("cpu")
 
 
-def returned_timer(call: rounds.Call, device: torch.device) -> float:
+def returned_timer(call: timing.Call, device: torch.device) -> float:
     """For calls that return the seconds that they would have taken."""
     return float(call())
 
@@ -26,7 +26,7 @@ def bar(total: int) -> tqdm:
 def test_every_round_times_every_call_once_and_nobody_is_always_first() -> None:
     order: list[str] = []
     calls = {name: (lambda name=name: order.append(name) or 1.0) for name in "abc"}
-    seconds = rounds.time_in_rounds(
+    seconds = timing.time_interleaved(
         calls, warmup=2, repeats=6, budget=1e9, device=CPU, timer=returned_timer, bar=bar(24)
     )
     played = [order[i : i + 3] for i in range(0, len(order), 3)]
@@ -38,7 +38,7 @@ def test_every_round_times_every_call_once_and_nobody_is_always_first() -> None:
 
 def test_warmup_rounds_are_not_counted() -> None:
     durations = iter([100.0, 100.0, 1.0, 2.0, 3.0])
-    seconds = rounds.time_in_rounds(
+    seconds = timing.time_interleaved(
         {"a": lambda: next(durations)}, warmup=2, repeats=3, budget=1e9, device=CPU, timer=returned_timer, bar=bar(5)
     )
     assert seconds["a"].tolist() == [1.0, 2.0, 3.0]
@@ -46,12 +46,12 @@ def test_warmup_rounds_are_not_counted() -> None:
 
 @pytest.mark.parametrize(
     ("budget", "expected"),
-    [(0.0, rounds.MIN_ROUNDS), (7.5, 8), (1e9, 20)],
+    [(0.0, timing.MIN_ROUNDS), (7.5, 8), (1e9, 20)],
     ids=["never below the minimum", "until it is spent", "never above the settings"],
 )
 def test_the_budget_limits_the_rounds_and_the_progress_bar_knows(budget: float, expected: int) -> None:
     progress = bar(40)
-    seconds = rounds.time_in_rounds(
+    seconds = timing.time_interleaved(
         {"a": lambda: 0.5, "b": lambda: 0.5},
         warmup=0,
         repeats=20,
@@ -66,7 +66,7 @@ def test_the_budget_limits_the_rounds_and_the_progress_bar_knows(budget: float, 
 
 def test_a_budget_that_is_spent_leaves_one_warmup_round() -> None:
     times: list[float] = []
-    rounds.time_in_rounds(
+    timing.time_interleaved(
         {"a": lambda: times.append(1.0) or 1.0},
         warmup=4,
         repeats=20,
@@ -75,22 +75,22 @@ def test_a_budget_that_is_spent_leaves_one_warmup_round() -> None:
         timer=returned_timer,
         bar=bar(24),
     )
-    assert len(times) == 1 + rounds.MIN_ROUNDS
+    assert len(times) == 1 + timing.MIN_ROUNDS
 
 
 def test_a_machine_that_slows_down_leaves_ratios_alone() -> None:
     drift = np.array([1.0, 1.1, 5.0, 40.0])
-    assert rounds.paired_ratio(2.0 * drift, drift) == 2.0
+    assert timing.paired_ratio(2.0 * drift, drift) == 2.0
 
 
 def test_summary_is_in_milliseconds() -> None:
-    summary = rounds.summarise(np.linspace(0.0, 0.1, 11))
+    summary = timing.summarise(np.linspace(0.0, 0.1, 11))
     assert summary == {"median_ms": 50.0, "p10_ms": 10.0, "p90_ms": 90.0, "rounds": 11}
 
 
 def test_on_a_cpu_a_kernel_is_timed_as_any_call() -> None:
     calls: list[int] = []
-    assert rounds.time_kernel(lambda: calls.append(1), CPU) > 0.0
+    assert timing.time_kernel(lambda: calls.append(1), CPU) > 0.0
     assert calls == [1]
 
 
@@ -104,8 +104,8 @@ def test_on_a_gpu_a_small_kernel_is_timed_without_its_launch() -> None:
         x.add_(1.0)
 
     for _ in range(3):
-        rounds.time_kernel(call, device)
-    launched = np.median([rounds.time_call(call, device) for _ in range(20)])
-    alone = np.median([rounds.time_kernel(call, device) for _ in range(20)])
+        timing.time_kernel(call, device)
+    launched = np.median([timing.time_call(call, device) for _ in range(20)])
+    alone = np.median([timing.time_kernel(call, device) for _ in range(20)])
     assert launched > 1e-4  # as long as the host slept
     assert alone < launched / 2

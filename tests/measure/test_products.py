@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nxm.measure import products as matrices
+from nxm.measure import products
 from nxm.measure.kernels import are_sparse, kernels_of
 from nxm.measure.products import Ceilings, Product, measure_unit, roofline, run_matrices
 from nxm.measure.timing import Call
@@ -25,8 +25,8 @@ SETTINGS = Matrices(devices=["cpu"], shapes=[[32, 64], [64, 32]], points=[[1, 16
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch) -> Study:
     """Small products; the large ones that give the ceilings too."""
-    monkeypatch.setattr(matrices, "CEILING_SIZE", {"cpu": 64, "cuda": 64})
-    monkeypatch.setattr(matrices, "COPY_BYTES", {"cpu": 4096, "cuda": 4096})
+    monkeypatch.setattr(products, "CEILING_SIZE", {"cpu": 64, "cuda": 64})
+    monkeypatch.setattr(products, "COPY_BYTES", {"cpu": 4096, "cuda": 4096})
     return Study.model_construct(study="tiny", matrices=SETTINGS)
 
 
@@ -37,7 +37,7 @@ def unit_timer(call: Call, device: torch.device) -> float:
 
 def test_every_unit_has_a_row_for_each_way_and_a_cpu_has_no_2of4_kernels(study: Study, tmp_path: Path) -> None:
     path = run_matrices(study, "cpu", tmp_path, unit_timer)
-    assert path == tmp_path / "results/tiny/matrices/cpu.json"
+    assert path == tmp_path / "results/matrices/cpu.json"
     (file,) = read_measurements(path.parent)
     assert file["device"] == "cpu"
     assert {"machine", "versions"} == file["provenance"].keys()
@@ -54,8 +54,8 @@ def test_every_unit_has_a_row_for_each_way_and_a_cpu_has_no_2of4_kernels(study: 
             assert not row["noisy"]
             assert row["kernels"]
             assert not row["sparse_kernels"]
-            assert row["relative_error"] <= matrices.TOLERANCE[row["dtype"]]
-    assert not (tmp_path / "checkpoints/tiny/matrices-cpu").exists()
+            assert row["relative_error"] <= products.TOLERANCE[row["dtype"]]
+    assert not (tmp_path / "checkpoints/matrices-cpu").exists()
     ways = {(row["dtype"], row["way"]) for row in file["ceilings"]}
     assert ways == {(dtype, way) for dtype in ("fp32", "bf16", "int8") for way in ("dense", "copy")}
 
@@ -72,12 +72,12 @@ def test_a_killed_run_measures_no_unit_twice(study: Study, tmp_path: Path, monke
         measured.append((shape, point, dtype))
         return measure_unit(shape, point, dtype, *rest)
 
-    monkeypatch.setattr(matrices, "measure_unit", until_killed)
+    monkeypatch.setattr(products, "measure_unit", until_killed)
     with pytest.raises(KilledError):
         run_matrices(study, "cpu", tmp_path, unit_timer)
     assert not (tmp_path / "results").exists()
     first = list(measured)
-    monkeypatch.setattr(matrices, "measure_unit", lambda *given: measured.append(given[:3]) or measure_unit(*given))
+    monkeypatch.setattr(products, "measure_unit", lambda *given: measured.append(given[:3]) or measure_unit(*given))
     path = run_matrices(study, "cpu", tmp_path, unit_timer)
     assert len(measured) == len(set(measured)) == 12
     assert measured[:5] == first
@@ -95,13 +95,13 @@ def test_without_a_gpu_the_file_says_so_and_has_no_number(
 
 
 def test_a_way_whose_output_is_wrong_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = matrices._dense
+    honest = products._dense
 
     def wrong_where_sparse(x: torch.Tensor, W: torch.Tensor) -> Product:
         product = honest(x, W)
         return Product(lambda: 1.5 * product.call(), W) if NM(2, 4).contains(W) else product
 
-    monkeypatch.setattr(matrices, "_dense", wrong_where_sparse)
+    monkeypatch.setattr(products, "_dense", wrong_where_sparse)
     rows = {row["way"]: row for row in measure_unit((32, 64), (1, 16), "fp32", CPU, SETTINGS, LIMITS, unit_timer)}
     assert rows["masked"]["absent"] == "its output is wrong: relative error 5.0e-01"
     assert "median_ms" not in rows["masked"]
@@ -116,8 +116,8 @@ def test_what_a_library_refuses_is_absent_with_its_reason(monkeypatch) -> None:
             raise RuntimeError("self.size(0) needs to be greater than 16\nand more")
         return honest(x, W)
 
-    honest = matrices._dense
-    monkeypatch.setattr(matrices, "_dense", refuse)
+    honest = products._dense
+    monkeypatch.setattr(products, "_dense", refuse)
     rows = {row["way"]: row for row in measure_unit((32, 64), (1, 16), "fp32", CPU, SETTINGS, LIMITS, unit_timer)}
     assert rows["masked"]["absent"] == "PyTorch refused: self.size(0) needs to be greater than 16"
     assert rows["dense"]["median_ms"] == 1.0
@@ -125,7 +125,7 @@ def test_what_a_library_refuses_is_absent_with_its_reason(monkeypatch) -> None:
 
 def test_kernels_are_timed_without_their_launch(study, tmp_path, monkeypatch) -> None:
     used: list[str] = []
-    monkeypatch.setattr(matrices, "time_kernel", lambda call, device: used.append(device.type) or 1e-3)
+    monkeypatch.setattr(products, "time_kernel", lambda call, device: used.append(device.type) or 1e-3)
     run_matrices(study, "cpu", tmp_path)
     assert set(used) == {"cpu"}
 

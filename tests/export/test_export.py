@@ -17,7 +17,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from nxm.errors import UserError
 from nxm.export import int8, semi_structured, x86
 from nxm.export import onnx as onnx_export
-from nxm.export.__main__ import read_examples
+from nxm.export.formats import read_examples
 from nxm.export.trained import EXAMPLES, Example, load_trained, outputs, relative_error
 from nxm.models.targets import find_targets
 from nxm.sets.nm import NM
@@ -348,7 +348,7 @@ def test_a_gpu_answers_as_the_model_does(backend, sparse, tmp_path):
 
 
 def export(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nxm.export", *map(str, arguments)]
+    command = [sys.executable, "-m", "nxm", "export", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -377,7 +377,7 @@ def test_the_command_writes_a_program_without_its_packages_warnings(sparse, tmp_
 
 def test_the_command_says_what_is_wrong(sparse, tmp_path):
     assert "error: --auto goes with" in export(sparse, tmp_path / "x", "--to", "onnx", "--auto").stderr
-    assert "error: --batch and --length say" in export(sparse, tmp_path / "x", "--to", "onnx", "--batch", 1).stderr
+    assert "error: --batch and --length are" in export(sparse, tmp_path / "x", "--to", "onnx", "--batch", 1).stderr
     assert "error: --dtype is for" in export(sparse, tmp_path / "x", "--to", "onnx", "--dtype", "bf16").stderr
     auto = ("--auto", "--batch", 1, "--length", 8)
     if not torch.cuda.is_available():
