@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from nxm.cli import run
+from nxm.command import run
 from nxm.data.prepare import load_prepared
 from nxm.data.tasks import get_task
 from nxm.study.bootstrap import constant_scores, resampled_scores
 from nxm.study.plan import trainings
 from nxm.study.results import (
-    place_of,
     bootstrap_path,
     floor_path,
+    place_of,
     predictions_path,
     read_predictions,
     read_study,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nxm.cli import run
+from nxm.command import run
 from nxm.data.fetch import fetch
 from nxm.study.settings import load_study
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nxm.report.evidence import read_evidence
-
 from nxm import report
-from nxm.cli import run
+from nxm.command import run
 from nxm.report import style
+from nxm.report.evidence import read_evidence
 
 
 def main() -> None:

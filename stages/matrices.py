@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nxm.cli import run
+from nxm.command import run
 from nxm.measure.products import run_matrices
 from nxm.study.settings import load_study
 

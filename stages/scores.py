@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nxm.cli import run
+from nxm.command import run
 from nxm.files import write_text
 from nxm.report.evidence import read_evidence
 from nxm.report.scores import courses, scores

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nxm.cli import run
+from nxm.command import run
 from nxm.errors import UserError
 from nxm.study.results import read_failures, read_study, write_chosen
 from nxm.study.search import choose

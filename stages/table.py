@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nxm.report.evidence import read_evidence
-
 from nxm import report
-from nxm.cli import run
+from nxm.command import run
+from nxm.report.evidence import read_evidence
 from nxm.report.table import write_table
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from nxm import cli
+from nxm import command
 from nxm.errors import UserError
 from nxm.launch.estimate import planned, say_progress
 from nxm.study.results import read_study
@@ -34,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command.run(main)

@@ -39,8 +39,8 @@ from nxm.export.trained import (
     outputs,
     relative_error,
 )
+from nxm.models.save import save_model
 from nxm.sets.nm import NM
-from nxm.training.trainer import save_model
 
 HALF_TOLERANCE = 0.05  # relative error of the outputs in bf16 or fp16 beside fp32
 INT8_TOLERANCE = 0.1  # with 8 bits for weights and activations, the rest in bf16

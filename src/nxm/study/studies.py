@@ -21,7 +21,7 @@ from nxm.files import write_text
 from nxm.study.settings import Study, load_study, parse_study
 
 MAIN = "embedded"  # the study of the repository's root
-REPLACED = ("variants", "search")  # blocks that a study states whole, or not at all
+OWN = {"variants": {}, "search": {"by": None, "seeds": [], "runs": {}}}  # blocks that a study states whole, or not at all
 PROJECT = {  # what makes a folder a DVC project that shares the repository's cache
     ".dvc/config": "[core]\n    analytics = false\n    check_update = false\n[cache]\n    dir = ../../../.dvc/cache\n",
     ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
@@ -60,7 +60,7 @@ def study_values(root: Path, name: str) -> dict[str, Any]:
     if folder == root:
         return base
     changes = read_yaml(folder / "study.yaml")
-    values = merge({key: value for key, value in base.items() if key not in REPLACED}, changes)
+    values = merge(base | OWN, changes)
     values["runs"] = {run: own for run, own in values.get("runs", {}).items() if own is not None}
     return values | {"root": "../..", "study": name}
 

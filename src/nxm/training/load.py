@@ -1,8 +1,7 @@
-"""Models with a head for a task: loaded from a folder, saved as a whole folder."""
+"""Models with a head for a task, loaded from a folder."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -50,13 +49,3 @@ def load_model(folder: Path, task: Task, fresh_head: bool, mean_label: float | N
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder."""
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save as a plain from_pretrained folder (safetensors), all at once: a reader finds the whole folder or none."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)

@@ -22,6 +22,7 @@ from nxm.environment import SHARED_GPU
 from nxm.errors import Diverged, UserError
 from nxm.files import sha256_file, sha256_tree
 from nxm.methods.callback import SparsityCallback
+from nxm.models.save import save_model
 from nxm.models.targets import find_targets
 from nxm.sets.saved import load_matrices, read_pattern, report
 from nxm.study.plan import Training, chosen_path, composed
@@ -37,7 +38,6 @@ from nxm.study.results import (
 from nxm.study.settings import Run, Study
 from nxm.training.build import Parts, build, describe_source, describe_start
 from nxm.training.energy import EnergyMeter
-from nxm.training.load import save_model
 from nxm.training.trainer import Trained, train
 
 
