@@ -1,4 +1,4 @@
-"""Students are cut from their teachers, and the distillation loss is the textbook's."""
+"""The distillation loss is the textbook's, and the Trainer with a teacher uses it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,8 @@ from conftest import tiny_config
 from nxm import NM, AspCallback, UserError, find_targets
 from nxm.distillation.loss import distillation_loss, matching_layers
 from nxm.distillation.noise import replace_tokens
-from nxm.distillation.settings import Distillation
-from nxm.distillation.trainer import DISTILLATION, DistillationTrainer, Teacher
-from nxm.methods.admm.defaults import BEST
-from nxm.models.student import every_other_layer, set_dropout_
-from tiny_models import MODELS
+from nxm.distillation.settings import DISTILLATION, Distillation
+from nxm.distillation.trainer import DistillationTrainer, Teacher
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
 
@@ -32,35 +29,6 @@ def outputs(seed: int, layers: int = 2, classes: int = 3, width: int = 4) -> dic
     hidden = tuple(torch.randn(2, 4, width, generator=generator) for _ in range(layers + 1))
     logits = torch.randn(2, classes, generator=generator)
     return {"logits": logits, "hidden_states": hidden, "loss": logits.square().mean()}
-
-
-@pytest.mark.parametrize("layers", [2, 5, 6])
-def test_a_student_keeps_every_other_layer_and_all_the_rest(layers):
-    teacher = BertForSequenceClassification(tiny_config(num_hidden_layers=layers))
-    student = every_other_layer(teacher)
-    assert student.config.num_hidden_layers == (layers + 1) // 2
-    for i, block in enumerate(student.bert.encoder.layer):
-        for ours, theirs in zip(block.parameters(), teacher.bert.encoder.layer[2 * i].parameters(), strict=True):
-            assert torch.equal(ours, theirs)
-    assert torch.equal(student.classifier.weight, teacher.classifier.weight)
-    assert torch.equal(student.bert.embeddings.word_embeddings.weight, teacher.bert.embeddings.word_embeddings.weight)
-
-
-def test_the_students_embeddings_are_its_own(tiny_bert):
-    student = every_other_layer(tiny_bert)
-    with torch.no_grad():
-        student.bert.embeddings.word_embeddings.weight.zero_()
-    assert tiny_bert.bert.embeddings.word_embeddings.weight.any()
-
-
-def test_distilbert_too_can_be_halved():
-    config = DistilBertConfig(vocab_size=30, dim=16, n_layers=4, n_heads=2, hidden_dim=32)
-    assert len(every_other_layer(DistilBertForSequenceClassification(config)).distilbert.transformer.layer) == 2
-
-
-def test_one_layer_cannot_be_halved():
-    with pytest.raises(ValueError, match="1 layer"):
-        every_other_layer(BertForSequenceClassification(tiny_config(num_hidden_layers=1)))
 
 
 def test_layers_match_evenly_and_the_last_the_last():
@@ -210,19 +178,8 @@ def test_another_loss_beside_the_teachers_is_refused(tmp_path):
         DistillationTrainer(model, arguments(tmp_path, label_smoothing_factor=0.1), teacher=model)
 
 
-@pytest.mark.parametrize("family", MODELS)
-def test_without_dropout_a_model_in_training_answers_as_in_evaluation(family):
-    model, ids = MODELS[family](), torch.randint(5, 60, (4, 12), generator=torch.Generator().manual_seed(1))
-    before = model.config.to_dict()
-    answers = [model.train()(ids)[0], model(ids)[0]]
-    assert not torch.equal(*answers)
-    set_dropout_(model, 0.0)
-    torch.testing.assert_close(model(ids)[0], model.eval()(ids)[0])
-    assert model.config.to_dict() == before
-
-
 def test_the_student_trains_without_dropout_by_default_and_may_keep_its_own(tmp_path):
-    for given, expected in (({}, BEST["dropout"]), ({"dropout": None}, 0.25)):
+    for given, expected in (({}, 0.0), ({"dropout": None}, 0.25)):
         model = BertForSequenceClassification(tiny_config(hidden_dropout_prob=0.25, attention_probs_dropout_prob=0.25))
         DistillationTrainer(model, arguments(tmp_path), teacher=model, **given)
         found = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
