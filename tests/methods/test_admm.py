@@ -17,7 +17,7 @@ def weights(seed: int = 0, shape: tuple[int, int] = (8, 16)) -> dict[str, nn.Par
 
 
 def reference_iteration(W, Z, U, constraint):
-    """Eq. (4) and the dual update as they stand in the paper."""
+    """Eq. (4) and the dual update as the paper writes them."""
     Z_new = constraint.project(W + U).Z
     return Z_new, U + W - Z_new
 
@@ -99,7 +99,7 @@ def test_solves_a_quadratic_with_a_known_solution(recipe):
 
 
 def test_a_matched_dual_step_swaps_nothing_that_no_gradient_asks_for():
-    """Without a task W need only shrink where it is pruned; a full dual step outruns it and swaps the mask."""
+    """Without a task only the pruned weights need to shrink; a full dual step outruns them and swaps the mask."""
     rho, share = 0.25, kappa_of_rho(0.25, 1)
     records = {}
     for dual_step in (1.0, share):
@@ -116,7 +116,7 @@ def test_a_matched_dual_step_swaps_nothing_that_no_gradient_asks_for():
     assert records[1.0][2].primal_residual > records[1.0][0].primal_residual
 
 
-def test_residuals_and_similarity_are_what_they_say():
+def test_residuals_and_similarity_are_as_defined():
     W = weights()
     admm = ADMM(W, NM(2, 4))
     Z_before, mask_before = admm.Z["a"].clone(), admm.choices["a"].clone()
@@ -222,6 +222,6 @@ def test_the_strength_grows_faster_while_the_mask_moves():
     assert rho_by_similarity(0.2, []) == 0.2
     assert rho_by_similarity(0.2, [0.85]) == pytest.approx(0.2 * 1.3)
     assert rho_by_similarity(0.2, [0.85, 0.99, 0.9999]) == pytest.approx(0.2 * 1.3 * 1.2 * 1.1)
-    assert rho_by_similarity(0.2, [1.0, 1.0]) == 0.2  # a mask that stands still needs no more
+    assert rho_by_similarity(0.2, [1.0, 1.0]) == 0.2  # a mask that does not move needs no more
     assert rho_by_similarity(0.2, [0.999] * 100) == 3.0
     assert rho_by_similarity(5.0, [0.9]) == 5.0  # never lowered

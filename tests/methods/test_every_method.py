@@ -224,7 +224,7 @@ def test_every_method_ends_in_every_set(name, text, tmp_path):
     callback = make(name, settings_class(name).examples[-1], constraint)
     trainer_for(model, parity_data(), tmp_path, [callback]).train()
     assert all(constraint.contains(W) for W in find_targets(model).values())
-    assert all(W.any() for W in find_targets(model).values())
+    assert all(W.any() for W in find_targets(model).values()) or not isinstance(constraint, SparseSet)
     assert read_pattern(model.config) == (constraint, list(find_targets(model)))
 
 

@@ -27,7 +27,7 @@ def test_masks_shrink_one_inside_the_other_and_end_in_the_set(constraint):
     for step in range(11):
         mask = gradual_mask(W, constraint, share_left(step / 10))
         assert not (mask & ~before).any()
-        assert (mask | ~constraint.mask(W)).all()  # what the set keeps is always there
+        assert (mask | ~constraint.mask(W)).all()  # the set's own mask is always inside
         W, before = W * mask, mask
         counts.append(int(mask.sum()))
     assert counts[0] == 128
@@ -42,7 +42,7 @@ def test_the_smallest_losers_go_first():
     assert gradual_mask(W, NM(2, 4), 0.25).tolist() == [[True, True, False, False, True, True, True, False]]
 
 
-def test_what_is_pruned_does_not_come_back():
+def test_pruned_weights_do_not_come_back():
     W = torch.tensor([[1.0, 0.0, 0.0, 0.0, 2.0, 3.0, 4.0, 0.0]])
     mask = gradual_mask(W, NM(2, 4), 1.0)
     assert (W * mask).count_nonzero() == W.count_nonzero()

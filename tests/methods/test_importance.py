@@ -82,7 +82,7 @@ def test_adams_second_moment_is_the_optimizers(tiny_data, tmp_path):
 def test_an_optimizer_without_second_moments_is_refused(tiny_data, tmp_path):
     callback = AdmmCallback(NM(2, 4), settings(), importance=AdamSecondMoment())
     trainer = trainer_for(new_model(), tiny_data, tmp_path, [callback], optim="sgd")
-    with pytest.raises(UserError, match=r"keeps no second moment .* of bert"):
+    with pytest.raises(UserError, match=r"has no second moment .* of bert"):
         trainer.train()
 
 

@@ -1,4 +1,4 @@
-"""Students are made of their teachers' layers."""
+"""Students are built from their teachers' layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny_models import MODELS
 
 
 @pytest.mark.parametrize("layers", [2, 5, 6])
-def test_a_student_keeps_every_other_layer_and_all_the_rest(layers):
+def test_a_student_has_every_other_layer_and_everything_outside_the_layers(layers):
     teacher = BertForSequenceClassification(tiny_config(num_hidden_layers=layers))
     student = every_other_layer(teacher)
     assert student.config.num_hidden_layers == (layers + 1) // 2
@@ -30,7 +30,7 @@ def test_the_students_embeddings_are_its_own(tiny_bert):
     assert tiny_bert.bert.embeddings.word_embeddings.weight.any()
 
 
-def test_distilbert_too_can_be_halved():
+def test_distilbert_can_be_halved():
     config = DistilBertConfig(vocab_size=30, dim=16, n_layers=4, n_heads=2, hidden_dim=32)
     assert len(every_other_layer(DistilBertForSequenceClassification(config)).distilbert.transformer.layer) == 2
 
