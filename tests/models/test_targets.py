@@ -1,4 +1,4 @@
-"""Targets are the Linear layers of the blocks, whatever the architecture calls them."""
+"""Targets are the Linear layers of the blocks in every architecture."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ARCHITECTURES = [
 
 
 @pytest.mark.parametrize(("model_class", "config"), ARCHITECTURES, ids=[a[0].__name__ for a in ARCHITECTURES])
-def test_six_matrices_a_block_and_nothing_else(model_class, config):
+def test_six_matrices_per_block_and_nothing_else(model_class, config):
     model = model_class(config)
     targets = find_targets(model)
     assert len(targets) == 6 * 3

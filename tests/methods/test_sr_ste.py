@@ -1,4 +1,4 @@
-"""SR-STE: its gradient is the paper's eq. 9, seen by autograd and by hand."""
+"""SR-STE: its gradient is the paper's eq. 9, by autograd and by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nxm.methods.sr_ste.algorithm import SRSTE
 
 
 class StraightThrough(torch.autograd.Function):
-    """The authors' own way: mask in forward, the gradient plus the decay of what is masked in backward."""
+    """The authors' implementation: mask in forward, the gradient plus the decay of masked weights in backward."""
 
     @staticmethod
     def forward(ctx, W, decay):
@@ -46,7 +46,7 @@ def test_steps_equal_the_authors_autograd_function():
     assert ours.count_nonzero() == ours.numel()  # dense weights go on behind the mask
 
 
-def test_what_is_masked_shrinks_without_a_task():
+def test_masked_weights_shrink_without_a_task():
     W = nn.Parameter(torch.randn(4, 8, generator=torch.Generator().manual_seed(1)))
     sr_ste = SRSTE({"a": W}, NM(2, 4), decay=0.5)
     mask, before = NM(2, 4).mask(W), W.detach().clone()

@@ -17,15 +17,15 @@ def weights(seed: int = 0, shape: tuple[int, int] = (8, 16)) -> dict[str, nn.Par
 
 
 def reference_iteration(W, Z, U, constraint):
-    """Eq. (4) and the dual update as they stand in the paper."""
-    Z_new = constraint.project(W + U)
+    """Eq. (4) and the dual update as the paper writes them."""
+    Z_new = constraint.project(W + U).Z
     return Z_new, U + W - Z_new
 
 
 def test_starts_at_the_projection_with_no_dual():
     W = weights()
     admm = ADMM(W, NM(2, 4))
-    assert torch.equal(admm.Z["a"], NM(2, 4).project(W["a"]))
+    assert torch.equal(admm.Z["a"], NM(2, 4).project(W["a"]).Z)
     assert not admm.U["a"].any()
 
 
@@ -95,11 +95,11 @@ def test_solves_a_quadratic_with_a_known_solution(recipe):
         record = admm.iterate_()
     assert record.primal_residual < 1e-3
     assert record.similarity == 1.0
-    torch.testing.assert_close(admm.Z["a"], NM(2, 4).project(A), atol=2e-3, rtol=0)
+    torch.testing.assert_close(admm.Z["a"], NM(2, 4).project(A).Z, atol=2e-3, rtol=0)
 
 
 def test_a_matched_dual_step_swaps_nothing_that_no_gradient_asks_for():
-    """Without a task W need only shrink where it is pruned; a full dual step outruns it and swaps the mask."""
+    """Without a task only the pruned weights need to shrink; a full dual step outruns them and swaps the mask."""
     rho, share = 0.25, kappa_of_rho(0.25, 1)
     records = {}
     for dual_step in (1.0, share):
@@ -116,17 +116,17 @@ def test_a_matched_dual_step_swaps_nothing_that_no_gradient_asks_for():
     assert records[1.0][2].primal_residual > records[1.0][0].primal_residual
 
 
-def test_residuals_and_similarity_are_what_they_say():
+def test_residuals_and_similarity_are_as_defined():
     W = weights()
     admm = ADMM(W, NM(2, 4))
-    Z_before, mask_before = admm.Z["a"].clone(), admm.masks["a"].clone()
+    Z_before, mask_before = admm.Z["a"].clone(), admm.choices["a"].clone()
     with torch.no_grad():
         W["a"].add_(torch.randn(8, 16, generator=torch.Generator().manual_seed(9)))
     record = admm.iterate_()
     norm = W["a"].norm().item()
     assert record.primal_residual == pytest.approx((W["a"] - admm.Z["a"]).norm().item() / norm, rel=1e-5)
     assert record.dual_residual == pytest.approx((admm.Z["a"] - Z_before).norm().item() / norm, rel=1e-5)
-    stayed = (admm.masks["a"] & mask_before).sum() / mask_before.sum()
+    stayed = (admm.choices["a"] & mask_before).sum() / mask_before.sum()
     assert record.similarity == pytest.approx(stayed.item())
     assert 0.0 < record.similarity < 1.0
 
@@ -187,7 +187,7 @@ def test_over_relaxation_takes_the_papers_steps_with_a_longer_w():
             W["a"].add_(0.3 * torch.randn(8, 16, generator=torch.Generator().manual_seed(seed)))
         admm.iterate_(0.4, relaxation=1.6)
         relaxed = 1.6 * W["a"].detach() - 0.6 * Z
-        Z_new = NM(2, 4).project(relaxed + U)
+        Z_new = NM(2, 4).project(relaxed + U).Z
         U = U + 0.4 * (relaxed - Z_new)
         Z = Z_new
         torch.testing.assert_close(admm.Z["a"], Z)
@@ -207,7 +207,7 @@ def test_a_weighted_projection_is_the_nearest_point_in_the_weighted_measure():
             if mask.sum() == 2
         )
         assert float((cost * (Z - group).square()).sum()) == pytest.approx(best[0], rel=1e-5)
-    assert not torch.equal(admm.Z["a"], NM(2, 4).project(W["a"]))
+    assert not torch.equal(admm.Z["a"], NM(2, 4).project(W["a"]).Z)
 
 
 def test_equal_importance_changes_nothing():
@@ -222,6 +222,6 @@ def test_the_strength_grows_faster_while_the_mask_moves():
     assert rho_by_similarity(0.2, []) == 0.2
     assert rho_by_similarity(0.2, [0.85]) == pytest.approx(0.2 * 1.3)
     assert rho_by_similarity(0.2, [0.85, 0.99, 0.9999]) == pytest.approx(0.2 * 1.3 * 1.2 * 1.1)
-    assert rho_by_similarity(0.2, [1.0, 1.0]) == 0.2  # a mask that stands still needs no more
+    assert rho_by_similarity(0.2, [1.0, 1.0]) == 0.2  # a mask that does not move needs no more
     assert rho_by_similarity(0.2, [0.999] * 100) == 3.0
     assert rho_by_similarity(5.0, [0.9]) == 5.0  # never lowered

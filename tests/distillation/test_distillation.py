@@ -1,11 +1,10 @@
-"""Students are cut from their teachers, and the distillation loss is the textbook's."""
+"""The distillation loss is the textbook's, and the Trainer with a teacher uses it."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from datasets import Dataset
-from nxm.methods.admm.defaults import BEST
 from torch.nn import functional as F
 from transformers import (
     BertForSequenceClassification,
@@ -19,10 +18,8 @@ from conftest import tiny_config
 from nxm import NM, AspCallback, UserError, find_targets
 from nxm.distillation.loss import distillation_loss, matching_layers
 from nxm.distillation.noise import replace_tokens
-from nxm.distillation.settings import Distillation
-from nxm.distillation.trainer import DISTILLATION, DistillationTrainer, Teacher
-from nxm.models.student import every_other_layer, set_dropout_
-from tiny_models import MODELS
+from nxm.distillation.settings import DISTILLATION, Distillation
+from nxm.distillation.trainer import DistillationTrainer, Teacher
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
 
@@ -32,35 +29,6 @@ def outputs(seed: int, layers: int = 2, classes: int = 3, width: int = 4) -> dic
     hidden = tuple(torch.randn(2, 4, width, generator=generator) for _ in range(layers + 1))
     logits = torch.randn(2, classes, generator=generator)
     return {"logits": logits, "hidden_states": hidden, "loss": logits.square().mean()}
-
-
-@pytest.mark.parametrize("layers", [2, 5, 6])
-def test_a_student_keeps_every_other_layer_and_all_the_rest(layers):
-    teacher = BertForSequenceClassification(tiny_config(num_hidden_layers=layers))
-    student = every_other_layer(teacher)
-    assert student.config.num_hidden_layers == (layers + 1) // 2
-    for i, block in enumerate(student.bert.encoder.layer):
-        for ours, theirs in zip(block.parameters(), teacher.bert.encoder.layer[2 * i].parameters(), strict=True):
-            assert torch.equal(ours, theirs)
-    assert torch.equal(student.classifier.weight, teacher.classifier.weight)
-    assert torch.equal(student.bert.embeddings.word_embeddings.weight, teacher.bert.embeddings.word_embeddings.weight)
-
-
-def test_the_students_embeddings_are_its_own(tiny_bert):
-    student = every_other_layer(tiny_bert)
-    with torch.no_grad():
-        student.bert.embeddings.word_embeddings.weight.zero_()
-    assert tiny_bert.bert.embeddings.word_embeddings.weight.any()
-
-
-def test_distilbert_too_can_be_halved():
-    config = DistilBertConfig(vocab_size=30, dim=16, n_layers=4, n_heads=2, hidden_dim=32)
-    assert len(every_other_layer(DistilBertForSequenceClassification(config)).distilbert.transformer.layer) == 2
-
-
-def test_one_layer_cannot_be_halved():
-    with pytest.raises(ValueError, match="1 layer"):
-        every_other_layer(BertForSequenceClassification(tiny_config(num_hidden_layers=1)))
 
 
 def test_layers_match_evenly_and_the_last_the_last():
@@ -134,7 +102,7 @@ def arguments(folder, **others) -> TrainingArguments:
 
 @pytest.fixture
 def tokenizer(tmp_path) -> BertTokenizerFast:
-    """Its special tokens have the numbers 0 to 4, those of `batch` are from 3 to 19."""
+    """A tokenizer whose special tokens are 0 to 4; the tokens of `batch` are 3 to 19."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(ord("a") + i) for i in range(15))]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
     return BertTokenizerFast(str(tmp_path / "vocab.txt"))
@@ -147,7 +115,7 @@ def batch(*columns: str, rows: int = 4) -> dict[str, torch.Tensor]:
     return given | dict.fromkeys(columns, ids % 2)
 
 
-def test_a_dense_model_teaches_its_sparse_self_and_stays_as_it_is(tmp_path):
+def test_a_dense_model_teaches_its_sparse_version_and_stays_unchanged(tmp_path):
     teacher, model = (BertForSequenceClassification(tiny_config()) for _ in range(2))
     model.load_state_dict(teacher.state_dict())
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
@@ -183,7 +151,7 @@ def test_training_has_the_loss_of_distillation_and_evaluation_the_tasks(tmp_path
         torch.testing.assert_close(trainer.compute_loss(model, inputs), expected)
 
 
-def test_student_and_teacher_each_get_the_inputs_that_they_know(tmp_path):
+def test_student_and_teacher_each_get_the_inputs_that_they_accept(tmp_path):
     teacher = BertForSequenceClassification(tiny_config(initializer_range=1.0))  # answers far from 50 : 50
     small = {"vocab_size": 30, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "initializer_range": 1.0}
     still = dict.fromkeys(("dropout", "attention_dropout", "seq_classif_dropout"), 0.0)
@@ -204,25 +172,14 @@ def test_student_and_teacher_each_get_the_inputs_that_they_know(tmp_path):
     assert torch.isfinite(trainer.compute_loss(student.eval(), inputs))
 
 
-def test_another_loss_beside_the_teachers_is_refused(tmp_path):
+def test_another_loss_with_a_teacher_is_refused(tmp_path):
     model = BertForSequenceClassification(tiny_config())
     with pytest.raises(UserError, match="no label smoothing"):
         DistillationTrainer(model, arguments(tmp_path, label_smoothing_factor=0.1), teacher=model)
 
 
-@pytest.mark.parametrize("family", MODELS)
-def test_without_dropout_a_model_in_training_answers_as_in_evaluation(family):
-    model, ids = MODELS[family](), torch.randint(5, 60, (4, 12), generator=torch.Generator().manual_seed(1))
-    before = model.config.to_dict()
-    answers = [model.train()(ids)[0], model(ids)[0]]
-    assert not torch.equal(*answers)
-    set_dropout_(model, 0.0)
-    torch.testing.assert_close(model(ids)[0], model.eval()(ids)[0])
-    assert model.config.to_dict() == before
-
-
-def test_the_student_trains_without_dropout_by_default_and_may_keep_its_own(tmp_path):
-    for given, expected in (({}, BEST["dropout"]), ({"dropout": None}, 0.25)):
+def test_the_student_trains_without_dropout_unless_it_is_given_none(tmp_path):
+    for given, expected in (({}, 0.0), ({"dropout": None}, 0.25)):
         model = BertForSequenceClassification(tiny_config(hidden_dropout_prob=0.25, attention_probs_dropout_prob=0.25))
         DistillationTrainer(model, arguments(tmp_path), teacher=model, **given)
         found = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
@@ -246,14 +203,14 @@ def test_noise_replaces_a_share_of_the_tokens_of_half_of_the_examples_by_others_
     assert set(changed[differs].tolist()) <= set(range(100, 200))
 
 
-def test_a_batch_of_special_tokens_alone_stays_as_it_is():
+def test_a_batch_of_special_tokens_stays_unchanged():
     ids = torch.full((3, 4), 2)
     changed, _ = replace_tokens(ids, torch.zeros_like(ids, dtype=torch.bool), 0.5)
     assert torch.equal(changed, ids)
 
 
 @pytest.mark.parametrize("classes", [1, 3])
-def test_the_teacher_answers_for_what_noise_has_changed(tmp_path, tokenizer, classes):
+def test_the_teacher_labels_the_examples_with_noise(tmp_path, tokenizer, classes):
     sizes = {"num_labels": classes, "initializer_range": 1.0, "hidden_dropout_prob": 0.0}
     config = tiny_config(**sizes, attention_probs_dropout_prob=0.0)
     teacher, model = (BertForSequenceClassification(config).eval() for _ in range(2))
@@ -280,10 +237,10 @@ def test_the_teacher_answers_for_what_noise_has_changed(tmp_path, tokenizer, cla
     assert not torch.equal(labels, inputs["labels"])
 
 
-def test_noise_without_what_it_needs_is_refused(tmp_path, tokenizer):
+def test_noise_without_a_tokenizer_or_with_several_labels_is_refused(tmp_path, tokenizer):
     model = BertForSequenceClassification(tiny_config())
     with pytest.raises(UserError, match=r"noise = 0\.3 .* give processing_class=tokenizer, or noise=0"):
         DistillationTrainer(model, arguments(tmp_path), teacher=model, noise=0.3)
     trainer = DistillationTrainer(model, arguments(tmp_path), teacher=model, processing_class=tokenizer, noise=0.3)
-    with pytest.raises(UserError, match=r"not for labels of shape \(4, 6\): set noise=0"):
+    with pytest.raises(UserError, match=r"not labels of shape \(4, 6\): set noise=0"):
         trainer.compute_loss(model.train(), batch() | {"labels": torch.zeros(4, 6, dtype=int)})

@@ -1,4 +1,4 @@
-"""What the projection weighs by is what training saw."""
+"""The importance is the training's own, and the projection obeys it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nxm import (
     UserError,
     find_targets,
 )
-from test_callbacks import new_model, trainer_for
+from tiny_training import Stop, new_model, trainer_for
 
 
 def settings(interval: int = 4) -> Admm:
@@ -30,13 +30,13 @@ def test_activation_norms_are_the_mean_squares_of_each_layers_input(tiny_bert):
     importance.begin(tiny_bert, (), ("attention",))
     seen = {}
 
-    def keep(name):
+    def remember(name):
         return lambda module, inputs: seen.setdefault(name, []).append(
             inputs[0].detach().reshape(-1, inputs[0].shape[-1])
         )
 
     for i in range(2):
-        tiny_bert.bert.encoder.layer[i].output.dense.register_forward_pre_hook(keep(i))
+        tiny_bert.bert.encoder.layer[i].output.dense.register_forward_pre_hook(remember(i))
     tiny_bert.train()
     real = {5: torch.tensor([[1] * 5, [1] * 5, [1, 1, 0, 0, 0]]), 9: torch.ones(3, 9, dtype=torch.long)}
     for length, mask in real.items():
@@ -47,16 +47,16 @@ def test_activation_norms_are_the_mean_squares_of_each_layers_input(tiny_bert):
     targets = {name: tiny_bert.get_parameter(name) for name in names}
     measured = importance.measure(targets, None)
     for i in range(2):
-        kept = torch.cat([mask.reshape(-1) for mask in real.values()]).bool()
-        expected = torch.cat(seen[i][:2])[kept].square().mean(dim=0)  # padding does not count
+        tokens = torch.cat([mask.reshape(-1) for mask in real.values()]).bool()
+        expected = torch.cat(seen[i][:2])[tokens].square().mean(dim=0)  # padding does not count
         torch.testing.assert_close(measured[f"bert.encoder.layer.{i}.output.dense.weight"], expected[None, :])
     tiny_bert.train()
     again = torch.randint(1, 50, (3, 5))
     tiny_bert(input_ids=again)
     later = importance.measure(targets, None)
     for i in range(2):
-        kept = torch.cat([*(mask.reshape(-1) for mask in real.values()), torch.ones(15)]).bool()
-        expected = torch.cat([*seen[i][:2], seen[i][3]])[kept].square().mean(dim=0)  # all that training has seen
+        tokens = torch.cat([*(mask.reshape(-1) for mask in real.values()), torch.ones(15)]).bool()
+        expected = torch.cat([*seen[i][:2], seen[i][3]])[tokens].square().mean(dim=0)  # all tokens of the training
         torch.testing.assert_close(later[f"bert.encoder.layer.{i}.output.dense.weight"], expected[None, :])
     importance.end()
     tiny_bert(input_ids=again)
@@ -82,17 +82,17 @@ def test_adams_second_moment_is_the_optimizers(tiny_data, tmp_path):
 def test_an_optimizer_without_second_moments_is_refused(tiny_data, tmp_path):
     callback = AdmmCallback(NM(2, 4), settings(), importance=AdamSecondMoment())
     trainer = trainer_for(new_model(), tiny_data, tmp_path, [callback], optim="sgd")
-    with pytest.raises(UserError, match=r"keeps no second moment .* of bert"):
+    with pytest.raises(UserError, match=r"has no second moment .* of bert"):
         trainer.train()
 
 
-def test_evaluation_prunes_by_the_weighed_mask(tiny_data, tmp_path):
+def test_evaluation_prunes_by_the_weighted_mask(tiny_data, tmp_path):
     class Watch(TrainerCallback):
         def __init__(self):
             self.obeyed = []
 
         def on_prediction_step(self, args, state, control, **kwargs):
-            pairs = [(W, callback.admm.masks[name]) for name, W in callback.targets.items()]
+            pairs = [(W, callback.admm.choices[name]) for name, W in callback.targets.items()]
             self.obeyed.append(all(not W[~mask].any() for W, mask in pairs))
 
     callback, watch = AdmmCallback(NM(2, 4), settings(), importance=AdamSecondMoment()), Watch()
@@ -104,7 +104,7 @@ def test_evaluation_prunes_by_the_weighed_mask(tiny_data, tmp_path):
 
 @pytest.mark.parametrize("recipe", ["proximal", "gradient"])
 def test_nothing_is_pulled_before_the_importance_was_measured(recipe, tiny_data, tmp_path):
-    """Until the first projection, when Z is of magnitudes, weights go as in plain training and U stays zero."""
+    """Until the first projection, while Z is chosen by magnitude, training is plain and U stays zero."""
 
     class Watch(TrainerCallback):
         def __init__(self, admm=None):
@@ -122,20 +122,20 @@ def test_nothing_is_pulled_before_the_importance_was_measured(recipe, tiny_data,
 
     course = Admm(recipe=recipe, rho=0.3, interval=4)
     plain = run("plain")
-    weighed = run("weighed", AdmmCallback(NM(2, 4), course, importance="activations"))
-    alike = [
-        all(torch.equal(plain.weights[i][name], W) for name, W in weighed.weights[i].items()) for i in range(1, 10)
+    weighted = run("weighted", AdmmCallback(NM(2, 4), course, importance="activations"))
+    equal = [
+        all(torch.equal(plain.weights[i][name], W) for name, W in weighted.weights[i].items()) for i in range(1, 10)
     ]
-    assert alike == [True] * 4 + [False] * 5  # the first step that pulls is the fifth
-    assert [step for step, size in weighed.dual.items() if size == 0] == list(range(1, 8))
+    assert equal == [True] * 4 + [False] * 5  # the first step that pulls is the fifth
+    assert [step for step, size in weighted.dual.items() if size == 0] == list(range(1, 8))
     magnitudes = run("magnitudes", AdmmCallback(NM(2, 4), course, importance="none"))
     assert any(not torch.equal(plain.weights[1][name], W) for name, W in magnitudes.weights[1].items())
     assert magnitudes.dual[4] > 0
 
 
 @pytest.mark.parametrize("importance", [AdamSecondMoment, ActivationNorms])
-def test_gradual_pruning_too_chooses_by_it(importance, tiny_data, tmp_path):
-    """The last mask is the set's own of sqrt(v) |W|, of what was measured at the last pruning."""
+def test_gradual_pruning_chooses_by_importance(importance, tiny_data, tmp_path):
+    """The last mask is the set's own of sqrt(v) |W|, with v as measured at the last pruning."""
 
     class Watch(importance):
         def measure(self, targets, optimizer):
@@ -148,8 +148,8 @@ def test_gradual_pruning_too_chooses_by_it(importance, tiny_data, tmp_path):
     watch = Watch()
     callback = GmpCallback(NM(2, 4), Gmp(interval=2, prune_until=0.5), importance=watch)
     trainer_for(new_model(), tiny_data, tmp_path, [callback], max_steps=12).train()
-    assert all(torch.equal(watch.masks[name], mask) for name, mask in callback.masked.masks.items())
-    assert any(not torch.equal(watch.plain[name], mask) for name, mask in callback.masked.masks.items())
+    assert all(torch.equal(watch.masks[name], mask) for name, mask in callback.held.choices.items())
+    assert any(not torch.equal(watch.plain[name], mask) for name, mask in callback.held.choices.items())
 
 
 def test_one_shot_pruning_by_activations_is_wandas(tiny_data, tmp_path):
@@ -172,7 +172,7 @@ def test_one_shot_pruning_by_activations_is_wandas(tiny_data, tmp_path):
     assert any(not torch.equal(plain[name], NM(2, 4).mask(seen[name])) for name in plain)
 
 
-def test_one_shot_pruning_by_what_is_not_known_yet_is_refused(tiny_data, tmp_path):
+def test_one_shot_pruning_by_an_importance_that_needs_a_step_is_refused(tiny_data, tmp_path):
     trainer = trainer_for(new_model(), tiny_data, tmp_path, [AspCallback(importance="adam")])
     with pytest.raises(UserError, match="AdamSecondMoment knows nothing before the first step"):
         trainer.train()
@@ -185,23 +185,52 @@ def test_an_unknown_importance_is_named_with_the_known_ones():
 
 @pytest.mark.parametrize("importance", [AdamSecondMoment, ActivationNorms])
 def test_importance_changes_the_mask_and_survives_a_restart(importance, tiny_data, tmp_path):
-    """Stopped between two projections, so that what was seen until then must be saved."""
+    """Stopped between two projections, so that the sums measured until then must be saved."""
 
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            control.should_training_stop = state.global_step == 6
-
-    def run(folder, *extra, resume=False, weighed=True):
-        callback = AdmmCallback(NM(2, 4), settings(), importance=importance() if weighed else "none")
+    def run(folder, *extra, resume=False, weighted=True):
+        callback = AdmmCallback(NM(2, 4), settings(), importance=importance() if weighted else "none")
         model = new_model()
         arguments = {"save_strategy": "steps", "save_steps": 1, "max_steps": 12, "seed": 3}
         trainer_for(model, tiny_data, folder, [callback, *extra], **arguments).train(resume_from_checkpoint=resume)
-        return model.state_dict(), callback.admm.masks
+        return model.state_dict(), callback.admm.choices
 
     whole, masks = run(tmp_path / "whole")
-    run(tmp_path / "stopped", Stop())
+    run(tmp_path / "stopped", Stop(6))
     resumed, _ = run(tmp_path / "stopped", resume=True)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     assert all(not weights.any() for weights in (resumed[name][~masks[name]] for name in masks))  # pruned by that mask
-    _, plain = run(tmp_path / "plain", weighed=False)
+    _, plain = run(tmp_path / "plain", weighted=False)
     assert any(not torch.equal(masks[name], plain[name]) for name in masks)
+
+
+def test_measuring_stops_when_the_choice_is_final(tiny_data, tmp_path):
+    class Watch(ActivationNorms):
+        def __init__(self):
+            super().__init__()
+            self.ends = 0
+
+        def end(self):
+            self.ends += bool(self._hooks)
+            super().end()
+
+    class Hooks(TrainerCallback):
+        """Counts the importance's hooks at the beginning of each step's forward pass."""
+
+        def __init__(self, importance):
+            self.importance, self.counts = importance, []
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            self.counts.append(len(self.importance._hooks))
+
+    for make, steps in (
+        (lambda watch: AdmmCallback(NM(2, 4), Admm(recipe="proximal", rho=0.3, freeze_at=0.5), importance=watch), 8),
+        (lambda watch: GmpCallback(NM(2, 4), Gmp(interval=2, prune_until=0.5), importance=watch), 8),
+        (lambda watch: AspCallback(NM(2, 4), importance=watch), 1),
+        (lambda watch: AdmmCallback(NM(2, 4), Admm(recipe="proximal", rho=0.3), importance=watch), 16),
+    ):
+        watch = Watch()
+        hooks = Hooks(watch)
+        trainer_for(new_model(), tiny_data, tmp_path, [make(watch), hooks]).train()
+        assert [count > 0 for count in hooks.counts] == [True] * steps + [False] * (16 - steps)
+        assert watch.ends == 1
+        assert not watch._hooks
