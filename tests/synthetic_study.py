@@ -305,6 +305,11 @@ def texts_of(figure: Figure) -> str:
     return " ".join(" ".join(artist.get_text() for artist in found).split())
 
 
+def make_draws(shift: float, seed: int) -> np.ndarray:
+    """Bootstrap scores around 70 + shift, (1000, 1) fp32."""
+    return np.random.default_rng(seed).normal(70 + shift, 0.5, size=(1000, 1)).astype(np.float32)
+
+
 def make_deployment(study: str = "embedded") -> list[dict[str, Any]]:
     """Models on a CPU, and on a GPU with 2:4 kernels, of which one batch ran dense ones; compiling failed."""
     machine = {"cpu": "AMD EPYC", "cores": 2, "device": "cpu", "memory_gib": 23.5}
