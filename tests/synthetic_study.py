@@ -103,6 +103,8 @@ def make_result(
     layers = 3 if run in STUDENT else 6
     targets, total = 6 * layers, 12_060_000 + 1_774_464 * layers
     in_targets = 1_769_472 * layers
+    pattern = {"admm_unstructured": "unstructured 50 %"}.get(run, "1:4" if variant == "pattern-1-4" else "2:4")
+    density = (0.25 if pattern == "1:4" else 0.5) if sparse else 1.0
     shape = [1 - 0.75 * 0.55**e + draw.gauss(0, 0.004) for e in range(1, epochs + 1)]
     metric = METRICS.get(task, "accuracy")
     metrics = {"accuracy_m": score + 0.2, "accuracy_mm": score - 0.2} if task == "mnli" else {metric: score}
@@ -119,7 +121,6 @@ def make_result(
     if run in PLUS:
         hyperparameters |= {"start": "dense", "dropout": 0.0, "noise": 0.0 if variant == "no-teacher" else 0.3}
         if run != "dense_plus":
-            pattern = "1:4" if variant == "pattern-1-4" else "2:4"
             hyperparameters |= {"permute": variant == "permuted", "set": pattern}
     if run in ("distil", "distil_nxm_kd") or (run in PLUS and variant != "no-teacher"):
         hyperparameters["distillation"] = DISTILLATION
@@ -146,12 +147,12 @@ def make_result(
             ],
             "admm": _admm(draw, steps, 10 if paper else 7, None if paper else 329, rho, similarity) if admm else None,
             "sparsity": {
-                "pattern": ("unstructured 50 %" if run == "admm_unstructured" else "2:4") if sparse else None,
+                "pattern": pattern if sparse else None,
                 "targets": targets,
-                "density": 0.5 if sparse else 1.0,
+                "density": density,
                 "parameters": total,
                 "target_parameters": in_targets,
-                "nonzero_parameters": total - (in_targets // 2 if sparse else 0),
+                "nonzero_parameters": total - int(in_targets * (1 - density)),
             },
             "model": {"layers": layers, "hidden_size": 384},
             "wall_seconds": 60 + 12 * epochs + draw.random(),

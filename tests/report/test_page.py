@@ -154,7 +154,7 @@ def test_a_study_without_results_has_none_to_show(tmp_path: Path) -> None:
         ('{{ gain("nxm") }}', "'gain' is undefined; known: above,"),
         ("{{ missing }}", "'missing' is undefined"),
         ('\n{{ score("nxm") ', "docs/page.md.j2:2: "),
-        ('\n\n{{ score("nxm", study="none") }}', "page.md.j2:3: there is no study 'none'; known are embedded, ablation"),
+        ('\n\n{{ score("nxm", study="none") }}', ":3: there is no study 'none'; known are embedded, ablation"),
         ('{{ score("nxn") }}', "no run of nxn; it has dense, "),
         ('{{ score("nxm_plus/no-such", study="ablation") }}', "it has nxm_plus/no-teacher and nxm_plus/permuted"),
         ('{{ score("nxm", task="rte") }}', "the study has no task rte; it has stsb"),
