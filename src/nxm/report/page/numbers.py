@@ -91,7 +91,7 @@ def best_trial(evidence: Evidence, tasks: list[str], run: str) -> str:
 
 
 def above_constant(evidence: Evidence, tasks: list[str], run: str) -> str:
-    """How far a run is above the best constant answer on one task."""
+    """A difference to the best constant answer on one task, in words."""
     task = _one(tasks)
     if task not in evidence.floors:
         raise LookupError(f"the score of a constant answer was not measured on {task}")
