@@ -1,7 +1,7 @@
 """The paper's own numbers (NxMTransformer, arXiv 2110.15766), typed in here and nowhere else.
 
-Methods go by this project's names: dense is BERT-base, distil is DistilBERT, distil_nxm is DistilBERT-NxMTransformer.
-The paper's "4:2" (keep 2 of each 4) is written 2:4 here, as hardware vendors do.
+Runs have this project's names: dense is BERT-base, distil is DistilBERT, distil_nxm is DistilBERT-NxMTransformer.
+The paper's "4:2" (2 of each 4 remain) is written 2:4 here, as hardware vendors do.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _LARGE_TASKS = ("mnli", "qnli", "sst2")
 
 
 def grid(method: str, task: str) -> Grid | None:
-    """The paper's grid for a method and a task: Table 3 for ADMM, section 4.1 for others; None: it gives none."""
+    """Return the paper's grid for a run on a task: Table 3 for ADMM, section 4.1 for others; None: it gives none."""
     large = task in _LARGE_TASKS
     if method in ("nxm", "nxm_paper", "admm_unstructured", "distil_nxm"):
         if large:
@@ -75,13 +75,13 @@ MATMUL_SPEEDUP = (1.3, 1.6)
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """The paper's average of one value or more. One of 0 or less (Matthews correlation can be) makes it 0."""
+    """Return the geometric mean, the paper's average. A value of 0 or less (Matthews correlation can be) makes it 0."""
     values = list(values)
     return math.prod(max(value, 0.0) for value in values) ** (1 / len(values))
 
 
 def average(method: str, columns: Iterable[str]) -> float | None:
-    """The paper's average of a method recomputed over some of its columns; None where the paper has no such row."""
+    """Return the paper's average of a run recomputed over some columns; None where the paper does not have the run."""
     if method not in SCORES:
         return None
     return geometric_mean(SCORES[method][column] for column in columns)
