@@ -1,4 +1,4 @@
-"""tools/half_weights.py: weights that travel in half the bytes."""
+"""tools/half_weights.py: weights in half precision."""
 
 import importlib.util
 from pathlib import Path

@@ -26,7 +26,7 @@ def replaced(table: pa.Table, column: str, row: int, value: object) -> pa.Table:
 def test_the_seven_tasks_and_their_official_rows():
     assert list(TASKS) == ["mnli", "sst2", "qnli", "cola", "stsb", "mrpc", "rte"]
     assert {name for name, task in TASKS.items() if task.group == "large"} == {"mnli", "qnli", "sst2"}
-    # A checksum over the counts; where the official files are at hand, test_sources compares each
+    # a checksum over the counts; with the official files at hand, test_fetch compares each
     assert sum(task.rows["train"] for task in TASKS.values()) == 585_252
     assert list(MNLI.evaluation.items()) == [("validation_matched", "_m"), ("validation_mismatched", "_mm")]
 

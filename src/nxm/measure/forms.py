@@ -89,9 +89,8 @@ _CUDA_FORMS = {
     "fp16": [Form("eager", "fp16", kernel) for kernel in _KERNELS],
     "compiled": [Form("compiled", "bf16", kernel) for kernel in _KERNELS],
     "onnx": [],  # measured on the CPU
-    "int8": [
-        Form("compiled", "int8", kernel) for kernel in _KERNELS
-    ],  # eager, most time would go into making the integers
+    # eager, conversion to integers would take most of the time
+    "int8": [Form("compiled", "int8", kernel) for kernel in _KERNELS],
 }
 
 
