@@ -33,7 +33,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         UserError: the disk is full or not writable, or `out` is a file.
     """
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; expected is a folder or nothing")
+        raise UserError(f"{out}: is a file; expected a folder or nothing")
     partial, former = (out.with_name(f".{out.name}.{part}") for part in ("partial", "former"))
     try:
         for leftover in (partial, former):  # of a process that was killed

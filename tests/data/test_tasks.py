@@ -108,7 +108,7 @@ def test_official_rows_are_demanded_where_the_source_is_whole():
         (
             STSB,
             lambda t: t.drop_columns("sentence2"),
-            "column 'sentence2' is missing; expected are sentence1, sentence2",
+            "column 'sentence2' is missing; expected sentence1, sentence2",
         ),
         (STSB, lambda t: t.append_column("label", t["label"]), "column 'label' occurs 2 times"),
         (STSB, lambda t: replaced(t, "label", 3, 5.5), "column 'label', row 3: 5.5 is not within 0.0 … 5.0"),

@@ -98,7 +98,7 @@ def check_table(task: Task, split: str, table: pa.Table, *, official: bool, wher
         if len(indices) != 1:
             problem = "is missing" if not indices else f"occurs {len(indices)} times"
             raise UserError(
-                f"{place}: column '{field.name}' {problem}; expected are {', '.join(task.schema.names)}, "
+                f"{place}: column '{field.name}' {problem}; expected {', '.join(task.schema.names)}; "
                 f"found {', '.join(table.column_names) or 'none'}"
             )
         column = table.column(indices[0])
