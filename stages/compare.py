@@ -1,8 +1,8 @@
-"""Stage compare: bootstrap scores of every method on one task, as results/<study>/bootstrap/<task>.npz.
+"""Stage compare: bootstrap scores of every method on one task, as results/bootstrap/<task>.npz.
 
 Beside it, as <task>.json, what the best answer that is always the same scores.
 
-python stages/compare.py --params params.yaml --task stsb
+python stages/compare.py --task stsb
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from nxm.cli import run
+from nxm.command import run
 from nxm.data.prepare import load_prepared
 from nxm.data.tasks import get_task
 from nxm.study.bootstrap import constant_scores, resampled_scores
+from nxm.study.plan import trainings
 from nxm.study.results import (
     bootstrap_path,
     floor_path,
+    place_of,
     predictions_path,
     read_predictions,
     read_study,
@@ -31,25 +33,22 @@ from nxm.study.settings import load_study
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bootstrap the methods' scores on one task of a study.")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the study's settings")
     parser.add_argument("--task", required=True, help="a GLUE task of the study")
     arguments = parser.parse_args()
 
-    settings = load_study(arguments.params)
-    study, task = settings.study, get_task(arguments.task)
-    data = load_prepared(Path("data") / study / "prepared" / task.name)
+    study, task = load_study(), get_task(arguments.task)
+    data = load_prepared(Path("data/prepared", task.name))
     labels = {split: np.asarray(data[split]["labels"]) for split in task.evaluation}
+    planned = {training for training in trainings(study) if training.compared and not training.trial}
     predictions: dict[str, dict[int, dict[str, np.ndarray]]] = {}
-    for done in read_study("results", study):
-        variant = done.cell in settings.ablation
-        if done.task == task.name and done.seed in settings.seeds and (done.cell is None or variant):
-            name = f"{done.method}/{done.cell}" if variant else done.method
-            path = predictions_path(result_path("", study, done.task, done.method, done.seed, done.cell))
-            predictions.setdefault(name, {})[done.seed] = read_predictions(path)
-    write_predictions(bootstrap_path("", study, task.name), resampled_scores(task, labels, predictions))
+    for done in read_study("."):
+        if done.task == task.name and place_of(done) in planned:
+            path = predictions_path(result_path("", place_of(done)))
+            predictions.setdefault(done.full_name, {})[done.seed] = read_predictions(path)
+    write_predictions(bootstrap_path("", task.name), resampled_scores(task, labels, predictions))
     scores = constant_scores(task, labels)
     floor = {task.name + suffix: scores[split] for split, suffix in task.evaluation.items()}
-    write_floor(floor_path("", study, task.name), floor)
+    write_floor(floor_path("", task.name), floor)
 
 
 if __name__ == "__main__":

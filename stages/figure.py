@@ -1,6 +1,6 @@
-"""Stage figure: one figure of a study, from its results files alone, as figures/<study>/<name>.pdf and .png.
+"""Stage figure: one figure of a study, from its results files alone, as figures/<name>.pdf and .png.
 
-python stages/figure.py --params params.yaml --name figure2
+python stages/figure.py --name figure2
 """
 
 from __future__ import annotations
@@ -9,20 +9,18 @@ import argparse
 from pathlib import Path
 
 from nxm import report
-from nxm.cli import run
+from nxm.command import run
 from nxm.report import style
-from nxm.study.settings import load_study
+from nxm.report.evidence import read_evidence
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw one figure of a study into figures/<study>.")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the study's settings")
+    parser = argparse.ArgumentParser(description="Draw one figure of a study into figures.")
     parser.add_argument("--name", required=True, help=", ".join(report.known("figures")))
     arguments = parser.parse_args()
 
     draw = report.load("figures", arguments.name).draw
-    study = load_study(arguments.params).study
-    style.render(draw, report.read_evidence(Path(), study), Path("figures") / study / arguments.name)
+    style.render(draw, read_evidence(Path()), Path("figures", arguments.name))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Stage matrices: products of single matrices, dense and 2:4, as results/<study>/matrices/<device>.json.
+"""Stage matrices: products of single matrices, dense and 2:4, as results/matrices/<device>.json.
 
-python stages/matrices.py --params studies/seeds/params.yaml --device cuda
+python stages/matrices.py --device cuda
 """
 
 from __future__ import annotations
@@ -8,18 +8,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nxm.cli import run
+from nxm.command import run
 from nxm.measure.products import run_matrices
 from nxm.study.settings import load_study
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time products of single matrices and name the kernels that ran.")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the study's settings")
     parser.add_argument("--device", required=True, choices=("cpu", "cuda"))
     arguments = parser.parse_args()
 
-    run_matrices(load_study(arguments.params), arguments.device, Path())
+    run_matrices(load_study(), arguments.device, Path())
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def sparse(tiny_bert, tmp_path):
     targets = find_targets(tiny_bert)
     with torch.no_grad():
         for W in targets.values():
-            W.copy_(NM(2, 4).project(W))
+            W.copy_(NM(2, 4).project(W).Z)
     write_pattern(tiny_bert.config, NM(2, 4), targets)
     tiny_bert.save_pretrained(tmp_path / "model")
     return tmp_path / "model"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from datasets import Dataset
+from nxm.methods.admm.defaults import BEST
 from torch.nn import functional as F
 from transformers import (
     BertForSequenceClassification,
@@ -20,7 +21,6 @@ from nxm.distillation.loss import distillation_loss, matching_layers
 from nxm.distillation.noise import replace_tokens
 from nxm.distillation.settings import Distillation
 from nxm.distillation.trainer import DISTILLATION, DistillationTrainer, Teacher
-from nxm.methods.admm.defaults import BEST
 from nxm.models.student import every_other_layer, set_dropout_
 from tiny_models import MODELS
 

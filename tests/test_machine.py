@@ -18,8 +18,8 @@ def test_precision_is_that_of_accelerate_launch(monkeypatch, mixed, precision):
     assert machine.precision() == precision
 
 
-def test_what_the_launcher_imports_needs_no_torch():
-    modules = "nxm.machine, nxm.config, nxm.files, nxm.command, nxm.data.settings, nxm.data.tasks"
+def test_modules_that_the_launcher_imports_need_no_torch():
+    modules = "nxm.environment, nxm.config, nxm.files, nxm.command, nxm.data.settings, nxm.data.tasks"
     code = f"import sys, {modules}; print(*sorted({{'torch', 'numpy', 'pyarrow', 'transformers'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -22,9 +22,9 @@ from PIL import Image
 
 from nxm import report
 from nxm.errors import UserError
-from nxm.report import Evidence, facts, paper, readme, scores, style, values
+from nxm.report import Evidence, facts, paper, scores, style
 from nxm.report.table import Table, write_table
-from nxm.study.results import Result, read_study, result_path, write_result
+from nxm.study.results import Result, result_path, write_result
 from nxm.study.settings import load_study
 from synthetic_study import (
     PLUS,
@@ -384,35 +384,6 @@ def test_a_variant_is_compared_with_another_where_the_profile_says_so(ablation: 
     assert "no teacher\n(against pattern 1 4)" in [label.get_text() for label in left.get_yticklabels()]
 
 
-def test_the_readme_sets_nxm_plus_against_its_best_rival_and_the_dense_model_with_the_same_extras(ablation) -> None:
-    """As made up, that rival is ASP+."""
-    names = ("dense", "nxm_plus", "asp_plus", "dense_plus")
-    scores = {name: facts.task_score(ablation.results, name, "stsb") for name in names}
-    kept = {name: 100 * scores[name].mean / scores["dense"].mean for name in names}
-    _, stsb, both = readme.best(ablation).splitlines()
-    assert f"NxM+ keeps **{kept['nxm_plus']:.1f} %** of the dense score" in stsb
-    assert f"ASP+ **{kept['asp_plus']:.1f} %** ({scores['asp_plus']})" in stsb
-    assert f"NxM+ is {scores['nxm_plus'].mean - scores['asp_plus'].mean:.1f} points above ASP+, ahead in 2 of 2" in stsb
-    share = 100 * scores["nxm_plus"].mean / scores["dense_plus"].mean
-    assert stsb.endswith(f"has {scores['dense_plus']}; of that NxM+ keeps **{share:.1f} %**.")
-    assert both.startswith("- Geometric mean over CoLA and STS-B")
-    assert readme.best_mean(ablation) == both.removeprefix("- ")
-    alone = [run for run in ablation.results if run.task == "stsb" and run.method in ("dense", "nxm_plus")]
-    assert "no result of NxM yet" in readme.best(replace(ablation, results=alone))
-    weak = [run for run in ablation.results if run.task == "stsb" and run.method == "asp_plus" and run.cell is None]
-    nxm = [run.model_copy(update={"method": "nxm"}) for run in weak]
-    assert "points above NxM, ahead in 2 of 2" in readme.best(replace(ablation, results=alone + nxm))
-    assert "no run of NxM+ yet" in readme.best(replace(ablation, results=alone[:0]))
-
-
-def test_the_readme_shows_the_ablation_without_its_cost(ablation: Evidence) -> None:
-    lines = readme.ingredients(ablation).splitlines()
-    assert len(lines) == 2 + 3 * (len(PLUS) + len(VARIANTS))
-    assert lines[0].startswith("| Task ")
-    assert "Memory" not in lines[0]
-    assert "has no ablation" in readme.ingredients(Evidence("embedded", [], None))
-
-
 def test_the_ablation_tells_the_cost_beside_the_dense_model(ablation: Evidence) -> None:
     numbers = report.load("tables", "table_ablation").make(ablation)
     own = numbers.shown[numbers.shown["Task"] == "STS-B"].set_index(["Method", "Variant"]).loc[("NxM+", "permuted")]
@@ -709,20 +680,6 @@ def dense_runs() -> list[Result]:
     return [make_result(task=task, method="dense", score=60.0) for task in ("cola", "stsb")]
 
 
-def test_the_headline_ends_with_the_geometric_mean_of_several_tasks(many: Evidence) -> None:
-    lines = readme.headline(many).splitlines()
-    assert len(lines) == len(facts.tasks_of(many.results)) + 1
-    columns = facts.columns_of(facts.whole_runs(many.results))
-    means = {method: facts.average_score(many.results, method, columns) for method in ("dense", "nxm", "asp")}
-    tasks = facts.listed(facts.TASKS[task] for task in facts.tasks_of(many.results))
-    assert lines[-1].startswith(f"- Geometric mean over {tasks}, seed")
-    assert readme.mean(many) == lines[-1].removeprefix("- ")
-    assert f"NxM keeps **{100 * means['nxm'].mean / means['dense'].mean:.1f} %** of the dense score" in lines[-1]
-    theirs = {method: paper.average(method, columns) for method in ("dense", "nxm", "asp")}
-    assert f"same tasks, whole: {100 * theirs['nxm'] / theirs['dense']:.1f} %" in lines[-1]
-    assert "points above ASP" in lines[-1] or "does not beat ASP" in lines[-1]
-
-
 def test_what_params_no_longer_names_is_no_evidence(tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)  # seed 0, the cells rho1.0 and paper rho0.006
     for run in (
@@ -836,172 +793,6 @@ def test_scores_and_courses_hold_what_the_results_hold(many: Evidence) -> None:
     row = course[(course["task"] == "cola") & (course["method"] == "asp") & (course["epoch"] == 10)]
     assert row["score"].item() == pytest.approx(facts.task_score(many.results, "asp", "cola").mean, abs=0.01)
     assert scores.scores(EMPTY) == "{}\n"
-
-
-# --- readme --------------------------------------------------------------------------------------------------------
-
-
-def verdict(root: Path, scores: dict[str, list[float]]) -> str:
-    for method, by_seed in scores.items():
-        for seed, value in enumerate(by_seed, start=1):
-            result = make_result(method=method, seed=seed, score=value)
-            write_result(result_path(root, "embedded", "stsb", method, seed), result)
-    return readme.headline(Evidence("embedded", read_study(root / "results", "embedded"), None))
-
-
-@pytest.mark.parametrize(
-    ("nxm", "said"),
-    [
-        ([80.0], "NxM is 4.0 points above ASP"),
-        ([70.0], "NxM does not beat ASP: it is 6.0 points below"),
-        ([76.01], "NxM does not beat ASP: they are level"),
-    ],
-)
-def test_the_headline_is_true_whichever_way_the_numbers_fall(tmp_path: Path, nxm: list[float], said: str) -> None:
-    text = verdict(tmp_path, {"dense": [84.0], "asp": [76.0], "nxm": nxm})
-    assert said in text
-    assert f"NxM keeps **{100 * nxm[0] / 84:.1f} %** of the dense score" in text
-    assert f"ASP **{100 * 76 / 84:.1f} %**" in text
-
-
-def test_the_headline_counts_seeds(tmp_path: Path) -> None:
-    text = verdict(tmp_path, {"dense": [84.0, 84.0], "asp": [76.0, 80.0], "nxm": [80.0, 79.0]})
-    assert "NxM is 1.5 points above ASP, ahead in 1 of 2 seeds" in text
-
-
-def test_the_headline_claims_nothing_without_all_three(tmp_path: Path) -> None:
-    assert "no result of ASP yet" in verdict(tmp_path, {"dense": [84.0], "nxm": [80.0]})
-
-
-def test_the_speed_block_says_what_was_measured_what_it_costs_and_what_is_absent(tmp_path: Path) -> None:
-    files = make_deployment()
-    for score in files[0]["scores"]:
-        score["score"] -= 0.4 * (score["dtype"] == "int8") * (1 if score["model"] == "nxm" else 2)
-    absent = {"device": "cuda", "absent": "no CUDA device", "rows": [], "scores": []}
-    text = readme.speed(Evidence("embedded", [], None, deployment=[files[0], absent]))
-    assert "32 × 128 tokens" in text
-    assert "in other forms: PyTorch bf16 1.50 and ONNX INT8 2.50 (score -0.8 to -0.4);" in text
-    assert "PyTorch fp32: NxM 1.00, Student, dense 2.00 and Student, NxM 2.00." in text
-    assert "- CUDA: not measured (no CUDA device)." in text
-    assert "NxM, PyTorch bf16, 2:4 25.00" in readme.speed(Evidence("embedded", [], None, deployment=files))
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    make_study(tmp_path)
-    names = ("headline embedded", "table1 embedded", "table1 seeds", "timing embedded")
-    blocks = "\n\n".join(f"<!-- generated:{name} -->\nold\n<!-- /generated -->" for name in names)
-    (tmp_path / "README.md").write_text(f"# nxm\n\n{blocks}\n\nby hand\n")
-    return tmp_path
-
-
-def run_readme(monkeypatch: pytest.MonkeyPatch, root: Path, *options: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["readme", "--readme", str(root / "README.md"), *options])
-    readme.main()
-
-
-def test_the_readme_is_rewritten_between_its_markers_alone(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_readme(monkeypatch, repository)
-    text = (repository / "README.md").read_text()
-    assert "\nold\n" not in text
-    assert text.startswith("# nxm\n\n<!-- generated:headline embedded -->\nOn STS-B")
-    assert text.endswith("<!-- /generated -->\n\nby hand\n")
-    assert "Study seeds has no results yet." in text
-    run_readme(monkeypatch, repository, "--check")
-
-
-def test_check_names_the_stale_block_and_writes_nothing(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_readme(monkeypatch, repository)
-    path = result_path(repository, "embedded", "stsb", "nxm", 1)
-    write_result(path, make_result(score=11.0))
-    before = (repository / "README.md").read_text()
-    with pytest.raises(UserError, match="stale: 'headline embedded', 'table1 embedded'; run"):
-        run_readme(monkeypatch, repository, "--check")
-    assert (repository / "README.md").read_text() == before
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("<!-- generated:table9 embedded -->\n<!-- /generated -->", "table9"),
-        ("<!-- generated:table1 ../x -->\n<!-- /generated -->", "WHAT STUDY"),
-        ("<!-- generated:table1 embedded -->\n", "no '<!-- /generated -->'"),
-        ("Gains <!-- value:points embedded nxm asp -->2\n", "no '<!-- /value -->'"),
-        ("Gains\n  <!-- value:points embedded nxm asp -->2<!-- /value -->", "begins a line"),
-        ("Gains <!-- value:points ../x nxm asp -->2<!-- /value -->", "WHAT STUDY METHOD"),
-        ("Gains <!-- value:points embedded nxm asp -->2<!-- /value -->", "study embedded has no run of nxm"),
-    ],
-)
-def test_a_wrong_block_is_refused(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(UserError, match=re.escape(said)):
-        readme.rewrite(text, tmp_path)
-
-
-def test_numbers_within_sentences_are_rewritten_too(repository: Path) -> None:
-    runs = read_study(repository / "results", "embedded")
-    scores = [facts.task_score(runs, name, "stsb").mean for name in ("nxm", "asp")]
-    text = "NxM is <!-- value:above embedded nxm asp -->some points<!-- /value -->.\n"
-    renewed, stale = readme.rewrite(text, repository)
-    assert stale == ["above embedded nxm asp"]
-    assert f"asp -->{scores[0] - scores[1]:.1f} points above<!-- /value -->.\n" in renewed
-    assert readme.rewrite(renewed, repository) == (renewed, [])
-
-
-# --- values --------------------------------------------------------------------------------------------------------
-
-
-def test_a_value_is_what_the_table_of_the_ablation_shows(ablation: Evidence) -> None:
-    shown = report.load("tables", "table_ablation").make(ablation).numbers
-    row = shown[(shown["task"] == "stsb") & (shown["name"] == "nxm_plus/no-teacher")].iloc[0]
-    names = ["nxm_plus/no-teacher", "nxm_plus", "stsb"]
-    assert values.value("points", ablation, names) == f"{row['difference']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
-    assert values.value("score", ablation, ["nxm_plus/no-teacher", "stsb"]) == f"{row['mean']:.1f}"
-    assert values.value("kept", ablation, ["nxm_plus/no-teacher", "stsb"]) == f"{row['kept']:.1f} %"
-    dense = [run.train_seconds for run in facts.runs_of(ablation.results, "dense") if run.task == "stsb"]
-    ratio = row["seconds"] * len(dense) / sum(dense)
-    assert values.value("time", ablation, ["nxm_plus/no-teacher", "stsb"]) == f"{ratio:.2f}"
-    low, high = values.value("kept_interval", ablation, ["nxm_plus", "stsb"]).removesuffix(" %").split(" to ")
-    assert float(low) <= float(values.value("kept", ablation, ["nxm_plus", "stsb"]).removesuffix(" %")) <= float(high)
-
-
-def test_a_value_without_a_task_is_the_geometric_mean(ablation: Evidence) -> None:
-    mean = facts.average_score(ablation.results, "nxm_plus", ["cola", "stsb"]).mean
-    assert values.value("score", ablation, ["nxm_plus"]) == f"{mean:.1f}"
-    variants = ["nxm_plus/no-teacher", "nxm_plus/permuted"]
-    points = facts.difference(ablation, *variants, ["cola", "stsb"])
-    assert values.value("points", ablation, variants) == points.text(".1f")
-
-
-def test_a_value_in_words_is_true_whichever_is_ahead(ablation: Evidence) -> None:
-    ahead = values.value("above", ablation, ["nxm_plus", "asp_plus", "stsb"])
-    assert ahead.endswith(" above")
-    assert values.value("above", ablation, ["asp_plus", "nxm_plus", "stsb"]) == ahead.replace("above", "below")
-    assert values.value("heldout", ablation, ["asp_plus", "nxm_plus", "stsb"]).endswith(" below")
-    assert values.value("above", ablation, ["nxm_plus", "nxm_plus", "stsb"]) == "level [0.0, 0.0]"
-    assert values.value("above", replace(ablation, bootstrap={}), ["nxm_plus", "asp_plus", "stsb"]) == re.sub(
-        r" \[.*\]", "", ahead
-    )
-
-
-@pytest.mark.parametrize(
-    ("what", "names", "said"),
-    [
-        ("gain", ["nxm_plus"], "'gain' is none of points"),
-        ("points", ["nxm_plus"], "missing a required argument: 'rival'"),
-        ("score", ["nxm_plus", "asp_plus"], "too many positional arguments"),
-        ("score", ["nxm_plus/no-such"], "has no run of nxm_plus/no-such"),
-        ("score", ["nxm_plus", "rte"], "has no run of nxm_plus on rte"),
-    ],
-)
-def test_a_wrong_value_is_refused(ablation: Evidence, what: str, names: list[str], said: str) -> None:
-    with pytest.raises(UserError, match=re.escape(said)):
-        values.value(what, ablation, names)
-
-
-def test_a_value_that_was_not_measured_is_refused(ablation: Evidence) -> None:
-    unmeasured = [run.model_copy(update={"heldout": None}) for run in ablation.results]
-    with pytest.raises(UserError, match="do not have it"):
-        values.value("heldout", replace(ablation, results=unmeasured), ["nxm_plus", "asp_plus"])
 
 
 # --- stages --------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def save_model(folder: Path, model: PreTrainedModel, pattern: NM | None = TWO_OF
         for W in targets.values():
             W.mul_(spread)
             if pattern:
-                W.copy_(pattern.project(W))
+                W.copy_(pattern.project(W).Z)
     if pattern:
         write_pattern(model.config, pattern, targets)
     letters = [chr(ord("a") + i) for i in range(26)]

@@ -1,6 +1,6 @@
 """nxm: N:M sparsity for pretrained Transformers by ADMM (NxMTransformer, arXiv 2110.15766).
 
-The public names are imported when they are first used: tables and figures then start without loading torch.
+The public names are imported on first use, so that commands which need no torch start without loading it.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nxm.distillation.settings import Distillation
-    from nxm.distillation.trainer import DISTILLATION, DistillationTrainer
+    from nxm.distillation.settings import DISTILLATION, Distillation
+    from nxm.distillation.trainer import DistillationTrainer
     from nxm.errors import UserError
     from nxm.methods.admm.algorithm import ADMM
-    from nxm.methods.admm.callback import BEST_ADMM, AdmmCallback
-    from nxm.methods.admm.settings import Admm
+    from nxm.methods.admm.callback import AdmmCallback, MaskHistory
+    from nxm.methods.admm.settings import BEST_ADMM, Admm
+    from nxm.methods.callback import SparsityCallback
     from nxm.methods.gradual.callback import GmpCallback
     from nxm.methods.gradual.settings import Gmp
     from nxm.methods.importance import ActivationNorms, AdamSecondMoment
@@ -22,16 +23,17 @@ if TYPE_CHECKING:
     from nxm.methods.sr_ste.callback import SrSteCallback
     from nxm.models.permute import permute_
     from nxm.models.targets import find_targets
-    from nxm.sets.base import ConstraintSet, SparseSet
+    from nxm.sets import parse_set
+    from nxm.sets.base import ConstraintSet, Projection, SparseSet
     from nxm.sets.nm import NM
     from nxm.sets.unstructured import Unstructured
 
 _HOMES = {
     "ADMM": "nxm.methods.admm.algorithm",
-    "BEST_ADMM": "nxm.methods.admm.callback",
+    "BEST_ADMM": "nxm.methods.admm.settings",
     "ActivationNorms": "nxm.methods.importance",
     "AdamSecondMoment": "nxm.methods.importance",
-    "DISTILLATION": "nxm.distillation.trainer",
+    "DISTILLATION": "nxm.distillation.settings",
     "Distillation": "nxm.distillation.settings",
     "DistillationTrainer": "nxm.distillation.trainer",
     "NM": "nxm.sets.nm",
@@ -41,11 +43,15 @@ _HOMES = {
     "ConstraintSet": "nxm.sets.base",
     "Gmp": "nxm.methods.gradual.settings",
     "GmpCallback": "nxm.methods.gradual.callback",
+    "MaskHistory": "nxm.methods.admm.callback",
+    "Projection": "nxm.sets.base",
     "SparseSet": "nxm.sets.base",
+    "SparsityCallback": "nxm.methods.callback",
     "SrSteCallback": "nxm.methods.sr_ste.callback",
     "Unstructured": "nxm.sets.unstructured",
     "UserError": "nxm.errors",
     "find_targets": "nxm.models.targets",
+    "parse_set": "nxm.sets",
     "permute_": "nxm.models.permute",
 }
 
@@ -64,11 +70,15 @@ __all__ = [
     "DistillationTrainer",
     "Gmp",
     "GmpCallback",
+    "MaskHistory",
+    "Projection",
     "SparseSet",
+    "SparsityCallback",
     "SrSteCallback",
     "Unstructured",
     "UserError",
     "find_targets",
+    "parse_set",
     "permute_",
 ]
 

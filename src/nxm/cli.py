@@ -78,6 +78,54 @@ def export(
     export(folder, out, to, texts=texts, dtype=dtype, auto=auto, batch=batch, length=length)
 
 
+Study = Annotated[str, typer.Argument(help="embedded, or a folder of studies/")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="stages side by side; default: 2 on a CPU, 1 on a GPU")]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="only what changed, not what is merely missing here: data and models")
+]
+
+
+@app.command()
+def repro(study: Study = "embedded", jobs: Jobs = None, allow_missing: AllowMissing = False) -> None:
+    """Run a study: every stage that is not done here, with progress and the time left.
+
+    On a fresh clone, which has results but neither data nor models, that is all of it.
+    """
+    from nxm.launch.schedule import repro
+
+    repro(Path.cwd(), study, jobs, allow_missing=allow_missing)
+
+
+@app.command()
+def plan(study: Study = "embedded", jobs: Jobs = None, allow_missing: AllowMissing = False) -> None:
+    """Say what `nxm repro` would run, and about how long that takes."""
+    from nxm.launch.schedule import plan
+
+    plan(Path.cwd(), study, jobs, allow_missing=allow_missing)
+
+
+@app.command()
+def show(study: Study = "embedded") -> None:
+    """Print what is committed of a study, without running anything."""
+    from nxm.launch.schedule import show
+
+    show(Path.cwd(), study)
+
+
+@app.command()
+def pages(
+    check: Annotated[bool, typer.Option("--check", help="write nothing; exit status 1 when a page is stale")] = False,
+) -> None:
+    """Render README.md and the studies' pages from their templates and the results files."""
+    from nxm.report.page import stale_pages, write_pages
+
+    changed = stale_pages(Path.cwd()) if check else write_pages(Path.cwd())
+    for page in changed:
+        print(f"{page.relative_to(Path.cwd())}: {'stale; run `nxm pages`' if check else 'written'}")
+    if check and changed:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Entry point of the console script."""
     app(prog_name="nxm")

@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Environment variables in which the launcher gives a stage its share of the machine.
-SLOT, JOBS = "NXM_SLOT", "NXM_JOBS"
-SHARED_GPU = "NXM_SHARED_GPU"  # set if other jobs may use the same GPU
+import psutil
+import pynvml
+import torch
+
+from nxm.environment import cores
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")  # those that can change a result
 DEPLOYED = ("onnxruntime", "torchao")  # of the extra `export`
@@ -20,9 +22,6 @@ DEPLOYED = ("onnxruntime", "torchao")  # of the extra `export`
 
 def machine() -> dict[str, Any]:
     """Return the processor, the cores that this process may use, the memory in GiB and the device that trains."""
-    import psutil
-    import torch
-
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "cpu": _cpu_name(),
@@ -39,13 +38,9 @@ def versions() -> dict[str, str]:
 
 def libraries() -> dict[str, str]:
     """Return `versions` and those of other software on which speed depends: DEPLOYED, a GPU's driver and libraries."""
-    import torch
-
     installed = {distribution.name for distribution in importlib.metadata.distributions()}
     found = versions() | {name: importlib.metadata.version(name) for name in DEPLOYED if name in installed}
     if torch.cuda.is_available():
-        import pynvml
-
         pynvml.nvmlInit()
         found |= {
             "driver": pynvml.nvmlSystemGetDriverVersion(),
@@ -66,24 +61,15 @@ def use_cores() -> None:
 
     Without a number `accelerate launch` sets OMP_NUM_THREADS=1, which on a CPU halves the speed of two cores.
     """
-    import torch
-
     torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def peak_memory_mib() -> float:
     """Return the peak memory of this process in MiB: GPU memory if there is a GPU, else the resident set."""
-    import torch
-
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS counts bytes, Linux KiB
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use (`taskset` limits them)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def _cpu_name() -> str:

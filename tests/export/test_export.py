@@ -269,7 +269,7 @@ def test_a_packed_model_must_be_as_exact_as_its_dense_self():
 
 def test_integers_are_within_half_a_step_and_zeros_stay_zeros():
     torch.manual_seed(0)
-    W = NM(2, 4).project(torch.randn(64, 128)) * torch.logspace(-3, 3, 64)[:, None]
+    W = NM(2, 4).project(torch.randn(64, 128)).Z * torch.logspace(-3, 3, 64)[:, None]
     W[7] = 0.0
     integers, scale = int8.quantise(W)
     assert integers.dtype == torch.int8

@@ -10,7 +10,7 @@ from nxm.config import Positive, Settings
 
 
 class Distillation(Settings):
-    """Weights of the terms of the knowledge-distillation loss (`nxm.distillation.trainer`)."""
+    """The weights of the knowledge-distillation loss's terms (`nxm.distillation.loss.distillation_loss`)."""
 
     task: Annotated[float, Field(ge=0.0)]  # the loss on the labels
     logits: Annotated[float, Field(ge=0.0)]  # toward the teacher's logits
@@ -19,7 +19,7 @@ class Distillation(Settings):
 
     @property
     def has_teacher(self) -> bool:
-        """Whether any term needs the teacher."""
+        """True if any term needs the teacher."""
         return self.logits > 0 or self.hidden > 0
 
     @model_validator(mode="after")
@@ -29,3 +29,8 @@ class Distillation(Settings):
                 f"without logits and hidden there is no teacher, and task = {self.task:g} would change nothing: set 1"
             )
         return self
+
+
+# The library's default, with which the study's students are trained: half the labels, half the teacher's logits, and
+# its hidden states.
+DISTILLATION = Distillation(task=0.5, logits=0.5, hidden=1.0, temperature=2.0)

@@ -14,13 +14,9 @@ from transformers import PreTrainedModel, Trainer
 
 from nxm.distillation.loss import distillation_loss
 from nxm.distillation.noise import replace_tokens
-from nxm.distillation.settings import Distillation
+from nxm.distillation.settings import DISTILLATION, Distillation
 from nxm.errors import UserError
-from nxm.methods.admm.defaults import BEST
 from nxm.models.student import set_dropout_
-
-# What the study's students are trained with: half the labels, half the teacher's answers, and its hidden states.
-DISTILLATION = Distillation.model_validate(BEST["distillation"])
 
 
 class Teacher:
@@ -65,8 +61,8 @@ class DistillationTrainer(Trainer):
         *args: Any,
         teacher: PreTrainedModel,
         distillation: Distillation = DISTILLATION,
-        dropout: float | None = BEST["dropout"],
-        noise: float = BEST["noise"],
+        dropout: float | None = 0.0,
+        noise: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)

@@ -39,8 +39,7 @@ from nxm.export.trained import (
     outputs,
     relative_error,
 )
-from nxm.files import new_folder
-from nxm.sets.base import apply_mask
+from nxm.models.save import save_model
 from nxm.sets.nm import NM
 
 HALF_TOLERANCE = 0.05  # relative error of the outputs in bf16 or fp16, compared with fp32
@@ -141,8 +140,7 @@ def is_faster(out_features: int, in_features: int, tokens: int, dtype: str, back
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dense = nn.Linear(in_features, out_features, bias=False, device=device, dtype=STORED[dtype]).requires_grad_(False)
-    W = torch.randn(out_features, in_features)
-    dense.weight.copy_(apply_mask(W, PATTERN.mask(W)))
+    dense.weight.copy_(PATTERN.project(torch.randn(out_features, in_features)).Z)
     sparse: nn.Module
     if dtype == "int8":
         sparse = Int8Linear(dense, partial(_packed_integers, where="matrix"))
@@ -199,9 +197,7 @@ def write_2of4(
     error = relative_error(answers, outputs(trained.model, inputs))
     assert_agreement(error, INT8_TOLERANCE if dtype == "int8" else HALF_TOLERANCE, folder, f"{dtype} model")
     half_model.config.nxm_2of4 = {"dtype": dtype, "matrices": names}
-    with new_folder(folder) as partial_folder:
-        half_model.save_pretrained(partial_folder)
-        trained.tokenizer.save_pretrained(partial_folder)
+    save_model(half_model, trained.tokenizer, folder)
     return reasons
 
 

@@ -1,4 +1,4 @@
-"""`python -m nxm.launch.worker TARGET`: a DVC stage on its share of the machine; `nxm.launch.schedule` starts it.
+"""`python -m nxm.launch.worker COMMAND`: run a stage's command on its share of the machine; `nxm repro` starts it.
 
 The environment variable NXM_SLOT says which of NXM_JOBS shares: each has its own cores, and where there are several
 GPUs one of them. (Two trainings that share all cores wait for each other's threads and are several times slower.)
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from contextlib import suppress
 
-from nxm.machine import JOBS, SHARED_GPU, SLOT
+from nxm.environment import JOBS, SHARED_GPU, SLOT
 
 
 def share(slot: int, jobs: int) -> None:
@@ -22,12 +22,10 @@ def share(slot: int, jobs: int) -> None:
     """
     if hasattr(os, "sched_setaffinity"):
         own = sorted(os.sched_getaffinity(0))
-        width = max(1, len(own) // jobs)  # all alike: the number of threads decides how sums are rounded
+        width = max(1, len(own) // jobs)  # the same for all: the number of threads decides how sums are rounded
         first = slot * width % len(own)
         os.sched_setaffinity(0, own[first : first + width])
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(
-        ","
-    )  # nxm.launch.schedule names them where there are several
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # `nxm repro` names them where there are several
     if len(gpus) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     if len(gpus) < jobs:
@@ -35,13 +33,12 @@ def share(slot: int, jobs: int) -> None:
 
 
 def main() -> None:
+    """Run the command in a shell, as DVC does, to its end."""
     if SLOT in os.environ:
         share(int(os.environ[SLOT]), int(os.environ[JOBS]))
-    # This stage alone: what it needs is done, and another job may be busy with a stage that reads the same files.
-    dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", sys.argv[1]]
-    stage = subprocess.Popen(dvc)
+    stage = subprocess.Popen(sys.argv[1], shell=True)  # noqa: S602 (a command of dvc.yaml, as DVC runs it)
     while stage.poll() is None:
-        with suppress(KeyboardInterrupt):  # Ctrl-C has reached DVC and its stage as well; let them end first
+        with suppress(KeyboardInterrupt):  # Ctrl-C has reached the stage as well; let it end first
             stage.wait()
     sys.exit(stage.returncode)
 

@@ -30,7 +30,7 @@ from nxm.sets.nm import NM
 from nxm.sets.unstructured import Unstructured
 from nxm.study.settings import Run, Study
 from nxm.training.build import make_callback
-from nxm.training.trainer import load_model
+from nxm.training.load import load_model
 
 STEP_RUNS = ("dense", "asp", "nxm", "nxm_paper", "admm_unstructured")  # nxm_paper: nxm with PAPER_RECIPE
 PAPER_RECIPE = {

@@ -1,7 +1,7 @@
-"""What a change of each weight costs: the measure in which ADMM may project (eq. 4) instead of the Euclidean one.
+"""Importance: the cost of a change of each weight, the measure of the projection in place of the Euclidean one.
 
-With costs v >= 0 the projection minimises sum v (Z - W - U)^2 over S. Where S is a choice of entries, those with the
-largest sqrt(v) |W + U| stay. Both measures here are by-products of training:
+With costs v >= 0 the projection (eq. 4) minimises sum v (Z - W - U)^2 over S. Where S is a set of zero patterns, the
+largest sqrt(v) |W + U| survive. Both measures here are by-products of training:
 
 - `AdamSecondMoment`: v is Adam's running mean of the squared gradient, a diagonal Fisher estimate of the loss's
   curvature (as SAFE+ scores weights, arXiv 2506.06866).
@@ -23,33 +23,38 @@ from nxm.models.targets import find_targets, unwrap
 
 
 class Importance:
-    """Watches a training and says, at each projection, what a squared change of each weight costs."""
+    """A measure that watches a training and gives, at each projection, the cost of a squared change of each weight.
+
+    `nxm.methods.callback.SparsityCallback` calls it: `begin`, `measure` at each projection, `end` when the choice is
+    final, and the two for checkpoints.
+    """
 
     def begin(self, model: nn.Module, include: tuple[str, ...], exclude: tuple[str, ...]) -> None:
-        """Training begins on this model, whose targets are those of `nxm.models.targets.find_targets`."""
+        """Start watching a model, whose targets are those of `nxm.models.targets.find_targets`."""
 
     def measure(self, targets: dict[str, nn.Parameter], optimizer: Any) -> dict[str, Tensor] | None:
-        """The costs v by name, fp32, of the weight's shape or (1, in_features); None where nothing was seen yet.
+        """Return name -> cost v, fp32, of the weight's shape or (1, in_features); None before there is any data.
 
-        The same in every process. Called once an ADMM iteration.
+        The same in every process. Called once per projection.
         """
         raise NotImplementedError
 
     def end(self) -> None:
-        """Training is over."""
+        """Stop watching; may be called more than once."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What must survive a restart, under names that begin with 'I.'."""
+        """Return the state that must survive a restart, under names that begin with 'I.'."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state_dict` gave, among other tensors; called after `begin`."""
+        """Restore a `state_dict`, found among other tensors; called after `begin`."""
 
 
 def make_importance(which: Importance | str) -> Importance | None:
-    """An importance by its name in params.yaml (`none`: None), or the one given, of a kind of one's own.
+    """Return the importance of a name (`nxm.methods.ImportanceName`; none: None), or the object given.
 
-    Raises UserError for an unknown name.
+    Raises:
+        UserError: the name is unknown.
     """
     if isinstance(which, Importance):
         return which
@@ -60,17 +65,15 @@ def make_importance(which: Importance | str) -> Importance | None:
 
 
 class AdamSecondMoment(Importance):
-    """Adam's second moment of the gradient, `exp_avg_sq`; its bias correction is one factor for all and left out.
-
-    Raises UserError, when it measures, for an optimizer that keeps none.
-    """
+    """Adam's second moment of the gradient, `exp_avg_sq`; its bias correction, one factor for all, is left out."""
 
     def measure(self, targets: dict[str, nn.Parameter], optimizer: Any) -> dict[str, Tensor] | None:
+        """Return the second moments. Raises UserError for an optimizer that has none."""
         measured = {}
         for name, W in targets.items():
             state = optimizer.state[W]
             if not state and "betas" in optimizer.param_groups[0]:
-                return None  # an Adam in fp16 all of whose steps so far were skipped
+                return None  # Adam in fp16, whose steps were all skipped so far
             if "exp_avg_sq" not in state:
                 raise UserError(f"the optimizer keeps no second moment (exp_avg_sq) of {name}: use Adam or AdamW")
             measured[name] = state["exp_avg_sq"]
@@ -78,16 +81,16 @@ class AdamSecondMoment(Importance):
 
 
 class ActivationNorms(Importance):
-    """The mean square of each input over the tokens seen in training so far.
+    """The mean square of each input over all tokens seen in training so far.
 
-    Not since the last projection alone: the fewer the tokens, the more of the mask moves by their chance. Padding is
-    left out where the model is given an `attention_mask`.
+    Tokens since the last projection alone would be fewer, and more of the mask would move by chance. Padding is left
+    out where the model gets an `attention_mask`.
     """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}  # (in_features,) fp32, of this process
         self._tokens: Tensor = torch.zeros(())
-        self._real: Tensor | None = None  # (batch, length), of the batch under way
+        self._real: Tensor | None = None  # (batch, length), of the current batch
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def begin(self, model: nn.Module, include: tuple[str, ...], exclude: tuple[str, ...]) -> None:
@@ -101,7 +104,7 @@ class ActivationNorms(Importance):
             self._hooks.append(layer.register_forward_pre_hook(self._watch(name, place)))
 
     def measure(self, targets: dict[str, nn.Parameter], optimizer: Any) -> dict[str, Tensor] | None:
-        tokens, sums = self._together()
+        tokens, sums = self._totals()
         seen = bool((tokens > 0).all())
         return {name: sums[name][None, :] / tokens[i].item() for i, name in enumerate(targets)} if seen else None
 
@@ -111,16 +114,16 @@ class ActivationNorms(Importance):
         self._hooks, self._real = [], None
 
     def state_dict(self) -> dict[str, Tensor]:
-        tokens, sums = self._together()
+        tokens, sums = self._totals()
         return {"I.tokens": tokens} | {f"I.{name}": total for name, total in sums.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        share = float(PartialState().is_main_process)  # what all had seen goes on in one of them
+        share = float(PartialState().is_main_process)  # the saved totals of all processes continue in one of them
         self._tokens = state["I.tokens"] * share
         self._sums = {name: state[f"I.{name}"].to(total.device) * share for name, total in self._sums.items()}
 
-    def _together(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Tokens and sums over all processes, each of which has seen its own part of the batches."""
+    def _totals(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return tokens and sums over all processes, each of which has seen its own part of the batches."""
         if PartialState().num_processes == 1:
             return self._tokens, self._sums
         device = next(iter(self._sums.values())).device

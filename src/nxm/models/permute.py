@@ -120,4 +120,4 @@ def search_order(W: Tensor, constraint: NM, sweeps: int = 4) -> Tensor:
 
 
 def _kept(W: Tensor, constraint: NM) -> float:
-    return float(constraint.project(W).square().sum() / W.square().sum())
+    return float(constraint.project(W).Z.square().sum() / W.square().sum())

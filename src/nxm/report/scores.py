@@ -6,7 +6,8 @@ import json
 
 import pandas as pd
 
-from nxm.report import Evidence, facts
+from nxm.report import statistics
+from nxm.report.evidence import Evidence
 
 
 def scores(evidence: Evidence) -> str:
@@ -14,18 +15,18 @@ def scores(evidence: Evidence) -> str:
 
     Where there are several tasks, `geometric_mean` is one more.
     """
-    runs = facts.whole_runs(evidence.results)
+    runs = statistics.whole_runs(evidence.results)
     found = {
         task: {
             method: round(score.mean, 2)
-            for method in facts.methods_of(runs)
-            if (score := facts.task_score(runs, method, task)) is not None
+            for method in statistics.methods_of(runs)
+            if (score := statistics.task_score(runs, method, task)) is not None
         }
-        for task in facts.tasks_of(runs)
+        for task in statistics.tasks_of(runs)
     }
-    columns = facts.columns_of(runs)
+    columns = statistics.columns_of(runs)
     if len(columns) > 1:
-        averages = {method: facts.average_score(runs, method, columns) for method in facts.methods_of(runs)}
+        averages = {method: statistics.average_score(runs, method, columns) for method in statistics.methods_of(runs)}
         found["geometric_mean"] = {method: round(own.mean, 2) for method, own in averages.items() if own is not None}
     return json.dumps(found, indent=1) + "\n"
 
@@ -33,8 +34,8 @@ def scores(evidence: Evidence) -> str:
 def courses(evidence: Evidence) -> str:
     """CSV: one row a task, method and evaluated epoch: the mean dev score over seeds."""
     rows = [
-        {"task": run.task, "method": run.method, "epoch": epoch.epoch, "score": epoch.metric}
-        for run in facts.whole_runs(evidence.results)
+        {"task": run.task, "method": run.name, "epoch": epoch.epoch, "score": epoch.metric}
+        for run in statistics.whole_runs(evidence.results)
         for epoch in run.epochs
         if epoch.metric is not None
     ]

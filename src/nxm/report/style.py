@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,48 +57,6 @@ RC: dict[str, Any] = {
     "pdf.fonttype": 42,  # TrueType: text in the PDF can be searched and edited
     "axes.unicode_minus": True,
 }
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a method is drawn wherever it appears."""
-
-    color: str
-    marker: str
-    dashes: str | tuple[int, tuple[float, ...]]
-
-    def line(self) -> dict[str, Any]:
-        """Keyword arguments of `Axes.plot`."""
-        return {
-            "color": self.color,
-            "marker": self.marker,
-            "linestyle": self.dashes,
-            "markeredgecolor": "white",
-            "markeredgewidth": 0.5,
-        }
-
-
-_LOOKS = {
-    "dense": Look("#000000", "s", (0, (5, 2))),
-    "admm_unstructured": Look("#009E73", "^", (0, (1, 1.2))),
-    "asp": Look("#D55E00", "D", (0, (3.5, 1.5))),
-    "nxm": Look("#0072B2", "o", "-"),
-    "nxm_paper": Look("#CC79A7", "X", (0, (4, 1.2, 1, 1.2))),
-    "distil": Look("#7f7f7f", "v", (0, (5, 2))),
-    "distil_nxm": Look("#E69F00", "P", (0, (6, 1.5, 1, 1.5, 1, 1.5))),
-    "distil_nxm_kd": Look("#56B4E9", "p", (0, (2, 1))),
-    "nxm_plus": Look("#332288", "h", (0, (8, 1.5))),
-    "asp_plus": Look("#994F00", "d", (0, (6, 1.2, 2, 1.2))),
-    "gmp_plus": Look("#7a7a00", "<", (0, (2, 2))),
-    "sr_ste_plus": Look("#882255", ">", (0, (3, 1, 1, 1, 1, 1))),
-    "dense_plus": Look("#444444", "H", (0, (1, 1))),
-    "distil_nxm_plus": Look("#117733", "8", (0, (1, 2.5))),
-}
-
-
-def look(method: str) -> Look:
-    """A method's colour, marker and dashes; one that is new is grey with a star until it is given its own here."""
-    return _LOOKS.get(method, Look(GREY, "*", (0, (1, 2))))
 
 
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,8 +17,11 @@ from nxm.sets.base import SparseSet, reject_nan
 class NM(SparseSet):
     """At most `n_nonzero` non-zeros in each group of `group_size` consecutive inputs ("2:4"; the paper's 4:2).
 
-    Projection (eq. 4): keep the `n_nonzero` largest magnitudes of each group.
+    The projection (eq. 4) retains the `n_nonzero` largest magnitudes of each group.
     """
+
+    notation: ClassVar[str] = 'N:M, non-zeros and group size, such as "2:4"'
+    examples: ClassVar[tuple[str, ...]] = ("2:4", "1:4", "3:4", "2:8")
 
     n_nonzero: int = 2
     group_size: int = 4
@@ -31,12 +36,9 @@ class NM(SparseSet):
         return f"{self.n_nonzero}:{self.group_size}"
 
     @classmethod
-    def parse(cls, text: str) -> NM:
-        """Read "2:4". Raises ValueError on anything else."""
-        n_nonzero, colon, group_size = text.partition(":")
-        if not (colon and n_nonzero.isdigit() and group_size.isdigit()):
-            raise UserError(f"'{text}' is no N:M pattern; write non-zeros and group size as in 2:4")
-        return cls(int(n_nonzero), int(group_size))
+    def parse(cls, text: str) -> NM | None:
+        match = re.fullmatch(r"(\d+):(\d+)", text)
+        return cls(int(match[1]), int(match[2])) if match else None
 
     def validate(self, shape: torch.Size | tuple[int, ...], name: str) -> None:
         if len(shape) != 2:
@@ -60,19 +62,19 @@ class NM(SparseSet):
         return bool((nonzeros <= self.n_nonzero).all())
 
 
-# Ranking by all pairs costs group_size^2 / 2 comparisons: cheaper than sorting up to here (measured on CPU).
+# Ranking by all pairs takes group_size^2 / 2 comparisons: cheaper than sorting up to this size (measured on a CPU).
 _LARGEST_PAIRWISE_GROUP = 16
 
 
 def _nm_mask_by_rank(W: Tensor, n_nonzero: int, group_size: int) -> Tensor:
-    """Keep an entry when fewer than `n_nonzero` of its group are larger, or equal and earlier.
+    """Return the mask of the entries of which fewer than `n_nonzero` in their group are larger, or equal and earlier.
 
-    All groups at once, one comparison for each pair of positions; no sort and no transposition, so it streams through
-    memory (bools are added as the bytes that they are, which spares a conversion).
+    One comparison for each pair of positions serves all groups at once. Without a sort or a transposition it streams
+    through memory. (The bools are added as bytes, which saves a conversion.)
     """
     groups = W.detach().abs().reshape(-1, group_size)
     position = groups.unbind(dim=1)
-    # rank[j] = how many beat j; a later one j beats i unless the earlier wins, so i starts with all later ones counted.
+    # rank[j] counts the entries that beat j. rank[i] starts as if all later ones beat i; a comparison corrects both.
     rank = [torch.full_like(position[i], group_size - 1 - i, dtype=torch.uint8) for i in range(group_size)]
     for i in range(group_size):
         for j in range(i + 1, group_size):
@@ -83,7 +85,7 @@ def _nm_mask_by_rank(W: Tensor, n_nonzero: int, group_size: int) -> Tensor:
 
 
 def _nm_mask_by_sorting(W: Tensor, n_nonzero: int, group_size: int) -> Tensor:
-    """The same mask by a stable sort of each group: the reference, and the way for large groups."""
+    """Return the same mask by a stable sort of each group: the reference in tests, and faster for large groups."""
     groups = W.detach().abs().reshape(-1, group_size)
     order = groups.sort(dim=1, descending=True, stable=True).indices
     mask = torch.zeros(groups.shape, dtype=torch.bool, device=W.device)

@@ -1,4 +1,4 @@
-"""The sparsity that a saved model claims, written into its config.json, and whether its weights keep it."""
+"""The constraint set that a saved model's config.json claims, and the check that its weights lie in it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 
 from nxm.errors import UserError
-from nxm.sets.base import SparseSet
-from nxm.sets.nm import NM
-from nxm.sets.unstructured import Unstructured
-
-_KINDS: dict[str, type[SparseSet]] = {"nm": NM, "unstructured": Unstructured}
+from nxm.sets import all_sets, kind_of
+from nxm.sets.base import ConstraintSet
 
 
 def load_config(folder: Path) -> PretrainedConfig:
-    """The config.json of a saved model. Raises UserError when it is missing or transformers knows no such model."""
+    """Read a saved model's config.json.
+
+    Raises:
+        UserError: it is missing, or transformers knows no such model.
+    """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no model folder here (config.json is missing)")
     try:
@@ -30,27 +31,34 @@ def load_config(folder: Path) -> PretrainedConfig:
         raise UserError(f"{folder}/config.json: no config of a model that transformers knows ({error})") from None
 
 
-def write_pattern(config: PretrainedConfig, constraint: SparseSet, names: Iterable[str]) -> None:
-    """Put the constraint set and the names of its matrices into the config, as `nxm_sparsity`; plain JSON."""
-    kind = next(kind for kind, cls in _KINDS.items() if isinstance(constraint, cls))
-    config.nxm_sparsity = {"kind": kind, **asdict(constraint), "targets": list(names)}
+def write_pattern(config: PretrainedConfig, constraint: ConstraintSet, names: Iterable[str]) -> None:
+    """Put the constraint set and the names of its matrices into a config as `nxm_sparsity`, plain JSON."""
+    config.nxm_sparsity = {"kind": kind_of(constraint), **asdict(constraint), "targets": list(names)}
 
 
-def read_pattern(config: PretrainedConfig) -> tuple[SparseSet, list[str]] | None:
-    """What `write_pattern` wrote, or None for a dense model. Raises UserError when it makes no sense."""
+def read_pattern(config: PretrainedConfig) -> tuple[ConstraintSet, list[str]] | None:
+    """Return the constraint set and the names of its matrices that a config claims; None for a dense model.
+
+    Raises:
+        UserError: `nxm_sparsity` names no set that nxm knows.
+    """
     written: dict[str, Any] | None = getattr(config, "nxm_sparsity", None)
     if written is None:
         return None
-    values = {key: value for key, value in written.items() if key not in ("kind", "targets")}
+    fields = {key: value for key, value in written.items() if key not in ("kind", "targets")}
     try:
-        return _KINDS[written["kind"]](**values), list(written["targets"])
+        return all_sets()[written["kind"]](**fields), list(written["targets"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"config.json: nxm_sparsity {values} is not a pattern that nxm knows: {error}") from None
+        raise UserError(f"config.json: nxm_sparsity {fields} is not a pattern that nxm knows: {error}") from None
 
 
 @dataclass(frozen=True)
 class MatrixReport:
-    """One target matrix: its density (share of non-zeros) and whether it lies in the constraint set."""
+    """The check of one target matrix.
+
+    density: the share of non-zeros.
+    holds: whether it lies in the constraint set.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -59,8 +67,8 @@ class MatrixReport:
 
 
 @torch.no_grad()
-def report(weights: dict[str, Tensor] | dict[str, nn.Parameter], constraint: SparseSet) -> list[MatrixReport]:
-    """Look at each matrix. Raises ValueError when one's shape cannot lie in the set."""
+def report(weights: dict[str, Tensor] | dict[str, nn.Parameter], constraint: ConstraintSet) -> list[MatrixReport]:
+    """Check each matrix. Raises UserError when the shape of one does not fit the set."""
     reports = []
     for name, W in weights.items():
         constraint.validate(W.shape, name)
@@ -70,10 +78,10 @@ def report(weights: dict[str, Tensor] | dict[str, nn.Parameter], constraint: Spa
 
 
 def load_matrices(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """Read the named tensors of a model folder's model.safetensors.
+    """Read the named tensors from a model folder's model.safetensors.
 
     Raises:
-        UserError: the file is missing or damaged, or has no such tensor.
+        UserError: the file is missing or damaged, or lacks one of the tensors.
     """
     path = folder / "model.safetensors"
     stored = set(stored_names(path))
@@ -84,7 +92,7 @@ def load_matrices(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def stored_names(path: Path) -> list[str]:
-    """The names of a safetensors file's tensors. Raises UserError when it is missing or damaged."""
+    """Return the names of a safetensors file's tensors. Raises UserError when it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return list(file.keys())

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
-import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from nxm.config import explain
 from nxm.errors import UserError
 from nxm.files import write_bytes, write_text
+from nxm.study.plan import Training
 
 TIMES = ("wall_seconds", "train_seconds", "peak_memory_mib", "energy_joules")  # what two equal runs may differ in
 
@@ -43,7 +43,7 @@ Mebibytes = Annotated[float, Field(ge=0.0), _decimals(1)]
 Joules = Annotated[float, Field(ge=0.0), _decimals(1)]
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # a folder's name, such as "rho0.1"
+ChangeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # a folder's name, such as "rho0.1"
 
 
 class Record(BaseModel):
@@ -166,14 +166,44 @@ class Provenance(Record):
     heldout_examples: Count = 0
 
 
-class Result(Record):
-    """One run. `metric` and `metrics` are on dev; `heldout` is on training rows that no run trains on."""
+class Place(Record):
+    """The training that a result is of: a run, or a variant or a trial of it, on a task with a seed."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     study: Name
     task: Name
-    method: Name
+    name: Name = Field(alias="run")
+    variant: ChangeName | None = None
+    trial: ChangeName | None = None
     seed: int
-    cell: CellName | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_names(cls, data: Any) -> Any:
+        """Read files of before runs were composed: `method` named the run, and `pattern` its set."""
+        if not isinstance(data, dict) or "method" not in data or "run" in data:
+            return data
+        data = {"run" if key == "method" else key: value for key, value in data.items()}
+        values = dict(data.get("hyperparameters", {}))
+        if own := values.pop("pattern", None):
+            values["set"] = f"{own['n_nonzero']}:{own['group_size']}"
+        return data | {"hyperparameters": values}
+
+    @property
+    def full_name(self) -> str:
+        """The run's name, with the variant's: `nxm_plus/no-teacher`."""
+        return f"{self.name}/{self.variant}" if self.variant else self.name
+
+    @property
+    def whole(self) -> bool:
+        """True for a run itself, False for a variant or a trial."""
+        return self.variant is None and self.trial is None
+
+
+class Result(Place):
+    """One training. `metric` and `metrics` are on dev; `heldout` is on training rows that no run trains on."""
+
     metric: Metric
     metrics: dict[str, Points]
     heldout: Metric | None = None
@@ -201,23 +231,17 @@ class Result(Record):
         return self
 
 
-class Failure(Record):
-    """A cell of a grid that cannot be trained with its values, and why."""
+class Failure(Place):
+    """A variant or a trial that cannot be trained with its values, and why."""
 
-    study: Name
-    task: Name
-    method: Name
-    seed: int
-    cell: CellName
     hyperparameters: dict[str, JsonValue]
     failure: str
     wall_seconds: Seconds | None = None  # of the process that failed, not what one killed before it took
 
 
-def result_path(root: str | Path, study: str, task: str, method: str, seed: int, cell: str | None = None) -> Path:
-    """Where a run's result stands below the repository's `root`."""
-    folder = Path(root) / "results" / study / task / method
-    return (folder / cell if cell else folder) / f"seed{seed}.json"
+def result_path(folder: str | Path, training: Training) -> Path:
+    """Return the place of a training's result below the study's folder."""
+    return Path(folder, "results", f"{training.path}.json")
 
 
 def write_result(path: str | Path, result: Result | Failure) -> None:
@@ -231,41 +255,69 @@ def read_result(path: str | Path) -> Result:
     Raises:
         UserError: the file is missing, is no JSON, or is no result; the message names the file, the key and the value.
     """
-    return _read_record(path, Result)
+    return _checked(path, _read_json(path), Result)
 
 
-def _read_record(path: str | Path, kind: type[Kind]) -> Kind:
+def _checked(path: str | Path, content: dict[str, Any], kind: type[Kind]) -> Kind:
     try:
-        return kind.model_validate(_read_json(path))
+        return kind.model_validate(content)
     except ValidationError as error:
         raise UserError("\n".join(explain(path, problem, kind) for problem in error.errors())) from None
 
 
-def read_study(results_dir: str | Path, study: str) -> list[Result]:
-    """All runs of a study, ordered by task, method, cell and seed; none when the study has no folder.
+def read_study(folder: str | Path) -> list[Result]:
+    """Return all results of the study in a folder, ordered by task, run, variant or trial, and seed.
 
     Raises:
-        UserError: a file is no result, or says another study, task, method, cell or seed than its path does.
+        UserError: a file is no result, or says another task, run, variant, trial or seed than its path does.
     """
-    return [record for record in _read_records(results_dir, study) if isinstance(record, Result)]
+    return [record for record in _read_records(Path(folder)) if isinstance(record, Result)]
 
 
-def read_failures(results_dir: str | Path, study: str) -> list[Failure]:
-    """The cells of a study that failed, ordered as `read_study`, which leaves them out. Raises UserError alike."""
-    return [record for record in _read_records(results_dir, study) if isinstance(record, Failure)]
+def read_failures(folder: str | Path) -> list[Failure]:
+    """Return the variants and trials that failed, ordered as `read_study`, which leaves them out."""
+    return [record for record in _read_records(Path(folder)) if isinstance(record, Failure)]
 
 
-def _read_records(results_dir: str | Path, study: str) -> list[Result | Failure]:
-    results_dir = Path(results_dir)
+def _read_records(folder: Path) -> list[Result | Failure]:
+    results = folder / "results"
     records: list[Result | Failure] = []
-    for path in sorted((results_dir / study).glob("*/**/seed*.json")):
-        failed = "failure" in _read_json(path)
-        record = _read_record(path, Failure) if failed else _read_record(path, Result)
-        expected = result_path("", record.study, record.task, record.method, record.seed, record.cell)
-        if "results" / path.relative_to(results_dir) != expected:
+    for path in sorted(results.glob("*/**/seed*.json")):
+        content = _read_json(path)
+        if "cell" in content:  # a file of before runs were composed, which did not tell variants from trials
+            kind = "trial" if path.is_relative_to(results / "search") else "variant"
+            content[kind] = content.pop("cell")
+            if content["method"] == "nxm_paper":
+                content |= {"method": "nxm", kind: f"paper-{content[kind]}"}
+        record = _checked(path, content, Failure if "failure" in content else Result)
+        expected = result_path(folder, place_of(record))
+        if path != expected:
             raise UserError(f"{path}: its contents belong at {expected.as_posix()}; one of the two is wrong")
         records.append(record)
-    return sorted(records, key=lambda r: (r.task, r.method, r.cell or "", r.seed))
+    return sorted(records, key=lambda r: (r.task, r.name, r.variant or r.trial or "", r.seed))
+
+
+def place_of(record: Place) -> Training:
+    """Return the training that a record is of."""
+    return Training(record.task, record.name, record.seed, record.variant, record.trial)
+
+
+def read_chosen(path: str | Path, training: Training) -> dict[str, Any]:
+    """Return the values that the search chose for a training's run.
+
+    Raises:
+        UserError: the file is missing or is not of this run.
+    """
+    content = _read_json(path)
+    if (content.get("task"), content.get("run")) != (training.task, training.run) or "values" not in content:
+        raise UserError(f"{path}: it does not say what the search chose for {training.run} on {training.task}")
+    return dict(content["values"])
+
+
+def write_chosen(path: str | Path, task: str, run: str, by: str, trial: str, values: Mapping[str, Any]) -> None:
+    """Write the values that the search chose for a run on a task, and the trial they are of."""
+    content = {"task": task, "run": run, "by": by, "trial": trial, "values": dict(values)}
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def predictions_path(result: str | Path) -> Path:
@@ -273,14 +325,14 @@ def predictions_path(result: str | Path) -> Path:
     return Path(result).with_suffix(".npz")
 
 
-def bootstrap_path(root: str | Path, study: str, task: str) -> Path:
-    """Where a task's bootstrap scores stand (`nxm.study.bootstrap`), written and read as predictions are."""
-    return Path(root) / "results" / study / "bootstrap" / f"{task}.npz"
+def bootstrap_path(folder: str | Path, task: str) -> Path:
+    """Return the place of a task's bootstrap scores (`nxm.study.bootstrap`), written and read as predictions are."""
+    return Path(folder, "results", "bootstrap", f"{task}.npz")
 
 
-def floor_path(root: str | Path, study: str, task: str) -> Path:
-    """Where the score of the best constant answer stands (`nxm.study.bootstrap.constant_scores`)."""
-    return bootstrap_path(root, study, task).with_suffix(".json")
+def floor_path(folder: str | Path, task: str) -> Path:
+    """Return the place of the score of the best constant answer (`nxm.study.bootstrap.constant_scores`)."""
+    return bootstrap_path(folder, task).with_suffix(".json")
 
 
 def write_floor(path: str | Path, scores: Mapping[str, float]) -> None:
@@ -375,65 +427,6 @@ def mean_similarity(result: Result) -> float | None:
         if iteration.similarity is not None and (frozen is None or iteration.step <= frozen)
     ]
     return sum(values) / len(values) if values else None
-
-
-FRAME_COLUMNS = (
-    "study",
-    "task",
-    "method",
-    "seed",
-    "cell",
-    "metric",
-    "metric_name",
-    "epochs",
-    "learning_rate",
-    "batch_size",
-    "recipe",
-    "rho",
-    "mean_similarity",
-    "pattern",
-    "density",
-    "parameters",
-    "target_parameters",
-    "nonzero_parameters",
-    "train_examples",
-    "dev_examples",
-    "wall_seconds",
-    "train_seconds",
-    "peak_memory_mib",
-    "energy_joules",
-)
-
-
-def to_frame(results: Iterable[Result]) -> pd.DataFrame:
-    """One row a run with the columns `FRAME_COLUMNS`; `metric` is in percent points, `cell` is None for a whole run."""
-    rows = [
-        {
-            "study": result.study,
-            "task": result.task,
-            "method": result.method,
-            "seed": result.seed,
-            "cell": result.cell,
-            "metric": result.metric.value,
-            "metric_name": result.metric.name,
-            **{
-                key: result.hyperparameters.get(key)
-                for key in ("epochs", "learning_rate", "batch_size", "recipe", "rho")
-            },
-            "mean_similarity": mean_similarity(result),
-            **{
-                key: getattr(result.sparsity, key)
-                for key in ("pattern", "density", "parameters", "target_parameters", "nonzero_parameters")
-            },
-            "train_examples": result.provenance.train_examples,
-            "dev_examples": result.provenance.dev_examples,
-            **{key: getattr(result, key) for key in TIMES},
-        }
-        for result in results
-    ]
-    frame = pd.DataFrame(rows, columns=list(FRAME_COLUMNS))
-    frame["cell"] = frame["cell"].astype(object).where(frame["cell"].notna(), None)  # pandas would make None a NaN
-    return frame.astype({"metric": float, "rho": float, "mean_similarity": float, "energy_joules": float})
 
 
 def _read_json(path: str | Path) -> dict[str, Any]:

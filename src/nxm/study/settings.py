@@ -1,227 +1,160 @@
-"""The study's settings: params.yaml as frozen, checked objects.
+"""The settings of a study: params.yaml as frozen, checked objects.
 
-params.yaml says what runs; this module says what may stand in it. Every key is known here, an unknown one is an
-error that names it and the nearest known one, so a mistyped hyper-parameter can never be ignored in silence.
+params.yaml says what runs; this module says what may stand in it. An unknown key is an error that names it and the
+nearest known one, so a mistyped hyper-parameter can never be ignored.
+
+A run is composed of a start, a teacher, a constraint set, a method and their values. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import re
+import functools
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, create_model, model_validator
 
 from nxm.config import Positive, PositiveInt, Settings, Share, explain, listed, read_yaml
 from nxm.data.settings import Prepare, Source
+from nxm.data.tasks import TASKS, get_task
 from nxm.distillation.settings import Distillation
 from nxm.errors import UserError
-from nxm.methods.admm.settings import Admm
-from nxm.methods.gradual.settings import Gmp
+from nxm.methods import METHODS, settings_class
 
-
-class Pattern(Settings):
-    """N:M by what survives: `n_nonzero` of each `group_size` inputs ("2:4"; the paper writes 4:2)."""
-
-    n_nonzero: PositiveInt
-    group_size: PositiveInt
-
-    @model_validator(mode="after")
-    def _sparse(self) -> Pattern:
-        if self.n_nonzero >= self.group_size:
-            raise ValueError(
-                f"n_nonzero ({self.n_nonzero}) must be smaller than group_size ({self.group_size}), as in 2 of 4"
-            )
-        return self
+Count = Annotated[int, Field(ge=0)]
+RunName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+VariantName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*/[a-z0-9][A-Za-z0-9._-]*$")]
+STARTS = ("pretrained", "student")  # or the name of a run
 
 
 class Targets(Settings):
-    """Which Linear layers of the Transformer blocks are made sparse: regular expressions on the module's name."""
+    """The Linear layers of the Transformer blocks that are compressed: regular expressions on the module's name."""
 
     include: list[str] = []  # empty: all of them
     exclude: list[str] = []
 
 
 class Trainer(Settings):
-    """What every training run of the study has in common."""
+    """The settings that all trainings of the study share."""
 
     warmup_ratio: Share = 0.1
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     max_grad_norm: Positive = 1.0
-    mean_label_bias: bool = True  # regression: the head's bias starts at the mean label; saves the first epoch
+    mean_label_bias: bool = True  # regression: the head's bias starts at the mean label, which saves the first epoch
     evaluate_every: PositiveInt = 1  # epochs
     eval_batch_size: PositiveInt = 64
 
 
-class Training(Settings):
-    """One run's optimisation: the values that are searched over."""
+class Run(Settings):
+    """One run of a study, on one task: a start, a teacher, a set, a method, and the values of all of them.
 
+    The values of the method stand beside the others (`nxm.methods.admm.settings` and so on); `method_settings` is
+    the object that the method takes.
+    """
+
+    method: str | None = None  # null: fine-tuning without any constraint
+    set: str | None = None  # the constraint set: "2:4", "50 %"
+    start: str = "pretrained"  # the pretrained weights, the student, or the trained model of another run
+    teacher: str | None = None  # the run whose trained model teaches; null: none
     epochs: PositiveInt
     learning_rate: Positive
     batch_size: PositiveInt  # global, over all processes
+    distillation: Distillation | None = None  # weights of the terms of the loss with a teacher
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # while it trains; null: the model's own
+    noise: Share = 0.0  # share of the tokens replaced in half of a batch's examples; the teacher answers for those
+    permute: bool = False  # first reorder inner channels so that N:M retains more (`nxm.models.permute`)
 
-
-class AdmmTraining(Training, Admm):
-    """A run of nxm or admm_unstructured."""
-
-
-class DistilTraining(Training):
-    """A run that makes the dense student."""
-
-    distillation: Distillation
-
-
-class DistilAdmmTraining(AdmmTraining):
-    """A run that makes the student sparse; the teacher's terms count only in the run with a teacher."""
-
-    distillation: Distillation
-
-
-class Taught(Settings):
-    """How a run learns from the dense model (`nxm.distillation.trainer`)."""
-
-    distillation: Distillation | None  # with the dense model as teacher; null: without
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None  # while it trains; null: the model's own
-    noise: Share  # of the tokens in half of a batch, replaced by others; the teacher answers for those; 0: none
+    @property
+    def method_settings(self) -> Settings | None:
+        """The values of the method alone, as its own settings object; None without a method."""
+        if self.method is None:
+            return None
+        kind = settings_class(self.method)
+        return kind.model_validate({name: getattr(self, name) for name in kind.model_fields})
 
     @model_validator(mode="after")
-    def _noise_is_answered(self) -> Taught:
-        if self.noise > 0 and (self.distillation is None or not self.distillation.has_teacher):
-            raise ValueError(f"noise = {self.noise:g} needs a teacher to say what the changed sentences are: set 0")
+    def _method_and_set_belong_together(self) -> Run:
+        if (self.method is None) != (self.set is None):
+            raise ValueError(f"a method needs a set and a set needs a method: method {self.method}, set {self.set}")
+        if self.permute and self.set is None:
+            raise ValueError("permute = true prepares for a set, and this run has none: set false")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_teaches(self) -> Run:
+        if (self.teacher is None) != (self.distillation is None):
+            raise ValueError(
+                "a teacher needs 'distillation' (the weights of the loss's terms) and 'distillation' needs a teacher: "
+                f"teacher {self.teacher}, distillation {'null' if self.distillation is None else 'given'}"
+            )
+        if self.noise > 0 and self.teacher is None:
+            raise ValueError(f"noise = {self.noise:g} needs a teacher to answer for the changed sentences: set 0")
         return self
 
 
-class Extras(Taught):
-    """What NxM+ and its rivals may have besides the algorithm, alike for all of them."""
-
-    permute: bool  # first reorder inner channels so that N:M keeps more (`nxm.models.permute`)
-    pattern: Pattern | None  # null: the study's
-
-
-class Start(Settings):
-    """Which weights a run starts from."""
-
-    start: Literal["pretrained", "dense"]  # dense: the fine-tuned dense model's
+@functools.cache
+def run_class(method: str | None) -> type[Run]:
+    """Return the class of the runs of a method: `Run` with the method's own values."""
+    if method is None:
+        return Run
+    return create_model(f"Run_{method}", __base__=(settings_class(method), Run), method=(Literal[method], method))
 
 
-class Weighed(Settings):
-    """By what the choice of weights weighs them besides their magnitude (`nxm.methods.importance`)."""
-
-    importance: Literal["none", "adam", "activations"]
-
-
-class AdmmExtras(AdmmTraining, Extras, Weighed):
-    """A run of ADMM with what it may have beyond the paper. In a profile `recipe: best` is
-    `nxm.methods.admm.defaults.BEST`."""
-
-    relaxation: Annotated[float, Field(ge=1.0, lt=2.0)]  # over-relaxation of ADMM; 1.0: none
-
-
-class NxmPlusTraining(AdmmExtras, Start):
-    """A run of nxm_plus."""
-
-
-class AspPlusTraining(Training, Extras, Start):
-    """A run of asp_plus."""
-
-    importance: Literal["none", "activations"]  # as `Weighed`; before its first step Adam knows nothing
-
-
-class GmpPlusTraining(Training, Extras, Start, Gmp, Weighed):
-    """A run of gmp_plus."""
-
-
-class SrStePlusTraining(Training, Extras, Start):
-    """A run of sr_ste_plus."""
-
-    decay: Annotated[float, Field(ge=0.0)]  # the pull of what is masked toward zero (`nxm.methods.sr_ste.algorithm`)
-
-
-class DensePlusTraining(Training, Taught, Start):
-    """A run of dense_plus: nothing is pruned, all else is as for NxM+, which shows what pruning alone costs."""
-
-
-PlusMethod = Literal["nxm_plus", "asp_plus", "gmp_plus", "sr_ste_plus", "dense_plus"]
+def parse_run(values: Mapping[str, Any]) -> Run:
+    """Check the values of one run on one task. Raises pydantic's ValidationError, or ValueError for the method."""
+    method = values.get("method")
+    if method is not None and method not in METHODS:
+        raise ValueError(f"method '{method}' is unknown; known are {', '.join(METHODS)}, or null for fine-tuning alone")
+    return run_class(method).model_validate(values)
 
 
 class Variant(Settings):
-    """One row of the ablation: a method with some of its values changed.
+    """A run with some values changed; it is measured and its model is not saved.
 
-    `against` names what it is compared with where that is not its method: another variant, from which it differs in one
-    ingredient, or which answers for a rival; or another method. `tasks`: those to run on; null: all of the study's.
+    Differences are shown to its own run, or to what `against` names: another variant or run; null: it is compared with
+    nothing (a point of a sweep, whose predictions are not needed).
     """
 
-    method: PlusMethod
     values: dict[str, JsonValue]
-    against: str | None = None
-    tasks: Annotated[list[str], Field(min_length=1)] | None = None
+    against: str | None = "run"  # "run": the variant's own
+    tasks: Annotated[list[str], Field(min_length=1)] | None = None  # null: all tasks of the study
+    seeds: Annotated[list[int], Field(min_length=1)] | None = None  # null: all seeds of the study
 
 
-VariantName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+class Tried(Settings):
+    """Values to try for one run; every combination is a trial. `large` replaces them on MNLI, QNLI and SST-2."""
+
+    values: dict[str, Annotated[list[JsonValue], Field(min_length=1)]]
+    large: dict[str, Annotated[list[JsonValue], Field(min_length=1)]] | None = None
+
+    def on(self, task: str) -> dict[str, list[JsonValue]]:
+        """Return the values to try on a task."""
+        return self.large if self.large is not None and get_task(task).group == "large" else self.values
 
 
-class Sweep(Settings):
-    """Figure 3: other strengths for nxm than the one above; each value is a cell of its own."""
+class Search(Settings):
+    """Values to try, by run; `by` says which score chooses the trial whose values the run takes.
 
-    tasks: list[str] = []
+    `dev` is the paper's way and optimistic; `heldout` are rows of the training split that no run trains on; null
+    tries the values and leaves the run's own in force. `seeds` are the trials'; with others than the study's no run is
+    chosen by its own luck.
+    """
+
+    by: Literal["dev", "heldout"] | None = None
     seeds: list[int] = []
-    rho: list[Positive] = []  # with nxm's own recipe
-    paper_rho: list[Positive] = []  # with recipe: paper
-
-
-class Searched(Settings):
-    """Values tried for one method; every combination is a cell of the grid. What is not named is not searched."""
-
-    learning_rate: list[Positive] = []
-    batch_size: list[PositiveInt] = []
-    rho: list[Positive] = []
-    decay: list[Positive] = []
-    start: list[Literal["pretrained", "dense"]] = []
+    runs: dict[RunName, Tried] = {}
 
     @model_validator(mode="after")
-    def _cells_have_names_of_their_own(self) -> Searched:
-        for key in ("rho", "start"):
-            if getattr(self, key) and not (self.learning_rate or self.batch_size or self.decay):
-                raise ValueError(
-                    f"{key} is searched alone, so its cells could be taken for those of 'sweep' or 'ablation': name a "
-                    "learning_rate as well (one will do)"
-                )
+    def _has_seeds(self) -> Search:
+        if bool(self.seeds) != bool(self.runs):
+            raise ValueError("'search' needs both 'seeds' and 'runs', or neither")
         return self
 
 
-SearchedMethod = Literal[
-    "dense", "asp", "admm_unstructured", "nxm", "nxm_plus", "asp_plus", "gmp_plus", "sr_ste_plus", "dense_plus"
-]
-
-
-class Grid(Settings):
-    """The search: for the paper's two groups of tasks, the values tried for each method.
-
-    `seeds` are the cells' own; with others than the study's no final run is chosen by its own luck.
-    """
-
-    seeds: list[int] = []
-    small: dict[SearchedMethod, Searched] = {}  # CoLA, MRPC, STS-B, RTE
-    large: dict[SearchedMethod, Searched] = {}  # MNLI, QNLI, SST-2
-
-
-class GridCell(Settings):
-    """One run of the search or the ablation, as `nxm.study.search` spells it out: `values` are all its
-    hyper-parameters.
-
-    `dense_seed` says which dense model a plus method starts from and learns from.
-    """
-
-    task: str
-    method: SearchedMethod
-    seed: int
-    cell: str
-    values: dict[str, JsonValue]
-    dense_seed: int | None = None
-
-
 class Benchmark(Settings):
-    """How often training steps and projections are timed; see `nxm.measure.step`."""
+    """Number of timings of training steps and projections; see `nxm.measure.step`."""
 
     seeds: Annotated[list[int], Field(max_length=1)]  # of the dense model that is trained on; []: nothing is measured
     warmup: PositiveInt
@@ -232,7 +165,7 @@ Pair = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 
 class Matrices(Settings):
-    """Which single products are measured, and on which devices; see `nxm.measure.products`."""
+    """Single products to measure, and the devices; see `nxm.measure.products`."""
 
     devices: list[Literal["cpu", "cuda"]]  # []: none
     shapes: list[Pair]  # outputs, inputs
@@ -252,7 +185,7 @@ class Matrices(Settings):
 
 
 class Deployment(Settings):
-    """Which trained models' forms are measured, and on which devices; see `nxm.measure.forms`."""
+    """Forms of trained models to measure, and the devices; see `nxm.measure.forms`."""
 
     devices: list[Literal["cpu", "cuda"]]  # []: none
     seeds: Annotated[list[int], Field(min_length=1, max_length=1)]  # of the models measured
@@ -267,152 +200,165 @@ class Deployment(Settings):
 class Study(Settings):
     """A whole params.yaml."""
 
-    root: str = "."  # from the folder of this file to the repository's
-    params: str = "params.yaml"  # from the repository's root to this file
+    root: str = "."  # from the folder of this file to the repository's root
     study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    tasks: Annotated[list[Literal["cola", "sst2", "mrpc", "stsb", "rte", "qnli", "mnli"]], Field(min_length=1)]
-    seeds: list[int]  # []: cells of sweeps and tuning alone
+    tasks: Annotated[list[str], Field(min_length=1)]
+    seeds: list[int]  # []: variants and trials alone
     weights: Source
     student: Source
     data: Source
     prepare: Prepare
-    pattern: Pattern
-    density: Annotated[float, Field(gt=0.0, lt=1.0)]  # admm_unstructured: share kept of each matrix
     targets: Targets
     trainer: Trainer
-    dense: dict[str, Training]
-    asp: dict[str, Training]
-    admm_unstructured: dict[str, AdmmTraining]
-    nxm: dict[str, AdmmTraining]
-    distil: dict[str, DistilTraining]
-    distil_nxm: dict[str, DistilAdmmTraining]
-    distil_nxm_methods: list[Literal["distil_nxm", "distil_nxm_kd"]]  # without and with the teacher
-    plus_methods: list[PlusMethod]  # which of the following run
-    nxm_plus: dict[str, NxmPlusTraining]
-    asp_plus: dict[str, AspPlusTraining]
-    gmp_plus: dict[str, GmpPlusTraining]
-    sr_ste_plus: dict[str, SrStePlusTraining]
-    dense_plus: dict[str, DensePlusTraining]
-    distil_plus_methods: list[Literal["distil_nxm_plus"]]  # NxM+ on the distilled student: [] or this one
-    distil_nxm_plus: dict[str, AdmmExtras]
-    ablation: dict[VariantName, Variant]  # by the variant's name; each runs with each of `seeds`
-    sweep: Sweep
-    # A run's values: those stated above, or, of the grid, the best on dev (the paper's way) or on rows held out
-    selection: Literal["params", "dev", "heldout"]
-    grid: Grid
-    cells: dict[str, GridCell]  # made of `grid` by nxm.study.profiles; {} without one
-    plus_cells: dict[str, GridCell]  # the same of those that start from the dense model, and of `ablation`
+    runs: dict[RunName, dict[str, Any]]  # values by run; `by_task` has those that differ on a task
+    variants: dict[VariantName, Variant] = {}
+    search: Search = Search()
     benchmark: Benchmark
     matrices: Matrices
     deployment: Deployment
     figures: list[str]
     tables: list[str]
 
-    @property
-    def methods(self) -> list[str]:
-        """The methods whose whole runs belong to the study."""
-        always = ["dense", "asp", "admm_unstructured", "nxm", "distil"]
-        return [*always, *self.distil_nxm_methods, *self.plus_methods, *self.distil_plus_methods]
+    def run(self, name: str, task: str, changes: Mapping[str, Any] | None = None) -> Run:
+        """Compose a run on a task: its values, those of the task, and `changes` (a variant's or a trial's).
 
-    @property
-    def searched_cells(self) -> dict[str, GridCell]:
-        """The cells of the search alone, without the ablation's."""
-        own = {key: cell for key, cell in self.plus_cells.items() if cell.cell not in self.ablation}
-        return self.cells | own
+        Raises UserError for a run that is not in the study, an unknown key or an impossible value.
+        """
+        if name not in self.runs:
+            raise UserError(f"run '{name}' is not in the study {self.study}; its runs are {', '.join(self.runs)}")
+        values = dict(self.runs[name])
+        by_task = values.pop("by_task", {})
+        values |= by_task.get(task, {})
+        values |= changes or {}
+        where = f"params: run '{name}' on {task}"
+        try:
+            return parse_run(values)
+        except ValidationError as error:
+            kind = run_class(values.get("method"))
+            raise UserError("\n".join(explain(where, problem, kind) for problem in error.errors())) from None
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from None
+
+    def against(self, variant: str) -> str | None:
+        """Return what a variant is compared with: a variant, a run, or None."""
+        named = self.variants[variant].against
+        return variant.partition("/")[0] if named == "run" else named
+
+    def tasks_of(self, variant: str) -> list[str]:
+        """Return the tasks that a variant runs on."""
+        return self.variants[variant].tasks or self.tasks
+
+    def start_seed(self, seed: int) -> int:
+        """Return the seed of the models that a training starts from and learns from: its own, or the study's first.
+
+        (Trials have seeds of their own; all of them start from one model.)
+        """
+        return seed if seed in self.seeds or not self.seeds else self.seeds[0]
 
     @model_validator(mode="after")
-    def _every_task_has_its_block(self) -> Study:
-        for method in (
-            "dense",
-            "asp",
-            "admm_unstructured",
-            "nxm",
-            "distil",
-            "distil_nxm",
-            *self.plus_methods,
-            *self.distil_plus_methods,
-        ):
-            missing = [task for task in self.tasks if task not in getattr(self, method)]
-            if missing:
-                raise ValueError(f"'{method}' has no block for the task(s) {', '.join(missing)} that 'tasks' names")
+    def _tasks_are_known(self) -> Study:
         named = {
-            "sweep.tasks": self.sweep.tasks,
-            "prepare.train_examples_by_task": [*self.prepare.train_examples_by_task],
+            "tasks": (self.tasks, list(TASKS)),
+            "prepare.train_examples_by_task": ([*self.prepare.train_examples_by_task], self.tasks),
+            **{f"variants.{name}.tasks": (own.tasks or [], self.tasks) for name, own in self.variants.items()},
         }
-        for key, tasks in named.items():
-            if strange := set(tasks) - set(self.tasks):
-                raise ValueError(f"'{key}' names {listed(strange)}, which 'tasks' does not")
+        for key, (tasks, known) in named.items():
+            if strange := set(tasks) - set(known):
+                raise ValueError(f"'{key}' names {listed(strange)}; known here are {', '.join(known)}")
+        for name, values in self.runs.items():
+            if strange := set(values.get("by_task", {})) - set(TASKS):
+                raise ValueError(f"'runs.{name}.by_task' names {listed(strange)}; known are {', '.join(TASKS)}")
         if self.weights.source == "teacher" or self.data.source == "teacher":
             raise ValueError("source 'teacher' is for 'student' alone")
         return self
 
     @model_validator(mode="after")
-    def _ablation_is_of_methods_that_run(self) -> Study:
-        for name, variant in self.ablation.items():
-            if re.match(r"(lr|bs|rho|decay)\d", name):
-                raise ValueError(f"ablation variant '{name}' is named as a cell of the grid; take another name")
-            others = (self.ablation.keys() | set(self.plus_methods)) - {name}
-            if variant.against is not None and variant.against not in others:
+    def _runs_are_possible(self) -> Study:
+        problems = []
+        for name, task in itertools.product(self.runs, self.tasks):
+            try:
+                run = self.run(name, task)
+            except UserError as error:
+                problems.append(str(error).removeprefix("params: "))
+                continue
+            needed = {"start": run.start} if run.start not in STARTS else {}
+            needed |= {"teacher": run.teacher} if run.teacher else {}
+            for key, other in needed.items():
+                if other not in self.runs or other == name:
+                    known = listed(set(self.runs) - {name})
+                    also = f" or {' or '.join(STARTS)}" if key == "start" else ""
+                    problems.append(f"run '{name}': {key} = '{other}' is no other run of the study ({known}){also}")
+            if run.start == "student" and self.student.source == "teacher" and run.teacher is None:
+                problems.append(f"run '{name}': the student is made of its teacher's layers, and it has no teacher")
+        if problems:
+            raise ValueError("; ".join(dict.fromkeys(problems)))
+        _refuse_circles({name: self._needs(name) for name in self.runs})
+        return self
+
+    def _needs(self, name: str) -> set[str]:
+        runs = [self.run(name, task) for task in self.tasks]
+        return {other for run in runs for other in (run.start, run.teacher) if other in self.runs}
+
+    @model_validator(mode="after")
+    def _variants_are_of_runs(self) -> Study:
+        for name in self.variants:
+            run = name.partition("/")[0]
+            if run not in self.runs:
+                raise ValueError(f"variant '{name}' is of '{run}', which 'runs' does not name")
+            others = (self.variants.keys() | self.runs.keys()) - {name}
+            rival = self.against(name)
+            if rival is not None and rival not in others:
                 raise ValueError(
-                    f"ablation variant '{name}': against = '{variant.against}' is no other variant or method; there "
-                    f"are {listed(others)}"
+                    f"variant '{name}': against = '{rival}' is no other variant or run; there are {listed(others)}"
                 )
-            if name in get_args(PlusMethod):
-                raise ValueError(f"ablation variant '{name}' is named as a method; take another name")
-            if variant.method not in self.plus_methods:
+            tasks = self.tasks_of(name)
+            if rival in self.variants and (lacking := set(tasks) - set(self.tasks_of(rival))):
                 raise ValueError(
-                    f"ablation variant '{name}' is of {variant.method}, which 'plus_methods' does not name"
+                    f"variant '{name}' is compared with '{rival}', which does not run on {listed(lacking)}"
                 )
-            own = variant.tasks or self.tasks
-            if absent := set(own) - set(self.tasks):
-                raise ValueError(f"ablation variant '{name}': tasks names {listed(absent)}, which 'tasks' does not")
-            rival = self.ablation.get(variant.against or "")
-            if rival is not None and (lacking := set(own) - set(rival.tasks or self.tasks)):
-                raise ValueError(
-                    f"ablation variant '{name}' is compared with '{variant.against}', which does not run on "
-                    f"{listed(lacking)}"
-                )
-            for task in own:
-                block = getattr(self, variant.method)[task]
-                if strange := set(variant.values) - set(type(block).model_fields):
-                    raise ValueError(
-                        f"ablation variant '{name}': {variant.method} has no {listed(strange)}; it has "
-                        f"{listed(type(block).model_fields)}"
-                    )
+            for task in tasks:
                 try:
-                    type(block).model_validate(block.model_dump() | variant.values)
-                except ValidationError as error:
-                    problems = "; ".join(
-                        explain(f"ablation variant '{name}'", each, type(block)) for each in error.errors()
-                    )
-                    raise ValueError(problems) from None
+                    self.run(run, task, self.variants[name].values)
+                except UserError as error:
+                    raise ValueError(f"variant '{name}': {error}") from None
         return self
 
     @model_validator(mode="after")
-    def _grid_of_plus_methods_has_what_it_needs(self) -> Study:
-        for group in (self.grid.small, self.grid.large):
-            for method in set(group) & set(get_args(PlusMethod)):
-                if method not in self.plus_methods:
-                    raise ValueError(f"'grid' searches {method}, which 'plus_methods' does not name")
-                if not self.seeds:
+    def _search_has_what_it_needs(self) -> Study:
+        if strange := self.search.runs.keys() - self.runs.keys():
+            raise ValueError(f"'search' tries values for {listed(strange)}, which 'runs' does not name")
+        if self.search.by == "heldout" and not self.prepare.heldout_examples:
+            raise ValueError("search.by 'heldout' needs prepare.heldout_examples above 0")
+        if self.search.by and not self.search.runs:
+            raise ValueError(f"search.by '{self.search.by}' chooses among trials, and 'search.runs' names none")
+        for name, tried in self.search.runs.items():
+            for task in self.tasks:
+                run = self.run(name, task)
+                if strange := set(tried.on(task)) - set(type(run).model_fields):
                     raise ValueError(
-                        f"'grid' searches {method}, whose cells start from or learn from the dense model of the "
-                        "first of 'seeds', which is empty"
+                        f"'search' tries {listed(strange)} for '{name}', which has {listed(type(run).model_fields)}"
+                    )
+                others = {run.start, run.teacher} & self.runs.keys()
+                if others and not self.seeds:
+                    raise ValueError(
+                        f"'search' tries '{name}', which needs the model of {listed(others)}, and 'seeds' is empty"
                     )
         return self
 
-    @model_validator(mode="after")
-    def _selection_has_what_it_needs(self) -> Study:
-        if self.selection != "params" and not self.grid.seeds:
-            raise ValueError(f"selection '{self.selection}' chooses among the cells of 'grid', which has no seeds")
-        if self.selection == "heldout" and not self.prepare.heldout_examples:
-            raise ValueError("selection 'heldout' needs prepare.heldout_examples above 0")
-        if self.grid.seeds and not (self.cells or self.plus_cells):
-            raise ValueError("'grid' gives no cell: in a profile (not here), name values for the group of the tasks")
-        return self
+
+def _refuse_circles(needs: Mapping[str, set[str]]) -> None:
+    for name in needs:
+        reached, todo = set[str](), list(needs[name])
+        while todo:
+            other = todo.pop()
+            if other == name:
+                raise ValueError(f"run '{name}' needs its own model, through its start or its teacher")
+            if other not in reached:
+                reached.add(other)
+                todo += needs[other]
 
 
-def load_study(path: str | Path) -> Study:
+def load_study(path: str | Path = "params.yaml") -> Study:
     """Read and check a params.yaml.
 
     Raises:
@@ -429,3 +375,8 @@ def parse_study(values: dict[str, Any], where: str) -> Study:
         return Study.model_validate(values)
     except ValidationError as error:
         raise UserError("\n".join(explain(where, problem, Study) for problem in error.errors())) from None
+
+
+def say_value(value: Any) -> str:
+    """Return a value as it stands in the name of a trial: `0.0003`, `dense`."""
+    return value if isinstance(value, str) else f"{value:g}".replace("+", "")

@@ -7,7 +7,7 @@ import os
 import pynvml
 import torch
 
-from nxm.machine import SHARED_GPU
+from nxm.environment import SHARED_GPU
 
 
 class EnergyMeter:

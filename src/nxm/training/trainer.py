@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,16 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     EvalPrediction,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -40,12 +35,12 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from nxm.data.tasks import METRICS, Task, compute_metrics, paper_metric
-from nxm.distillation.settings import Distillation
 from nxm.distillation.trainer import DistillationTrainer
 from nxm.errors import Diverged, UserError
 from nxm.files import write_text
+from nxm.study.settings import Run
 from nxm.study.settings import Trainer as TrainerSettings
-from nxm.study.settings import Training
+from nxm.training.build import Parts
 
 COMPLETE = "complete"  # written into a checkpoint after everything else
 
@@ -66,86 +61,44 @@ class Trained:
     epochs: list[dict[str, Any]]
     seconds: float
     seconds_before: float
-
-
-def load_model(folder: Path, task: Task, fresh_head: bool, mean_label: float | None = None) -> PreTrainedModel:
-    """Load an encoder in fp32 with a head for the task.
-
-    Args:
-        folder: a from_pretrained folder with safetensors (no pickle is ever read, no code from the folder is run).
-        fresh_head: the folder has a pretrained encoder without a head for this task; the head is drawn from torch's
-            generator, which the caller seeds.
-        mean_label: for regression with a fresh head, where the last layer's bias starts.
-
-    Raises:
-        UserError: the folder is no model folder, or what is in it is damaged.
-    """
-    if not (folder / "model.safetensors").is_file():
-        raise UserError(f"{folder}: no model here (model.safetensors is missing); run the stage that makes it")
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            num_labels=task.num_labels,
-            problem_type=task.problem_type,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: cannot be loaded; if it is damaged, remove it and run the stage that makes it: {error}"
-        ) from None
-    if fresh_head and mean_label is not None:
-        heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
-        nn.init.constant_(heads[-1].bias, mean_label)
-    return model
+    rows: dict[str, int]
 
 
 def train(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    data: DatasetDict,
-    training: Training,
-    common: TrainerSettings,
-    seed: int,
-    scratch: Path,
-    callbacks: list[TrainerCallback],
-    teacher: PreTrainedModel | None = None,
-    distillation: Distillation | None = None,
-    noise: float = 0.0,
+    parts: Parts, task: Task, data: DatasetDict, run: Run, common: TrainerSettings, seed: int, scratch: Path
 ) -> Trained:
     """Train, evaluating every `common.evaluate_every` epochs and at the end; resume where `scratch` has a checkpoint.
 
     Args:
         data: `train`, the task's evaluation splits and perhaps `heldout` (evaluated once, at the end), with `length`
             and the tokenizer's columns.
-        teacher, distillation, noise: see `nxm.distillation.trainer.DistillationTrainer`; the first two are given, or
-        no teacher is.
         scratch: for checkpoints; the caller removes it when the results are safe.
 
     Raises:
         UserError: the batch does not divide over the processes, or the data is smaller than a batch.
         Diverged: the loss is not finite.
     """
-    args = _arguments(training, common, seed, scratch, len(data["train"]))
+    args = _arguments(run, common, seed, scratch, len(data["train"]))
     order = {split: _by_length(data[split]) for split in data if split != "train"}  # evaluation then pads least
     ordered = {split: data[split].select(rows) for split, rows in order.items()}
     evaluation = {suffix.removeprefix("_"): ordered[split] for split, suffix in task.evaluation.items()}
     checkpoint = _last_whole_checkpoint(scratch)
     seconds_before = float((checkpoint / COMPLETE).read_text(encoding="utf-8")) if checkpoint else 0.0
     options: dict[str, Any] = {
-        "model": model,
+        "model": parts.model,
         "args": args,
-        "processing_class": tokenizer,
-        "data_collator": DataCollatorWithPadding(tokenizer),
+        "processing_class": parts.tokenizer,
+        "data_collator": DataCollatorWithPadding(parts.tokenizer),
         "train_dataset": data["train"],
         "eval_dataset": evaluation if len(evaluation) > 1 else evaluation[""],
         "compute_metrics": lambda prediction: compute_metrics(task, *_arrays(prediction)),
-        "callbacks": [*callbacks, _MarkComplete(seconds_before)],
+        "callbacks": [*([parts.callback] if parts.callback else []), _MarkComplete(seconds_before)],
     }
-    taught = {"teacher": teacher, "distillation": distillation, "noise": noise, "dropout": None}  # None: as it comes
-    trainer = _StudentTrainer(**taught, **options) if teacher else _Trainer(**options)
+    if parts.teacher is None:
+        trainer = _Trainer(**options)
+    else:  # dropout None: `build` has set it
+        taught = {"distillation": run.distillation, "noise": run.noise, "dropout": None}
+        trainer = _StudentTrainer(teacher=parts.teacher, **taught, **options)
     outcome = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if not trainer.predicted:  # resumed after the last evaluation
         trainer.evaluate()
@@ -157,29 +110,19 @@ def train(
         predictions[split][order[split]] = logits
     heldout = trainer.evaluate(ordered["heldout"], metric_key_prefix="heldout") if "heldout" in ordered else None
     return Trained(
-        model=model,
+        model=parts.model,
         metrics=_metrics_at(history, task, args.max_steps),
         predictions=predictions,
         heldout=heldout and {name: heldout[f"heldout_{name}"] for name in METRICS if f"heldout_{name}" in heldout},
-        epochs=_by_epoch(history, task, training.epochs, args.max_steps // training.epochs),
+        epochs=_by_epoch(history, task, run.epochs, args.max_steps // run.epochs),
         seconds=seconds_before + outcome.metrics["train_runtime"],
         seconds_before=seconds_before,
+        rows={
+            "train_examples": len(data["train"]),
+            "dev_examples": sum(len(data[split]) for split in task.evaluation),
+            "heldout_examples": len(data["heldout"]) if "heldout" in data else 0,
+        },
     )
-
-
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save as a plain from_pretrained folder (safetensors), all at once: a reader finds the whole folder or none."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder."""
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 class LengthGroupedByEpoch(Sampler[int]):
@@ -271,22 +214,20 @@ class _MarkComplete(TrainerCallback):
             write_text(mark, f"{time.perf_counter() - self._started:.3f}")
 
 
-def _arguments(
-    training: Training, common: TrainerSettings, seed: int, scratch: Path, examples: int
-) -> TrainingArguments:
+def _arguments(run: Run, common: TrainerSettings, seed: int, scratch: Path, examples: int) -> TrainingArguments:
     world = int(os.environ.get("WORLD_SIZE", "1"))  # set by accelerate launch
-    if training.batch_size % world:
-        raise UserError(f"batch_size = {training.batch_size} does not divide over {world} processes")
-    steps_per_epoch = examples // training.batch_size
+    if run.batch_size % world:
+        raise UserError(f"batch_size = {run.batch_size} does not divide over {world} processes")
+    steps_per_epoch = examples // run.batch_size
     if steps_per_epoch == 0:
-        raise UserError(f"{examples} training examples make no batch of {training.batch_size}: lower batch_size")
+        raise UserError(f"{examples} training examples make no batch of {run.batch_size}: lower batch_size")
     return TrainingArguments(
         output_dir=str(scratch),
-        num_train_epochs=training.epochs,
-        max_steps=steps_per_epoch * training.epochs,
-        per_device_train_batch_size=training.batch_size // world,
+        num_train_epochs=run.epochs,
+        max_steps=steps_per_epoch * run.epochs,
+        per_device_train_batch_size=run.batch_size // world,
         per_device_eval_batch_size=common.eval_batch_size,
-        learning_rate=training.learning_rate,
+        learning_rate=run.learning_rate,
         warmup_steps=common.warmup_ratio,
         weight_decay=common.weight_decay,
         max_grad_norm=common.max_grad_norm,

@@ -1,4 +1,4 @@
-"""ADMM for sparse fine-tuning: the algorithm of NxMTransformer, without any training loop.
+"""ADMM for sparse fine-tuning: the algorithm of NxMTransformer, independent of a training loop.
 
 The problem (eq. 1, 2), over the target matrices W_i of a pretrained network with fine-tuning loss f:
 
@@ -7,10 +7,10 @@ The problem (eq. 1, 2), over the target matrices W_i of a pretrained network wit
 The augmented Lagrangian in scaled form splits it into three updates, one *ADMM iteration*:
 
     W <- argmin f(W) + rho/2 ||W - Z + U||_F^2      (3)  some optimizer steps of fine-tuning
-    Z <- Proj_S(W + U)                              (4)  exact, see nxm.sets.nm
+    Z <- Proj_S(W + U)                              (4)  exact, see nxm.sets
     U <- U + W - Z                                       the scaled dual variable
 
-Two ways to take (3):
+Update (3) is approximated in one of two ways:
 
 - `penalty_gradient_`, the paper's: the penalty is part of the loss, so rho (W - Z + U) is added to the gradient that
   Adam sees. Adam divides by the gradient's size, so the pull per step is about lr x rho whatever the distance, and
@@ -32,18 +32,19 @@ import torch
 from torch import Tensor, nn
 
 from nxm.errors import UserError
-from nxm.sets.base import SparseSet, apply_mask
+from nxm.sets.base import ConstraintSet
 
 Weights = dict[str, nn.Parameter]
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one ADMM iteration did, over all target matrices together.
+    """The outcome of one ADMM iteration, over all target matrices together.
 
-    similarity: share of the mask's kept entries that were kept in the iteration before (the paper's Figure 3).
-    primal_residual: ||W - Z||_F / ||W||_F: how far the weights still are from the constraint set.
-    dual_residual: ||Z - Z_before||_F / ||W||_F: how far the projection moved.
+    similarity: the share of the choice that stays from the iteration before, for a mask of the surviving entries (the
+        paper's Figure 3).
+    primal_residual: ||W - Z||_F / ||W||_F, the distance of the weights from the constraint set.
+    dual_residual: ||Z - Z_before||_F / ||W||_F, the movement of the projection.
     """
 
     similarity: float
@@ -60,12 +61,16 @@ class ADMM:
         weights: name -> fp32 parameter W; updated in place by `proximal_step_`, read by the rest.
         constraint: the set S.
 
+    Attributes:
+        W, Z, U: name -> fp32 tensor.
+        choices: name -> the discrete part of Z (`nxm.sets.base.Projection`), for N:M its bool mask.
+
     Raises:
         TypeError: a weight is not fp32 (load the model in fp32 and train with bf16 autocast instead).
-        ValueError: a weight does not fit the constraint set, or is NaN.
+        UserError: a weight does not fit the constraint set, or has NaN.
     """
 
-    def __init__(self, weights: Weights, constraint: SparseSet) -> None:
+    def __init__(self, weights: Weights, constraint: ConstraintSet) -> None:
         for name, weight in weights.items():
             if weight.dtype != torch.float32:
                 raise TypeError(
@@ -76,16 +81,17 @@ class ADMM:
         self.W = weights
         self.constraint = constraint
         with torch.no_grad():
-            self.masks = {name: constraint.mask(W) for name, W in weights.items()}  # where Z may be non-zero
-            self.Z = {name: apply_mask(W, self.masks[name]) for name, W in weights.items()}
+            start = {name: constraint.project(W) for name, W in weights.items()}
+            self.Z = {name: projection.Z for name, projection in start.items()}
+            self.choices = {name: projection.choice for name, projection in start.items()}
             self.U = {name: torch.zeros_like(W) for name, W in weights.items()}
-            self._target = {name: Z.clone() for name, Z in self.Z.items()}  # Z - U, what each step pulls toward
+            self._target = {name: Z.clone() for name, Z in self.Z.items()}  # Z - U, toward which W is pulled
 
-    # --- W: what is done at every optimizer step -------------------------------------------------------------------
+    # --- The three updates: of W at every optimizer step, of Z and U once per ADMM iteration -----------------------
 
     @torch.no_grad()
     def penalty_gradient_(self, rho: float) -> None:
-        """Eq. (3) as the paper takes it: add the penalty's gradient rho (W - Z + U) to W's. Before optimizer.step()."""
+        """Update W as the paper does, eq. (3): add the penalty's gradient rho (W - Z + U). Before optimizer.step()."""
         for name, W in self.W.items():
             if W.grad is None:
                 W.grad = torch.zeros_like(W)
@@ -93,77 +99,78 @@ class ADMM:
 
     @torch.no_grad()
     def proximal_step_(self, kappa: float) -> None:
-        """Eq. (3) decoupled: W <- W - kappa (W - Z + U). After optimizer.step(). `kappa_of_rho` gives kappa."""
+        """Update W decoupled, eq. (3): W <- W - kappa (W - Z + U), kappa of `kappa_of_rho`. After optimizer.step()."""
         for name, W in self.W.items():
             W.lerp_(self._target[name], kappa)
-
-    # --- Z and U: once an ADMM iteration ---------------------------------------------------------------------------
 
     @torch.no_grad()
     def iterate_(
         self, dual_step: float = 1.0, relaxation: float = 1.0, importance: Mapping[str, Tensor] | None = None
     ) -> Iteration:
-        """Eq. (4) and the dual update: Z <- Proj_S(W + U), U <- U + dual_step (W - Z).
+        """Update Z, eq. (4), and U: Z <- Proj_S(W + U), U <- U + dual_step (W - Z).
 
-        The paper's dual step is 1.0, right where (3) is solved: W is then at Z - U, and U takes up what is left. Where
-        W covers but a share of the distance, a full step runs ahead of it: U of what is pruned grows by all of W each
-        time, until W + U outweighs what is kept and the mask swaps. A step of that same share keeps the two together
-        (on solving (3) inexactly see Boyd et al. 2011, section 3.4.4).
+        The paper's dual step is 1.0, which is right where (3) is solved: W is then at Z - U, and U takes up the rest.
+        Where W covers only a share of the distance, a full step runs ahead of it: U of the pruned entries grows by all
+        of W each time, until W + U outweighs the surviving entries and the mask swaps. A step of the same share keeps
+        the two together (on solving (3) inexactly see Boyd et al. 2011, section 3.4.4).
 
         Args:
             dual_step: the share of W - Z that U takes up.
             relaxation: both updates take `relaxation W + (1 - relaxation) Z` for W: over-relaxation above 1, to about
                 1.8 (Boyd et al. 2011, section 3.4.3).
-            importance: name -> what a squared change of each weight costs, v >= 0, fp32, of W's shape or one that
-                broadcasts to it (`nxm.methods.importance`). Z is then the nearest in that measure: it minimises
-                sum v (Z - W - U)^2 over S, so S keeps its entries by the size of sqrt(v) |W + U|. None: all alike.
-        """
-        stayed = kept = primal = dual = norm = 0.0
-        for name, W in self.W.items():
-            Z_before, mask_before, U = self.Z[name], self.masks[name], self.U[name]
-            relaxed = W if relaxation == 1.0 else torch.lerp(Z_before, W, relaxation)
-            V = relaxed + U
-            mask = self.constraint.mask(V if importance is None else V * importance[name].sqrt())
-            Z = apply_mask(V, mask)
-            U.add_(relaxed, alpha=dual_step).sub_(Z, alpha=dual_step)
-            self.Z[name], self.masks[name] = Z, mask
-            self._target[name] = Z - U
+            importance: name -> the cost v >= 0 of a squared change of each weight, fp32, of W's shape or one that
+                broadcasts to it (`nxm.methods.importance`); Z then minimises sum v (Z - W - U)^2 over S. None: the
+                Euclidean projection.
 
-            stayed += float((mask & mask_before).sum())
-            kept += float(mask_before.sum())
+        Raises:
+            Diverged: W + U has NaN.
+        """
+        equal = total = primal = dual = norm = 0.0
+        for name, W in self.W.items():
+            Z_before, choice_before, U = self.Z[name], self.choices[name], self.U[name]
+            relaxed = W if relaxation == 1.0 else torch.lerp(Z_before, W, relaxation)
+
+            projection = self.constraint.project(relaxed + U, None if importance is None else importance[name])
+            Z = projection.Z  # Z <- Proj_S(W + U)
+            U.add_(relaxed, alpha=dual_step).sub_(Z, alpha=dual_step)  # U <- U + W - Z
+            self.Z[name], self.choices[name], self._target[name] = Z, projection.choice, Z - U
+
+            stayed, compared = self.constraint.similarity(projection.choice, choice_before)
+            equal += stayed
+            total += compared
             primal += float(torch.linalg.vector_norm(W - Z)) ** 2
             dual += float(torch.linalg.vector_norm(Z - Z_before)) ** 2
             norm += float(torch.linalg.vector_norm(W)) ** 2
         return Iteration(
-            similarity=stayed / kept,
+            similarity=equal / total,
             primal_residual=math.sqrt(primal / norm) if norm else 0.0,
             dual_residual=math.sqrt(dual / norm) if norm else 0.0,
         )
 
     @torch.no_grad()
     def rescale_dual_(self, factor: float) -> None:
-        """U <- factor U, with factor = rho_before / rho_after.
+        """Rescale the dual: U <- factor U, with factor = rho_before / rho_after.
 
         The scaled dual is U = y / rho: when rho changes, the unscaled y must not (Boyd et al. 2011, section 3.4.1).
-        Without it a rising rho multiplies the piled-up duals and breaks the mask.
+        Without it a rising rho multiplies the accumulated duals and breaks the mask.
         """
         for name, U in self.U.items():
             U.mul_(factor)
             self._target[name] = self.Z[name] - U
 
-    # --- checkpoints -----------------------------------------------------------------------------------------------
+    # --- Checkpoints -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Z and U (fp32) and the masks (bool) under 'Z.<name>', 'U.<name>' and 'M.<name>'."""
+        """Return Z and U (fp32) and the choices as 'Z.<name>', 'U.<name>' and 'M.<name>'."""
         return dict(self._named_state())
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state_dict` gave. Raises ValueError when names or shapes are not these weights'."""
+        """Restore a `state_dict`. Raises UserError when its names or shapes are not these weights'."""
         expected = dict(self._named_state())
         if state.keys() != expected.keys():
-            odd = sorted(state.keys() ^ expected.keys())[:3]
-            raise UserError(f"ADMM state is not of this model: it differs at {', '.join(odd)}")
+            different = sorted(state.keys() ^ expected.keys())[:3]
+            raise UserError(f"ADMM state is not of this model: it differs at {', '.join(different)}")
         for key, tensor in expected.items():
             if state[key].shape != tensor.shape:
                 raise UserError(f"ADMM state {key} has shape {tuple(state[key].shape)}, expected {tuple(tensor.shape)}")
@@ -175,19 +182,22 @@ class ADMM:
         for name in self.W:
             yield f"Z.{name}", self.Z[name]
             yield f"U.{name}", self.U[name]
-            yield f"M.{name}", self.masks[name]
+            yield f"M.{name}", self.choices[name]
 
 
 def kappa_of_rho(rho: float, steps: int) -> float:
-    """The proximal step's kappa: `steps` of them, undisturbed, cover the share 1 - exp(-rho) of the distance."""
+    """Return the proximal step's kappa: `steps` undisturbed steps cover the share 1 - exp(-rho) of the distance."""
     return -math.expm1(-rho / steps)
 
 
 def rho_at(rho: float, schedule: str, iteration: int, iterations: int) -> float:
-    """The penalty's strength in ADMM iteration `iteration` (from 0) of `iterations`.
+    """Return the penalty's strength in ADMM iteration `iteration` (from 0) of `iterations`.
 
-    `constant`; `linear` and `cosine` ramp up to rho over all iterations. The first value is above zero, since U must
-    be rescaled by the ratio of neighbouring values.
+    Schedules `linear` and `cosine` ramp up to rho over all iterations. The first value is above zero, since U is
+    rescaled by the ratio of neighbouring values.
+
+    Raises:
+        UserError: the schedule is neither `constant`, `linear` nor `cosine`.
     """
     progress = min(1.0, (iteration + 1) / max(1, iterations))
     if schedule == "constant":
@@ -199,22 +209,23 @@ def rho_at(rho: float, schedule: str, iteration: int, iterations: int) -> float:
     raise UserError(f"unknown schedule '{schedule}'; known: constant, linear, cosine")
 
 
-# How much rho grows after an iteration that kept less than this share of the mask's entries (ALPS, arXiv 2406.07831;
-# its own shares count entries that left and that came, twice as many).
+# (similarity, factor): rho grows by the factor after an iteration of a smaller similarity (ALPS, arXiv 2406.07831,
+# whose shares count the entries that left and those that came, twice as many).
 _GROWTH = ((0.95, 1.3), (0.9975, 1.2), (1.0, 1.1))
-_LARGEST_RHO = 3.0  # 95 % of the distance in one iteration: beyond it W is only held, and learns nothing
+_LARGEST_RHO = 3.0  # 95 % of the distance in one iteration: beyond it W is only held in place and learns nothing
 
 
 def rho_by_similarity(rho: float, similarities: Sequence[float]) -> float:
-    """The strength after iterations with these mask similarities, driven by how much the mask still moves.
+    """Return the penalty's strength after iterations with these mask similarities.
 
-    After ALPS (arXiv 2406.07831, section 3.2): while the mask moves much, rho grows fast to settle it. x 1.3 after an
-    iteration that swapped over 5 % of the mask, x 1.2 over 0.25 %, x 1.1 for less. Where the mask stood still ALPS is
-    done; here the weights go on learning, so rho stays, as it does from 3 on (95 % of the distance in one iteration).
+    After ALPS (arXiv 2406.07831, section 3.2): while the mask moves much, rho grows fast to settle it: x 1.3 after an
+    iteration that swapped over 5 % of the mask, x 1.2 over 0.25 %, x 1.1 for less. When the mask no longer moves, ALPS
+    ends; here the weights go on learning, so rho stays constant, as it does from 3 on (95 % of the distance in one
+    iteration).
 
     Args:
-        rho: the first iteration's.
-        similarities: of the iterations done, in order, each a share (`Iteration.similarity`).
+        rho: the strength in the first iteration.
+        similarities: `Iteration.similarity` of the iterations so far, in order.
     """
     for similarity in similarities:
         grown = rho * next((factor for below, factor in _GROWTH if similarity < below), 1.0)

@@ -5,78 +5,78 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from nxm.errors import UserError
 from nxm.methods.admm.algorithm import ADMM, kappa_of_rho, rho_at, rho_by_similarity
-from nxm.methods.admm.defaults import BEST
-from nxm.methods.admm.history import MaskHistory
-from nxm.methods.admm.settings import Admm
+from nxm.methods.admm.settings import BEST_ADMM, Admm
 from nxm.methods.callback import HardPrunedEvaluation
-from nxm.methods.importance import Importance, make_importance
-from nxm.methods.masked import MaskedWeights
-from nxm.sets.base import SparseSet
+from nxm.methods.held import HeldWeights
+from nxm.methods.importance import Importance
+from nxm.sets.base import ConstraintSet, support
 from nxm.sets.nm import NM
 
-# The default: W covers 12 % of the distance to Z - U between two of twelve projections, U takes up the same share, and
-# the second half of the steps recovers on a fixed mask.
-BEST_ADMM = Admm.model_validate({key: BEST[key] for key in Admm.model_fields})
-AUTO_ITERATIONS = 12  # of `interval: auto`: by then rho = 0.125 has shrunk what is pruned to a few percent
+AUTO_ITERATIONS = 12  # of `interval: auto`: by then rho = 0.125 has shrunk the pruned weights to a few percent
+
+
+def make(constraint: ConstraintSet, settings: Admm, include: tuple[str, ...], exclude: tuple[str, ...]) -> AdmmCallback:
+    """Return the callback as a study trains with it: it records the masks' history for Figures 1 and 4."""
+    return AdmmCallback(constraint, settings, MaskHistory(), include, exclude)
 
 
 def steps_between_projections(settings: Admm, steps: int, steps_per_epoch: int) -> int:
-    """How many optimizer steps an ADMM iteration has in a run of `steps`."""
+    """Return the number of optimizer steps per ADMM iteration in a run of `steps`."""
     if settings.interval == "auto":
         return max(1, math.floor(steps * settings.freeze_at) // AUTO_ITERATIONS)
     return steps_per_epoch if settings.interval == "epoch" else int(settings.interval)
 
 
 class AdmmCallback(HardPrunedEvaluation):
-    """ADMM fine-tuning into the constraint set (`nxm.methods.admm.algorithm`): NxMTransformer, or with `Unstructured`
-    its twin.
+    """ADMM fine-tuning into the constraint set (`nxm.methods.admm.algorithm`).
+
+    With `NM` it is NxMTransformer, with `Unstructured` the paper's ADMM_unstructured.
 
     Args:
         constraint: default `NM(2, 4)`.
-        settings: recipe, rho, interval, schedule, dual_step, freeze_at (`nxm.methods.admm.settings.Admm`); default
-        `BEST_ADMM`.
-        importance: weighs the projection by what a change of each weight costs, by name or of one's own
-            (`nxm.methods.importance`); `none`: all alike.
-        relaxation: over-relaxation, see `nxm.methods.admm.algorithm.ADMM.iterate_`; 1.0: none.
-        history: counts what weights did outside the mask, for Figure 4; costs five bytes a weight.
+        settings: see `nxm.methods.admm.settings.Admm`; default `BEST_ADMM`.
+        history: records the weights' time outside the mask, for Figure 4; takes five bytes per weight. None: no record.
         include, exclude: regular expressions on weight names, see `nxm.models.targets.find_targets`.
+        importance: the measure of the projection, by name or an object (`nxm.methods.importance`); None: the settings'.
+        relaxation: over-relaxation, see `nxm.methods.admm.algorithm.ADMM.iterate_`; None: the settings'.
 
     After training, `iterations` holds one dict for each ADMM iteration (see `nxm.methods.admm.algorithm.Iteration`).
 
     The penalty is not part of the clipped gradient: clipping bounds the task's gradient, as the Trainer does it, and
-    the pull toward the constraint set comes on top.
+    the pull toward the constraint set is added afterwards.
     """
 
     def __init__(
         self,
-        constraint: SparseSet | None = None,
+        constraint: ConstraintSet | None = None,
         settings: Admm = BEST_ADMM,
         history: MaskHistory | None = None,
         include: tuple[str, ...] = (),
         exclude: tuple[str, ...] = (),
         *,
-        importance: Importance | str = BEST["importance"],
-        relaxation: float = BEST["relaxation"],
+        importance: Importance | str | None = None,
+        relaxation: float | None = None,
     ) -> None:
-        super().__init__(constraint or NM(), include, exclude)
+        super().__init__(
+            constraint or NM(), include, exclude, settings.importance if importance is None else importance
+        )
         self.settings = settings
-        self.importance = make_importance(importance)
-        self.relaxation = relaxation
+        self.relaxation = settings.relaxation if relaxation is None else relaxation
         self.history = history
         self.iterations: list[dict[str, Any]] = []
         self.frozen_at_step: int | None = None
         self.swaps: list[dict[str, Any]] | None = None
         self.example: dict[str, Any] | None = None
-        self._masked: MaskedWeights | None = None  # from the freeze on
+        self._held: HeldWeights | None = None  # from the freeze on
 
     def begin(self, steps: int, steps_per_epoch: int) -> None:
-        self.iterations, self.frozen_at_step, self.swaps, self._masked = [], None, None, None  # of a training before
-        self.weighed = {}
+        self.iterations, self.frozen_at_step, self.swaps, self._held = [], None, None, None  # of an earlier training
         self.admm = ADMM(self.targets, self.constraint)
         self.steps_per_epoch = steps_per_epoch
         self.freeze_step = math.floor(steps * self.settings.freeze_at) if self.settings.freeze_at < 1.0 else None
@@ -88,22 +88,15 @@ class AdmmCallback(HardPrunedEvaluation):
                 f"the ADMM phase has {last} optimizer steps, fewer than one iteration's {self.interval}: "
                 "train longer, freeze later or set a smaller interval"
             )
-        self._set_rho(0)
+        self.rho = self._scheduled_rho(0)
         if self.history is not None:
             self.history.begin(self.admm)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        if self.importance is not None:
-            self.importance.begin(model, self.include, self.exclude)
-        super().on_train_begin(args, state, control, model=model, **kwargs)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._masked is not None:
-            self._masked.apply_to_gradients_()
+        if self._held is not None:
+            self._held.apply_to_gradients_()
         elif self.pulls and self.settings.recipe in ("paper", "gradient"):
             self.admm.penalty_gradient_(self.rho)
 
@@ -117,8 +110,8 @@ class AdmmCallback(HardPrunedEvaluation):
     ) -> None:
         if getattr(optimizer, "step_was_skipped", False):  # fp16: the gradients overflowed, nothing moved
             return
-        if self._masked is not None:
-            self._masked.apply_to_weights_()
+        if self._held is not None:
+            self._held.apply_to_weights_()
         elif self.pulls and self.settings.recipe == "proximal":
             self.admm.proximal_step_(self.kappa)
 
@@ -130,7 +123,7 @@ class AdmmCallback(HardPrunedEvaluation):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        if self._masked is not None:
+        if self._held is not None:
             return
         if state.global_step % self.interval == 0:
             self._iterate(state.global_step, optimizer)
@@ -138,45 +131,53 @@ class AdmmCallback(HardPrunedEvaluation):
             self._freeze(state.global_step)
 
     def finish(self) -> None:
-        if self._masked is None:
-            self._describe({name: self.hard_mask(name, W) for name, W in self.targets.items()})
+        if self._held is None:
+            self._count_swaps({name: self.hard_choice(name, W) for name, W in self.targets.items()})
         super().finish()
-        if self.importance is not None:
-            self.importance.end()
         if self.history is not None:
             self.example = self.history.example(self.admm, pattern="intermediate.dense")
+
+    def record(self) -> dict[str, Any]:
+        names = ("iterations", "frozen_at_step", "swaps", "example")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def choice_is_final(self) -> bool:
+        return self._held is not None
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = self.admm.state_dict()
         if self.history is not None:
             tensors |= self.history.state_dict()
-        if self.importance is not None:
-            tensors |= self.importance.state_dict()
         names = ("iterations", "frozen_at_step", "swaps")
         return tensors, {name: getattr(self, name) for name in names}
 
-    def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         self.admm.load_state_dict(
             {key: tensor for key, tensor in tensors.items() if key.startswith(("Z.", "U.", "M."))}
         )
-        for name, value in values.items():
+        for name, value in metadata.items():
             setattr(self, name, value)
-        self.weighed = self.weighed_in(tensors, values)
+        self.weighted_choices = self.weighted_choices_in(tensors, metadata)
         self.rho = self._scheduled_rho(len(self.iterations))
         if self.history is not None:
             self.history.load_state_dict(tensors)
-        if self.importance is not None:
-            self.importance.load_state_dict(tensors)
         if self.frozen_at_step is not None:
-            self._fix_masks()
+            self._hold_choices()
 
-    # The algorithm's course.
+    def weighted_choices_in(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> dict[str, Tensor]:
+        """Return Z's choices once there was a projection, the only time at which the importance is measured."""
+        if self.importance is None or not metadata["iterations"]:
+            return {}
+        return {name: tensors[f"M.{name}"].to(W.device) for name, W in self.targets.items()}
+
+    # The course of the algorithm.
 
     def _iterate(self, step: int, optimizer: Any) -> None:
-        importance = self.importance.measure(self.targets, optimizer) if self.importance is not None else None
-        record = self.admm.iterate_(self.dual_step, self.relaxation, importance)
+        importance = self.measure_importance(optimizer)
+        iteration = self.admm.iterate_(self.dual_step, self.relaxation, importance)
         if self.importance is not None:
-            self.weighed = dict(self.admm.masks)
+            self.weighted_choices = dict(self.admm.choices)
         if self.history is not None:
             self.history.record(self.admm)
         self.iterations.append(
@@ -185,43 +186,42 @@ class AdmmCallback(HardPrunedEvaluation):
                 "step": step,
                 "epoch": step / self.steps_per_epoch,
                 "rho": self.rho,
-                "similarity": record.similarity,
-                "primal_residual": record.primal_residual,
-                "dual_residual": record.dual_residual,
+                "similarity": iteration.similarity,
+                "primal_residual": iteration.primal_residual,
+                "dual_residual": iteration.dual_residual,
             }
         )
         before = self.rho
-        self._set_rho(len(self.iterations))
+        self.rho = self._scheduled_rho(len(self.iterations))
         if self.rho != before:
             self.admm.rescale_dual_(before / self.rho)
 
     def _freeze(self, step: int) -> None:
-        self._describe(self.admm.masks)
+        self._count_swaps(self.admm.choices)
         self.frozen_at_step = step
-        self._fix_masks()
+        self._hold_choices()
 
-    def _fix_masks(self) -> None:
-        self._masked = MaskedWeights(self.targets, self.admm.masks)
-        if self.importance is not None:
-            self.importance.end()  # nothing is projected any more
+    def _hold_choices(self) -> None:
+        self._held = HeldWeights(self.targets, self.admm.choices, self.constraint)
 
-    def _describe(self, masks: dict[str, Tensor]) -> None:
+    def _count_swaps(self, choices: dict[str, Tensor]) -> None:
         if self.history is not None:
-            self.swaps = self.history.swaps(self.admm, masks)
+            self.swaps = self.history.swaps(self.admm, choices)
 
     def _scheduled_rho(self, iteration: int) -> float:
         if self.settings.schedule == "similarity":
-            first = 0 if self.importance is None else 1  # what that one moved from was chosen by magnitude
+            # With an importance the first iteration is left out: it moved from a choice by magnitude.
+            first = 0 if self.importance is None else 1
             return rho_by_similarity(self.settings.rho, [done["similarity"] for done in self.iterations[first:]])
         return rho_at(self.settings.rho, self.settings.schedule, iteration, self.planned)
 
-    def _set_rho(self, iteration: int) -> None:
-        self.rho = self._scheduled_rho(iteration)
-
     @property
     def pulls(self) -> bool:
-        """Whether W is pulled toward Z - U. With an importance not before the first projection: until then it is
-        being measured, and Z, chosen by magnitude, is another set of entries (of 1:4's a quarter are others)."""
+        """Whether W is pulled toward Z - U.
+
+        With an importance not before the first projection: until then it is being measured, and Z, chosen by magnitude,
+        is another set of entries (of 1:4's a quarter are others).
+        """
         return self.importance is None or bool(self.iterations)
 
     @property
@@ -236,12 +236,86 @@ class AdmmCallback(HardPrunedEvaluation):
         """The proximal step's share, such that one interval covers 1 - exp(-rho) of the distance to Z - U."""
         return kappa_of_rho(self.rho, self.interval)
 
-    @property
-    def inside(self) -> bool:
-        return self._masked is not None
 
-    def weighed_in(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, Tensor]:
-        """Z's masks, once there was a projection: what was weighed is known there alone."""
-        if self.importance is None or not values["iterations"]:
-            return {}
-        return {name: tensors[f"M.{name}"].to(W.device) for name, W in self.targets.items()}
+class MaskHistory:
+    """The number of ADMM iterations that every weight spent outside the mask: the data of the paper's Figures 1 and 4.
+
+    Holds a copy of the initial weights (fp32) and one byte per weight.
+    """
+
+    def __init__(self) -> None:
+        self._start: dict[str, Tensor] = {}
+        self._outside: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def begin(self, admm: ADMM) -> None:
+        """Copy the pretrained weights, before the first optimizer step."""
+        self._start = {name: W.detach().clone() for name, W in admm.W.items()}
+        self._outside = {name: torch.zeros_like(W, dtype=torch.uint8) for name, W in admm.W.items()}
+
+    @torch.no_grad()
+    def record(self, admm: ADMM) -> None:
+        """Count an ADMM iteration, after it."""
+        for name, choice in admm.choices.items():
+            outside = self._outside[name]
+            outside.add_(~support(choice) & (outside < 255))  # saturates: 255 stands for "255 or more"
+
+    @torch.no_grad()
+    def swaps(self, admm: ADMM, choices: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """Return mean |w| before and after, by the number of iterations outside the mask (Figure 4).
+
+        To be called at the end of the ADMM phase, before any hard prune. Before: the pretrained weight. `kept_*`: only
+        the weights that the final `choices` retain, with which the sparse network works.
+        """
+        totals: dict[int, list[float]] = {}
+        for name, W in admm.W.items():
+            outside, before, after = self._outside[name], self._start[name].abs(), W.detach().abs()
+            retained = support(choices[name])
+            for times in outside.unique().tolist():
+                chosen = outside == times
+                surviving = chosen & retained
+                row = totals.setdefault(int(times), [0.0] * 6)
+                row[0] += int(chosen.sum())
+                row[1] += float(before[chosen].sum(dtype=torch.float64))
+                row[2] += float(after[chosen].sum(dtype=torch.float64))
+                row[3] += int(surviving.sum())
+                row[4] += float(before[surviving].sum(dtype=torch.float64))
+                row[5] += float(after[surviving].sum(dtype=torch.float64))
+        return [
+            {
+                "iterations_outside": times,
+                "count": int(count),
+                "mean_abs_before": before / count,
+                "mean_abs_after": after / count,
+                "kept_count": int(survivors),
+                "kept_mean_abs_before": survivors_before / survivors if survivors else None,
+                "kept_mean_abs_after": survivors_after / survivors if survivors else None,
+            }
+            for times, (count, before, after, survivors, survivors_before, survivors_after) in sorted(totals.items())
+        ]
+
+    def example(self, admm: ADMM, pattern: str, rows: int = 8, columns: int = 16) -> dict[str, Any]:
+        """Return a corner of the first matrix whose name contains `pattern`, before training and now (Figure 1)."""
+        name = next((name for name in admm.W if pattern in name), next(iter(admm.W)))
+        return {
+            "matrix": name,
+            "before": _corner(self._start[name], rows, columns),
+            "after": _corner(admm.W[name], rows, columns),
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the copies and counts, for checkpoints."""
+        return {f"start.{name}": tensor for name, tensor in self._start.items()} | {
+            f"outside.{name}": tensor for name, tensor in self._outside.items()
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore a `state_dict`; called after `begin`."""
+        for name in self._start:
+            self._start[name].copy_(state[f"start.{name}"])
+            self._outside[name].copy_(state[f"outside.{name}"])
+
+
+def _corner(W: Tensor, rows: int, columns: int) -> list[list[float]]:
+    return [[round(value, 6) for value in row] for row in W[:rows, :columns].tolist()]

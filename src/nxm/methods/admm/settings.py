@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from nxm.config import Positive, PositiveInt, Settings, Share
+from nxm.methods import ImportanceName
 
 
 class Admm(Settings):
-    """The ADMM algorithm's values; see `nxm.methods.admm.algorithm` for what each does.
+    """The values of the ADMM algorithm, see `nxm.methods.admm.algorithm`.
 
     `recipe: paper` puts the penalty of eq. (3) into Adam's gradient and never freezes the mask; `recipe: gradient`
     does the first alone; `recipe: proximal` takes a decoupled proximal step after the optimizer's.
     """
 
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"recipe": "proximal", "rho": 0.35, "interval": 3, "freeze_at": 0.6, "dual_step": "matched"},
+        {"recipe": "proximal", "rho": 0.35, "interval": 3, "freeze_at": 0.6, "importance": "activations"},
+        {"recipe": "proximal", "rho": 0.2, "interval": 3, "schedule": "similarity", "importance": "adam"},
+        {"recipe": "gradient", "rho": 0.05, "interval": 3, "freeze_at": 0.6, "relaxation": 1.5},
+        {"recipe": "paper", "rho": 0.05},
+    )
+
     recipe: Literal["paper", "gradient", "proximal"]
     rho: Positive  # paper, gradient: the penalty's weight in the loss; proximal: pull toward Z - U over an iteration
     # Optimizer steps between two projections; auto: as many as make twelve iterations before the mask is frozen
     interval: Literal["auto", "epoch"] | PositiveInt = "epoch"
-    # Of rho over the ADMM iterations, U being rescaled; similarity: it grows by how much the mask still moves (ALPS)
+    # Of rho over the ADMM iterations, with U rescaled; similarity: it grows by the movement of the mask (ALPS)
     schedule: Literal["constant", "linear", "cosine", "similarity"] = "constant"
     freeze_at: Share = 1.0  # share of the run after which the mask stays; 1.0: never
-    dual_step: Literal["full", "matched"] = "full"  # of W - Z, what U takes up in an iteration: all, or W's own share
+    dual_step: Literal["full", "matched"] = (
+        "full"  # share of W - Z that U takes up per iteration: all, or W's own share
+    )
+    importance: ImportanceName = "none"  # the measure of the projection (`nxm.methods.importance`)
+    relaxation: Annotated[float, Field(ge=1.0, lt=2.0)] = 1.0  # over-relaxation; 1.0: none
 
     @model_validator(mode="after")
     def _paper_is_the_paper(self) -> Admm:
-        own = (self.schedule, self.freeze_at, self.dual_step)
-        if self.recipe == "paper" and own != ("constant", 1.0, "full"):
+        changed = (self.schedule, self.freeze_at, self.dual_step)
+        if self.recipe == "paper" and changed != ("constant", 1.0, "full"):
             raise ValueError(
                 "recipe 'paper' has a constant rho, full dual steps and no frozen phase: leave schedule, dual_step and "
                 "freeze_at out"
@@ -39,3 +52,20 @@ class Admm(Settings):
                 "so there is none to match"
             )
         return self
+
+
+SETTINGS = Admm
+
+# The library's default, NxM+'s values: W covers 12 % of the distance to Z - U between two of twelve projections, U
+# takes up the same share, and the second half of the steps recovers on a fixed mask. Projecting by the size of the inputs
+# rests on the ablation (studies/ablation).
+BEST_ADMM = Admm(
+    recipe="proximal",
+    rho=0.125,
+    interval="auto",
+    schedule="constant",
+    freeze_at=0.5,
+    dual_step="matched",
+    importance="activations",
+    relaxation=1.0,
+)

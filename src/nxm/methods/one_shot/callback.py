@@ -1,55 +1,56 @@
-"""ASP as a Trainer callback."""
+"""One-shot pruning (ASP) as a Trainer callback."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from nxm.errors import UserError
 from nxm.methods.callback import SparsityCallback
-from nxm.methods.importance import Importance, make_importance
-from nxm.methods.masked import MaskedWeights
-from nxm.sets.base import SparseSet
+from nxm.methods.held import HeldWeights
+from nxm.methods.importance import Importance
+from nxm.methods.one_shot.algorithm import one_shot_choices
+from nxm.methods.one_shot.settings import OneShot
+from nxm.sets.base import ConstraintSet
 from nxm.sets.nm import NM
 
 
+def make(
+    constraint: ConstraintSet, settings: OneShot, include: tuple[str, ...], exclude: tuple[str, ...]
+) -> AspCallback:
+    """Return the callback as a study trains with it."""
+    return AspCallback(constraint, include, exclude, importance=settings.importance)
+
+
 class AspCallback(SparsityCallback):
-    """ASP: one-shot magnitude mask at the start, masked fine-tuning from there (`nxm.methods.masked`).
+    """ASP: one-shot magnitude mask at the start, masked fine-tuning from there (`nxm.methods.one_shot.algorithm`).
 
     Example: `Trainer(..., callbacks=[AspCallback(NM(2, 4))])`.
 
     Args:
         constraint: default `NM(2, 4)`.
         include, exclude: regular expressions on weight names, see `nxm.models.targets.find_targets`.
-        importance: weighs the magnitudes by what a change of each weight costs, by name or of one's own
-            (`nxm.methods.importance`); the mask is then taken after the first batch was seen and before the first step.
-            `none`: all alike, as published; the mask is taken at once.
+        importance: the measure of the projection, by name or an object (`nxm.methods.importance`). The mask is then
+            taken between the first forward pass and the first step; with "none", as published, before training.
     """
 
     def __init__(
         self,
-        constraint: SparseSet | None = None,
+        constraint: ConstraintSet | None = None,
         include: tuple[str, ...] = (),
         exclude: tuple[str, ...] = (),
         *,
         importance: Importance | str = "none",
     ) -> None:
-        super().__init__(constraint or NM(), include, exclude)
-        self.importance = make_importance(importance)
+        super().__init__(constraint or NM(), include, exclude, importance)
+        self.held: HeldWeights | None = None
 
     def begin(self, steps: int, steps_per_epoch: int) -> None:
-        self.masked = MaskedWeights.one_shot(self.targets, self.constraint) if self.importance is None else None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        if self.importance is not None:
-            self.importance.begin(model, self.include, self.exclude)
-        super().on_train_begin(args, state, control, model=model, **kwargs)
-        if self.masked is not None and self.importance is not None:
-            self.importance.end()  # resumed
+        self.held = None
+        if self.importance is None:
+            self._hold(one_shot_choices(self.targets, self.constraint))
 
     def on_pre_optimizer_step(
         self,
@@ -59,32 +60,34 @@ class AspCallback(SparsityCallback):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        if self.masked is None:
-            self.masked = self._weighed_mask(optimizer)
-        self.masked.apply_to_gradients_()
-
-    def _weighed_mask(self, optimizer: Any) -> MaskedWeights:
-        assert self.importance is not None
-        measured = self.importance.measure(self.targets, optimizer)
-        self.importance.end()
-        if measured is None:
-            raise UserError(
-                f"{type(self.importance).__name__} knows nothing before the first step, when ASP prunes: use "
-                "importance='activations'"
-            )
-        return MaskedWeights.one_shot(self.targets, self.constraint, measured)
+        if self.held is None:
+            importance = self.measure_importance(optimizer)
+            if importance is None:
+                raise UserError(
+                    f"{type(self.importance).__name__} knows nothing before the first step, when ASP prunes: use "
+                    "importance='activations'"
+                )
+            self._hold(one_shot_choices(self.targets, self.constraint, importance))
+        self.held.apply_to_gradients_()
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.masked is not None:
-            self.masked.apply_to_weights_()
+        if self.held is not None:
+            self.held.apply_to_weights_()
+
+    @property
+    def choice_is_final(self) -> bool:
+        return self.held is not None
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        masks = self.masked.masks if self.masked is not None else {}
-        return {f"mask.{name}": mask for name, mask in masks.items()}, {}
+        choices = self.held.choices if self.held is not None else {}
+        return {f"mask.{name}": choice for name, choice in choices.items()}, {}
 
-    def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        if tensors:
-            masks = {name: tensors[f"mask.{name}"].to(W.device) for name, W in self.targets.items()}
-            self.masked = MaskedWeights(self.targets, masks)
+    def load_state_dict(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        keys = {name: f"mask.{name}" for name in self.targets}
+        if tensors.keys() >= set(keys.values()):
+            self._hold({name: tensors[key].to(self.targets[name].device) for name, key in keys.items()})
+
+    def _hold(self, choices: dict[str, Tensor]) -> None:
+        self.held = HeldWeights(self.targets, choices, self.constraint)

@@ -1,12 +1,12 @@
-"""SR-STE: N:M training with dense weights behind a mask that is made anew at every step.
+"""SR-STE: N:M training with dense weights behind a mask that is computed from them at every step.
 
 Zhou et al., Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch (arXiv 2102.04010), eq. 9:
-forward and backward run on W~ = Proj_S(W); the gradient at W~ is passed straight through to W, and what is masked is
+forward and backward run on W~ = Proj_S(W); the gradient at W~ is passed straight through to W, and masked weights are
 pulled to zero, so that the mask settles:
 
     W <- W - lr (grad f(W~) + decay (1 - mask) * W)
 
-With Adam the whole bracket is what Adam sees, as in the authors' code.
+With Adam the whole bracket is the gradient that Adam sees, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class SRSTE:
     Args:
         weights: name -> parameter; holds W between `restore_` and `mask_`, W~ between `mask_` and `restore_`.
         constraint: the set S.
-        decay: the pull of what is masked toward zero (the paper's lambda_W).
+        decay: the pull of masked weights toward zero (the paper's lambda_W).
     """
 
     def __init__(self, weights: dict[str, nn.Parameter], constraint: SparseSet, decay: float) -> None:
@@ -35,7 +35,7 @@ class SRSTE:
 
     @torch.no_grad()
     def mask_(self) -> None:
-        """Before the forward pass: put W~ in the network's place."""
+        """Replace W by W~ in the network, before the forward pass."""
         for name, W in self.weights.items():
             self._dense[name] = W.detach().clone()
             self.masks[name] = self.constraint.mask(W)
@@ -43,7 +43,7 @@ class SRSTE:
 
     @torch.no_grad()
     def restore_(self) -> None:
-        """After the backward pass and before the optimizer's step: W again; its gradient with the decay in it."""
+        """Restore W and add the decay to its gradient, after the backward pass and before the optimizer's step."""
         for name, W in self.weights.items():
             W.copy_(self._dense.pop(name))
             if W.grad is not None:

@@ -9,25 +9,35 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from nxm.methods.callback import HardPrunedEvaluation
 from nxm.methods.sr_ste.algorithm import SRSTE
-from nxm.sets.base import SparseSet
+from nxm.methods.sr_ste.settings import SrSte
+from nxm.sets.base import ConstraintSet, SparseSet
 from nxm.sets.nm import NM
 
 
+def make(
+    constraint: ConstraintSet, settings: SrSte, include: tuple[str, ...], exclude: tuple[str, ...]
+) -> SrSteCallback:
+    """Return the callback as a study trains with it."""
+    return SrSteCallback(constraint, settings.decay, include, exclude)
+
+
 class SrSteCallback(HardPrunedEvaluation):
-    """SR-STE into the constraint set (`nxm.methods.sr_ste.algorithm`): the mask is made anew at every step, to the
-    last.
+    """SR-STE into the constraint set (`nxm.methods.sr_ste.algorithm`): the mask is computed at every step, to the last.
 
     Example: `Trainer(..., callbacks=[SrSteCallback(NM(2, 4))])`.
 
     Args:
-        constraint: default `NM(2, 4)`.
-        decay: the pull of what is masked toward zero (the paper's lambda_W and its value for image models).
+        constraint: a `SparseSet`; default `NM(2, 4)`.
+        decay: the pull of masked weights toward zero (the paper's lambda_W and its value for image models).
         include, exclude: regular expressions on weight names, see `nxm.models.targets.find_targets`.
     """
 
+    needs_mask = True
+    constraint: SparseSet
+
     def __init__(
         self,
-        constraint: SparseSet | None = None,
+        constraint: ConstraintSet | None = None,
         decay: float = 2e-4,
         include: tuple[str, ...] = (),
         exclude: tuple[str, ...] = (),
@@ -41,7 +51,8 @@ class SrSteCallback(HardPrunedEvaluation):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._restore()  # an evaluation may have left the pruned weights for the next training pass to put back
+        super().on_step_begin(args, state, control, **kwargs)
+        self._restore()  # an evaluation may have left the pruned weights for the next training pass to restore
         self.sr_ste.mask_()
 
     def on_pre_optimizer_step(
@@ -50,11 +61,11 @@ class SrSteCallback(HardPrunedEvaluation):
         self.sr_ste.restore_()
 
     @property
-    def inside(self) -> bool:
+    def choice_is_final(self) -> bool:
         return False
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {}, {}  # the weights say it all: the mask is made of them
+        return {}, {}  # the mask is a function of the weights
 
-    def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         pass

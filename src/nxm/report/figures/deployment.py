@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from nxm.report import Evidence, facts, paper, style
+from nxm.report import labels, paper, statistics, style
+from nxm.report.evidence import Evidence
 
 Row = dict[str, Any]
 
@@ -56,7 +57,7 @@ def described(row: Row) -> str:
 
 
 def _look(row: Row) -> dict[str, Any]:
-    color, marker = style.look(row["model"]).color, FORMS.get((row["way"], row["dtype"]), ("", "*"))[1]
+    color, marker = labels.look(row["model"]).color, FORMS.get((row["way"], row["dtype"]), ("", "*"))[1]
     face = color if row["kernel"] == "dense" else "white"
     return {"marker": marker, "markerfacecolor": face, "markeredgecolor": color, "color": color}
 
@@ -80,7 +81,7 @@ def _trade_off(axes: Axes, rows: list[Row], scores: list[Row], point: tuple[int,
         size = max(0.9 * row["size_mib"] ** 0.5, 2.5)  # points; so the area goes with the weights' size
         axes.plot(row["median_ms"], score["score"], linestyle="", markersize=size, **_look(row))
     metric = shown[0][1]["metric"]
-    axes.set_ylabel(f"Dev score ({facts.METRICS.get(metric, metric)} × 100)")
+    axes.set_ylabel(f"Dev score ({statistics.METRICS.get(metric, metric)} × 100)")
     style.log_scale(axes, "x")
     axes.margins(0.12)
 
@@ -116,9 +117,9 @@ def _by_batch(axes: Axes, rows: list[Row], length: int, device: str) -> None:
 
 
 def _legend(figure: Figure, rows: list[Row]) -> None:
-    models = facts.in_order((row["model"] for row in rows), facts.METHODS)
+    models = statistics.in_order((row["model"] for row in rows), labels.RUNS)
     handles = [
-        Line2D([], [], linestyle="", marker="o", color=style.look(model).color, label=facts.method_label(model))
+        Line2D([], [], linestyle="", marker="o", color=labels.look(model).color, label=labels.run_label(model))
         for model in models
     ]
     forms = dict.fromkeys((row["way"], row["dtype"]) for row in rows)
@@ -141,8 +142,8 @@ def _said(evidence: Evidence, files: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         if "absent" in row:
             form = described(row) if "way" in row else "every form"
-            reasons.setdefault(row["absent"], {})[f"{facts.method_label(row['model'])} ({form})"] = None
-    machines = {facts.machine_text(file["provenance"]["machine"]): None for file in files}
+            reasons.setdefault(row["absent"], {})[f"{labels.run_label(row['model'])} ({form})"] = None
+    machines = {statistics.machine_text(file["provenance"]["machine"]): None for file in files}
     noisy = sum(row["noisy"] for row in timed)
     low, high = paper.MATMUL_SPEEDUP
     references = [_reference(own, max((row["batch"], row["length"]) for row in own)) for own in by_device]
@@ -151,10 +152,10 @@ def _said(evidence: Evidence, files: list[dict[str, Any]]) -> list[str]:
         f"Study {evidence.study}. Medians; a mark's area is the size of the weights. Open marks: 2:4 kernels.",
         f"{noisy} of {len(timed)} times have a spread over 10 %." if noisy else "",
         f"In {len(fell_back)} rows of 2:4 kernels the profiler saw no sparse kernel." if fell_back else "",
-        *(f"Absent: {facts.listed(names)}: {reason.rstrip('.')}." for reason, names in reasons.items()),
+        *(f"Absent: {statistics.listed(names)}: {reason.rstrip('.')}." for reason, names in reasons.items()),
         *_absent_devices(evidence),
         f"Machine: {'; '.join(machines)}.",
-        f"Band: dense {facts.listed(forms)}, had it the {low}–{high}× that the paper cites for products on an A100."
+        f"Band: dense {statistics.listed(forms)}, had it the {low}–{high}× that the paper cites for products on an A100."
         if forms
         else "",
     ]

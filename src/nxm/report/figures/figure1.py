@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from nxm.report import Evidence, facts, style
+from nxm.report import statistics, style
+from nxm.report.evidence import Evidence
 from nxm.study.results import Result
 
 SPARSE = "#0072B2"
@@ -19,13 +20,13 @@ def draw(evidence: Evidence) -> Figure:
     """Left the block, right the patch before and after (|w|); the patch comes from the study's first NxM run."""
     figure = Figure(figsize=(style.TWO_COLUMNS, 3.9), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.0, 1.9))
-    run = next((r for r in facts.whole_runs(evidence.results) if r.method == "nxm" and r.admm is not None), None)
+    run = next((r for r in statistics.whole_runs(evidence.results) if r.name == "nxm" and r.admm is not None), None)
     _block(left.subplots(), run)
     if run is None:
         style.missing(right.subplots(), f"Study {evidence.study} has no result of NxM yet: no trained matrix to show.")
     else:
         _patches(right, run)
-    style.footnote(figure, [facts.study_phrase(evidence)])
+    style.footnote(figure, [statistics.study_phrase(evidence)])
     return figure
 
 

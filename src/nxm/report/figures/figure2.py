@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nxm.report import Evidence, facts, paper, style
+from nxm.report import labels, paper, statistics, style
+from nxm.report.evidence import Evidence
 from nxm.study.results import Epoch, Result
 
 LABELS = {"asp": "ASP", "nxm": "NxM, pruned"}
@@ -17,28 +18,28 @@ LABELS = {"asp": "ASP", "nxm": "NxM, pruned"}
 def draw(evidence: Evidence) -> Figure:
     """One task: STS-B, the paper's, when the study has it. Lines are means over seeds, bands their range."""
     figure, ((left, right),) = style.canvas(style.TWO_COLUMNS, 3.0, 1, 2)
-    runs = facts.whole_runs(evidence.results)
-    task = facts.own_task(runs)
+    runs = statistics.whole_runs(evidence.results)
+    task = statistics.own_task(runs)
     runs = [run for run in runs if run.task == task]
-    shown = [method for method in ("asp", "nxm") if any(run.method == method for run in runs)]
+    shown = [method for method in ("asp", "nxm") if any(run.name == method for run in runs)]
     left.set(title="(a) Dev set", xlabel="Epoch")
     right.set(title="(b) Training loss", xlabel="Epoch", ylabel="Mean loss of the epoch")
     if not shown:
         for axes in (left, right):
             style.missing(axes, f"Study {evidence.study} has results neither of NxM nor of ASP yet.")
-        style.footnote(figure, [facts.study_phrase(evidence)])
+        style.footnote(figure, [statistics.study_phrase(evidence)])
         return figure
-    left.set_ylabel(f"{facts.METRICS.get(runs[0].metric.name, runs[0].metric.name)} × 100")
+    left.set_ylabel(f"{statistics.METRICS.get(runs[0].metric.name, runs[0].metric.name)} × 100")
     for method in shown:
-        own = [run for run in runs if run.method == method]
+        own = [run for run in runs if run.name == method]
         _curve(left, own, lambda epoch: epoch.metric)
         _curve(right, own, lambda epoch: epoch.train_loss)
-    dense = facts.task_score(runs, "dense", task)
+    dense = statistics.task_score(runs, "dense", task)
     if dense:
         style.reference(left, dense.mean, f"Dense\n{dense.mean:.1f}", above=False)
         left.margins(y=0.12)
-    _mark_freeze((left, right), [run for run in runs if run.method == "nxm"])
-    longest = max(epoch.epoch for run in runs if run.method in shown for epoch in run.epochs)
+    _mark_freeze((left, right), [run for run in runs if run.name == "nxm"])
+    longest = max(epoch.epoch for run in runs if run.name in shown for epoch in run.epochs)
     for axes in (left, right):
         style.integer_ticks(axes, round(longest))
     right.set_ylim(bottom=0)
@@ -46,7 +47,7 @@ def draw(evidence: Evidence) -> Figure:
         left.legend(loc="lower right")
     else:
         style.missing(left, "No evaluation on dev was recorded during these runs.")
-    style.footnote(figure, [facts.study_phrase(evidence, [task]), *_said(runs, task), _paper_says(task)])
+    style.footnote(figure, [statistics.study_phrase(evidence, [task]), *_said(runs, task), _paper_says(task)])
     return figure
 
 
@@ -58,14 +59,14 @@ def _curve(axes: Axes, runs: list[Result], value: Callable[[Epoch], float | None
     if points.empty:
         return
     over_seeds = points.groupby("epoch")["value"].agg(["mean", "min", "max"])
-    method = runs[0].method
-    axes.plot(over_seeds.index, over_seeds["mean"], label=LABELS[method], **style.look(method).line())
+    method = runs[0].name
+    axes.plot(over_seeds.index, over_seeds["mean"], label=LABELS[method], **labels.look(method).line())
     if len(runs) > 1:
         axes.fill_between(
             over_seeds.index,
             over_seeds["min"],
             over_seeds["max"],
-            color=style.look(method).color,
+            color=labels.look(method).color,
             alpha=0.18,
             linewidth=0,
         )
@@ -96,21 +97,21 @@ def _mark_freeze(panels: tuple[Axes, ...], runs: list[Result]) -> None:
 
 
 def _said(runs: list[Result], task: str) -> list[str]:
-    absent = [facts.method_label(m) for m in ("dense", "asp", "nxm") if facts.task_score(runs, m, task) is None]
+    absent = [labels.run_label(m) for m in ("dense", "asp", "nxm") if statistics.task_score(runs, m, task) is None]
     several = len({run.seed for run in runs}) > 1
     return [
-        f"No results file: {facts.listed(absent)}." if absent else "",
+        f"No results file: {statistics.listed(absent)}." if absent else "",
         "Dense: its last epoch. NxM is evaluated with its weights pruned hard.",
         "Lines: means over seeds; bands: lowest to highest." if several else "",
     ]
 
 
 def _paper_says(task: str) -> str:
-    values = {method: facts.paper_task_score(method, task) for method in ("nxm", "asp", "dense")}
+    values = {method: statistics.paper_task_score(method, task) for method in ("nxm", "asp", "dense")}
     if None in values.values():
         return ""
-    name = facts.TASKS[task]
-    ends = ", ".join(f"{facts.method_label(method)} {value:.1f}" for method, value in values.items())
+    name = statistics.TASKS[task]
+    ends = ", ".join(f"{labels.run_label(method)} {value:.1f}" for method, value in values.items())
     text = f"The paper ends at {ends} (BERT-base, {name})"
     return (
         f"{text}; there NxM overtakes ASP at about epoch {paper.OVERTAKES_AT_EPOCH}." if task == "stsb" else f"{text}."

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nxm.report import Evidence, facts, paper, style
+from nxm.report import labels, paper, statistics, style
+from nxm.report.evidence import Evidence
 from nxm.study.results import Result, mean_similarity
 
 LABELS = {"nxm": "NxM (decoupled step)", "nxm_paper": "NxM, paper's recipe"}
@@ -32,7 +33,7 @@ class Point:
 
 def draw(evidence: Evidence) -> Figure:
     """One panel a task with several rhos, or, where no task has, each with points; each point is named by its rho."""
-    points = {task: _points(evidence.results, task) for task in facts.tasks_of(evidence.results)}
+    points = {task: _points(evidence, task) for task in statistics.tasks_of(evidence.results)}
     points = {task: found for task, found in points.items() if found}
     swept = {task: found for task, found in points.items() if len({point.rho for point in found}) > 1}
     points = swept or points
@@ -41,7 +42,7 @@ def draw(evidence: Evidence) -> Figure:
         style.missing(
             axes, f"Study {evidence.study} has no run of NxM with ADMM iterations yet, and no sweep over rho."
         )
-        style.footnote(figure, [facts.study_phrase(evidence)])
+        style.footnote(figure, [statistics.study_phrase(evidence)])
         return figure
     columns = min(len(points), 2)
     rows = math.ceil(len(points) / columns)
@@ -52,28 +53,33 @@ def draw(evidence: Evidence) -> Figure:
         axes.set_axis_off()
     handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=3, columnspacing=1.2, handletextpad=0.4)
-    style.footnote(figure, [facts.study_phrase(evidence, list(points)), *_said(points, evidence)])
+    style.footnote(figure, [statistics.study_phrase(evidence, list(points)), *_said(points, evidence)])
     figure.draw_without_rendering()  # lays the panels out: where points stand on paper is known from here on
     for axes, found in zip(panels.flat, points.values(), strict=False):
         _name_points(axes, found)
     return figure
 
 
-def _points(results: list[Result], task: str) -> list[Point]:
-    in_force = {_but_rho(result) for result in facts.whole_runs(results)}
-    own = [run for run in results if run.task == task and run.method in LABELS and mean_similarity(run) is not None]
-    # A sweep's cell, or a cell of a grid over rho and more that differs in rho alone from what is in force.
+def _points(evidence: Evidence, task: str) -> list[Point]:
+    results = evidence.results
+    in_force = {_but_rho(result) for result in statistics.whole_runs(results)}
+    own = [
+        run
+        for run in results
+        if run.task == task and statistics.shown_as(run) in LABELS and mean_similarity(run) is not None
+    ]
+    # A point of the sweep, or a trial of a search over rho and more that differs in rho alone from what is in force.
     cells = [
         run
         for run in own
-        if run.cell is not None and (run.cell.startswith("rho") or ("rho" in run.cell and _but_rho(run) in in_force))
+        if run.full_name in evidence.sweep or (run.trial and _searched_rho(own, run) and _but_rho(run) in in_force)
     ]
     seeds = {run.seed for run in cells}  # points on one curve are of the same seeds, where they can be
-    whole = facts.whole_runs(own)
+    whole = statistics.whole_runs(own)
     whole = [run for run in whole if run.seed in seeds] or whole
     groups: dict[tuple[str, float, bool], list[Result]] = {}
     for run in (*cells, *whole):
-        groups.setdefault((run.method, float(run.hyperparameters["rho"]), run.cell is None), []).append(run)
+        groups.setdefault((statistics.shown_as(run), float(run.hyperparameters["rho"]), run.whole), []).append(run)
     points = []
     for (method, rho, whole), runs in sorted(groups.items()):
         metrics = [run.metric.value for run in runs]
@@ -84,17 +90,23 @@ def _points(results: list[Result], task: str) -> list[Point]:
     return points
 
 
+def _searched_rho(runs: list[Result], trial: Result) -> bool:
+    """Tell whether the search that a trial is of tries several values of rho."""
+    same = [run for run in runs if run.trial and run.name == trial.name and run.seed == trial.seed]
+    return len({run.hyperparameters["rho"] for run in same}) > 1
+
+
 def _but_rho(result: Result) -> tuple[object, ...]:
     values = result.hyperparameters
-    return result.task, result.method, values["learning_rate"], values["batch_size"], values["epochs"]
+    return result.task, statistics.shown_as(result), values["learning_rate"], values["batch_size"], values["epochs"]
 
 
 def _panel(axes: Axes, task: str, points: list[Point], results: list[Result]) -> None:
     metric = next(result.metric.name for result in results if result.task == task)
     axes.set(
-        title=facts.TASKS.get(task, task),
+        title=statistics.TASKS.get(task, task),
         xlabel="Mean mask similarity (%)",
-        ylabel=f"Final {facts.METRICS.get(metric, metric)} × 100",
+        ylabel=f"Final {statistics.METRICS.get(metric, metric)} × 100",
     )
     style.similarity_scale(axes, "x", [point.similarity for point in points] + [paper.BEST_SIMILARITY])
     axes.axvline(paper.BEST_SIMILARITY, color=style.GREY, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
@@ -114,7 +126,7 @@ def _panel(axes: Axes, task: str, points: list[Point], results: list[Result]) ->
         own = sorted((p for p in points if p.method == method), key=lambda p: p.similarity)
         if not own:
             continue
-        look = style.look(method)
+        look = labels.look(method)
         x = [style.drawable_similarity(p.similarity) for p in own]
         y = [p.metric for p in own]
         axes.plot(x, y, label=label, **(look.line() | {"linewidth": 1.0, "alpha": 0.9}))
@@ -133,14 +145,14 @@ def _panel(axes: Axes, task: str, points: list[Point], results: list[Result]) ->
         )
     seeds = {seed for point in points for seed in point.seeds}
     lines = {
-        method: facts.task_score([run for run in results if run.seed in seeds], method, task)
+        method: statistics.task_score([run for run in results if run.seed in seeds], method, task)
         for method in ("dense", "asp")
     }
     top = max((score.mean for score in lines.values() if score), default=0.0)
     for method, score in lines.items():
         if score:
-            name = f"{facts.method_label(method)} {score.mean:.1f}"
-            style.reference(axes, score.mean, name, style.look(method).color, above=score.mean == top)
+            name = f"{labels.run_label(method)} {score.mean:.1f}"
+            style.reference(axes, score.mean, name, labels.look(method).color, above=score.mean == top)
     axes.margins(y=0.16)
 
 
@@ -170,7 +182,7 @@ def _name_points(axes: Axes, points: list[Point]) -> None:
     for point in dict.fromkeys(points):
         if any(p.whole and (p.method, p.rho) == (point.method, point.rho) for p in points) and not point.whole:
             continue  # the study's own rho, met again as a cell of the sweep: one name is enough
-        text = facts.plain(point.rho)
+        text = statistics.plain(point.rho)
         width, height, gap = 5.2 * len(text) + 1, 9.0, 5.5
         x, y = place(point)
         best = None
@@ -194,19 +206,19 @@ def _name_points(axes: Axes, points: list[Point]) -> None:
             ha="center",
             va="center",
             fontsize=8,
-            color=style.look(point.method).color,
+            color=labels.look(point.method).color,
         )
 
 
 def _said(points: dict[str, list[Point]], evidence: Evidence) -> list[str]:
     found = [point for task in points.values() for point in task]
     seeds = {seed for point in found for seed in point.seeds}
-    fewer = seeds < {run.seed for run in facts.whole_runs(evidence.results)}
+    fewer = seeds < {run.seed for run in statistics.whole_runs(evidence.results)}
     lacking = [label for method, label in LABELS.items() if not any(p.method == method and not p.whole for p in found)]
     return [
         "Similarity: from one ADMM iteration to the next. Numbers at the points: rho (for the decoupled step the pull "
         "toward Z − U over one ADMM iteration, for the paper's recipe the weight of the penalty).",
-        f"Points and lines are of {'seeds' if len(seeds) > 1 else 'seed'} {facts.listed(sorted(seeds))} alone."
+        f"Points and lines are of {'seeds' if len(seeds) > 1 else 'seed'} {statistics.listed(sorted(seeds))} alone."
         if fewer
         else "",
         f"No sweep over rho in this study for: {'; '.join(lacking)}." if lacking else "",

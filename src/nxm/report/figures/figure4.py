@@ -6,7 +6,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nxm.report import Evidence, facts, paper, style
+from nxm.report import labels, paper, statistics, style
+from nxm.report.evidence import Evidence
 from nxm.study.results import Result
 
 MOST = 10  # iterations outside that are drawn; more are said in the footnote
@@ -15,17 +16,17 @@ MOST = 10  # iterations outside that are drawn; more are said in the footnote
 def draw(evidence: Evidence) -> Figure:
     """Mean |w| at the end of the ADMM phase over mean |w| pretrained, in percent; STS-B, the paper's, when there."""
     figure, ((axes,),) = style.canvas(style.TWO_COLUMNS, 3.2)
-    runs = [run for run in facts.whole_runs(evidence.results) if run.method == "nxm" and run.admm is not None]
-    task = facts.own_task(runs)
+    runs = [run for run in statistics.whole_runs(evidence.results) if run.name == "nxm" and run.admm is not None]
+    task = statistics.own_task(runs)
     runs = [run for run in runs if run.task == task and run.admm.swaps]
     if not runs:
         style.missing(axes, f"Study {evidence.study} has no NxM run that counted its weights outside the mask yet.")
-        style.footnote(figure, [facts.study_phrase(evidence)])
+        style.footnote(figure, [statistics.study_phrase(evidence)])
         return figure
     table = _table(runs)
     most = min(int(table.index.max()), MOST)
     shown = table.loc[table.index <= most]
-    blue = style.look("nxm").color
+    blue = labels.look("nxm").color
     axes.plot(
         shown.index - 0.13, shown["all"], linestyle="", marker="o", markersize=6, color=blue, label="NxM, all weights"
     )
@@ -65,7 +66,7 @@ def draw(evidence: Evidence) -> Figure:
         ylabel="Mean |w| after / before (%)",
     )
     axes.set_xticklabels(
-        f"{outside}\n{facts.millions(row['count'])}\n{facts.millions(row['kept_count'])}"
+        f"{outside}\n{statistics.millions(row['count'])}\n{statistics.millions(row['kept_count'])}"
         for outside, row in shown.iterrows()
     )
     axes.annotate(
@@ -86,10 +87,12 @@ def draw(evidence: Evidence) -> Figure:
     style.footnote(
         figure,
         [
-            facts.study_phrase(evidence, [task]),
+            statistics.study_phrase(evidence, [task]),
             "Before: pretrained; after: W at the end of the ADMM phase, before any hard prune.",
             "Means over seeds." if len(runs) > 1 else "",
-            f"Not drawn: {facts.millions(beyond)} weights that were outside more than {most} times." if beyond else "",
+            f"Not drawn: {statistics.millions(beyond)} weights that were outside more than {most} times."
+            if beyond
+            else "",
         ],
     )
     return figure

@@ -8,7 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nxm.report import Evidence, facts, paper, style
+from nxm.report import labels, paper, statistics, style
+from nxm.report.evidence import Evidence
 
 Row = dict[str, Any]
 
@@ -69,7 +70,7 @@ def _panels(evidence: Evidence) -> dict[tuple[str, str], list[Row]]:
 
 
 def _label(row: Row) -> str:
-    name = facts.method_label(row["model"])
+    name = labels.run_label(row["model"])
     return name if row["kernel"] == "dense" else f"{name} ({row['kernel']} kernels)"
 
 
@@ -86,7 +87,7 @@ def _latency(axes: Axes, rows: list[Row], title: str) -> None:
         own = [row for row in rows if (row["model"], row["kernel"]) == (model, kernel)]
         shift = 0.76 * ((k + 0.5) / len(kinds) - 0.5)
         x = [shapes.index((row["length"], row["batch"])) + shift for row in own]
-        look = style.look(model)
+        look = labels.look(model)
         face = look.color if kernel == "dense" else "white"
         _dots(axes, x, own, "y", marker=look.marker, color=look.color, markerfacecolor=face, label=_label(own[0]))
         for place, row in zip(x, own, strict=True):
@@ -116,9 +117,9 @@ def _absent(rows: list[Row]) -> list[str]:
     """One sentence a reason: what could not be measured, and why."""
     reasons: dict[str, dict[str, None]] = {}
     for row in rows:
-        name = _label(row) if "model" in row else facts.method_label(row.get("method", "?"))
+        name = _label(row) if "model" in row else labels.run_label(row.get("method", "?"))
         reasons.setdefault(row["absent"], {})[name] = None
-    return [f"{facts.listed(names)}: {reason.rstrip('.')}." for reason, names in reasons.items()]
+    return [f"{statistics.listed(names)}: {reason.rstrip('.')}." for reason, names in reasons.items()]
 
 
 def _dots(axes: Axes, places: list[float], rows: list[Row], which: str, **look: Any) -> None:
@@ -143,15 +144,15 @@ def _steps(axes: Axes, rows: list[Row]) -> None:
     if not rows:
         style.missing(axes, "No training step was measured.")
         return
-    order = facts.in_order((row["method"] for row in rows), facts.METHODS)
+    order = statistics.in_order((row["method"] for row in rows), labels.RUNS)
     rows = sorted(rows, key=lambda row: order.index(row["method"]))
     for y, row in enumerate(rows):
-        look = style.look(row["method"])
+        look = labels.look(row["method"])
         _dots(axes, [y], [row], "x", marker=look.marker, color=look.color)
         ratio = row.get("ratio_to_dense")
         if ratio is not None and row["method"] != "dense":
             _remark(axes, f"{100 * (ratio - 1):+.1f} %", (row["p90_ms"], y), (5, 0), va="center")
-    axes.set_yticks(range(len(rows)), [facts.method_label(row["method"]) for row in rows])
+    axes.set_yticks(range(len(rows)), [labels.run_label(row["method"]) for row in rows])
     axes.set_xlim(0, 1.35 * max(row["p90_ms"] for row in rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
@@ -189,7 +190,7 @@ def _said(evidence: Evidence, benchmark: Row) -> list[str]:
     absent = [row for part in ("training_step", "projection") for row in benchmark[part] if "absent" in row]
     measured = [*(file for file in evidence.deployment if "absent" not in file), benchmark]
     machines = [file["provenance"]["machine"] for file in measured if "machine" in file["provenance"]]
-    places = facts.listed(dict.fromkeys(map(facts.machine_text, machines)))
+    places = statistics.listed(dict.fromkeys(map(statistics.machine_text, machines)))
     low, high = paper.MATMUL_SPEEDUP
     return [
         f"Study {evidence.study}. Medians, 10th to 90th percentile; dense kernels unless said.",

@@ -10,7 +10,8 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from nxm.report import Evidence, facts, paper, style
+from nxm.report import paper, statistics, style
+from nxm.report.evidence import Evidence
 
 Row = dict[str, Any]
 
@@ -109,7 +110,7 @@ def _said(evidence: Evidence, measured: list[dict[str, Any]]) -> list[str]:
     rows = [row for file in measured for row in file["rows"] if "median_ms" in row]
     noisy, fell_back = any(row["noisy"] for row in rows), any(_fell_back(row) for row in rows)
     reasons = {row["absent"]: None for file in measured for row in file["rows"] if "absent" in row}
-    machines = {facts.machine_text(file["provenance"]["machine"]): None for file in measured}
+    machines = {statistics.machine_text(file["provenance"]["machine"]): None for file in measured}
     low, high = paper.MATMUL_SPEEDUP
     return [
         f"Study {evidence.study}. Speed-up over the dense product in the same rounds, medians.",

@@ -7,19 +7,20 @@ import math
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nxm.report import Evidence, facts, paper, style
+from nxm.report import labels, paper, statistics, style
+from nxm.report.evidence import Evidence
 
 
 def draw(evidence: Evidence) -> Figure:
     """One panel a task, and one of the geometric mean where there are several: a row a method, its retention with the
     paired interval, a small dot a seed, the paper's retention; the score in figures."""
-    runs = facts.whole_runs(evidence.results)
-    tasks = facts.tasks_of(runs)
+    runs = statistics.whole_runs(evidence.results)
+    tasks = statistics.tasks_of(runs)
     if not tasks:
         figure, ((axes,),) = style.canvas(style.TWO_COLUMNS, 2.4)
         style.missing(axes, f"Study {evidence.study} has no results yet.")
         return figure
-    methods = facts.in_order([*facts.EVERYWHERE, *(run.method for run in runs)], facts.METHODS)
+    methods = statistics.in_order([*labels.EVERYWHERE, *(run.name for run in runs)], labels.RUNS)
     groups = [[task] for task in tasks] + ([tasks] if len(tasks) > 1 else [])
     columns = min(len(groups), 3)
     rows = math.ceil(len(groups) / columns)
@@ -33,43 +34,45 @@ def draw(evidence: Evidence) -> Figure:
     style.footnote(
         figure,
         [
-            facts.study_phrase(evidence),
+            statistics.study_phrase(evidence),
             "Large: mean over seeds; small: each seed, of the dense mean." if several else "",
             f"Bars: 95 % intervals, paired bootstrap over dev examples{' and seeds' if several else ''}."
             if evidence.bootstrap
             else "",
             "Open diamond: the paper's. Right: our score × 100.",
             "Dotted: always the same answer." if any(evidence.floors.get(task, 0.0) > 0 for task in tasks) else "",
-            facts.selection_phrase(evidence),
-            facts.collapsed_phrase(runs),
-            facts.missing_phrase(evidence, facts.EVERYWHERE),
+            statistics.selection_phrase(evidence),
+            statistics.collapsed_phrase(runs),
+            statistics.missing_phrase(evidence, labels.EVERYWHERE),
         ],
     )
     return figure
 
 
 def _panel(axes: Axes, evidence: Evidence, tasks: list[str], methods: list[str]) -> None:
-    runs = [run for run in facts.whole_runs(evidence.results) if run.task in tasks]
-    columns = facts.columns_of(runs)
-    axes.set_title(facts.TASKS.get(tasks[0], tasks[0]) if len(tasks) == 1 else "Geometric mean")
+    runs = [run for run in statistics.whole_runs(evidence.results) if run.task in tasks]
+    columns = statistics.columns_of(runs)
+    axes.set_title(statistics.TASKS.get(tasks[0], tasks[0]) if len(tasks) == 1 else "Geometric mean")
     axes.set_xlabel("Kept of dense (%)")
 
-    def ours(method: str) -> facts.Score | None:
+    def ours(method: str) -> statistics.Score | None:
         if len(tasks) == 1:
-            return facts.task_score(runs, method, tasks[0])
-        return facts.average_score(runs, method, columns)
+            return statistics.task_score(runs, method, tasks[0])
+        return statistics.average_score(runs, method, columns)
 
     def paper_score(method: str) -> float | None:
-        return facts.paper_task_score(method, tasks[0]) if len(tasks) == 1 else paper.average(method, columns)
+        return statistics.paper_task_score(method, tasks[0]) if len(tasks) == 1 else paper.average(method, columns)
 
     dense = ours("dense")
     axes.axvline(100, color=style.INK, linewidth=1.0, linestyle=(0, (5, 2)), zorder=1)
-    floor = facts.retention(evidence.floors.get(tasks[0]) if len(tasks) == 1 else None, dense.mean if dense else None)
+    floor = statistics.retention(
+        evidence.floors.get(tasks[0]) if len(tasks) == 1 else None, dense.mean if dense else None
+    )
     if floor:
         axes.axvline(floor, color=style.GREY, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
     for y, method in enumerate(methods):
-        score, look = ours(method), style.look(method)
-        kept = facts.kept(evidence, method, "dense", tasks)
+        score, look = ours(method), labels.look(method)
+        kept = statistics.kept(evidence, method, "dense", tasks)
         if score and kept and dense:
             if kept.low is not None and method != "dense":
                 axes.plot(
@@ -90,7 +93,7 @@ def _panel(axes: Axes, evidence: Evidence, tasks: list[str], methods: list[str])
                 markeredgewidth=0.6,
                 zorder=3,
             )
-        theirs = facts.retention(paper_score(method), paper_score("dense"))
+        theirs = statistics.retention(paper_score(method), paper_score("dense"))
         if theirs is not None and method != "dense":
             axes.plot(
                 [theirs],
@@ -105,7 +108,7 @@ def _panel(axes: Axes, evidence: Evidence, tasks: list[str], methods: list[str])
             )
         _beside(axes, y, f"{score.mean:.1f}" if score else "no results", style.INK if score else style.GREY)
     _beside(axes, -0.72, "score", style.GREY)
-    axes.set(yticks=range(len(methods)), yticklabels=[facts.method_label(method) for method in methods])
+    axes.set(yticks=range(len(methods)), yticklabels=[labels.run_label(method) for method in methods])
     axes.set_ylim(len(methods) - 0.5, -0.6)
     axes.margins(x=0.08)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from nxm.report import Evidence, facts, paper
+from nxm.report import labels, paper, statistics
+from nxm.report.evidence import Evidence
 from nxm.report.table import Table
 from nxm.study.results import Result
 
@@ -41,26 +42,26 @@ _EXTRAS = (
 def make(evidence: Evidence) -> Table:
     """One row a task and method; a method that lives in cells alone (the paper's recipe) shows all its cells."""
     shown, numbers = [], []
-    for task in facts.tasks_of(evidence.results):
-        for method in facts.methods_of(evidence.results):
-            own = [run for run in evidence.results if (run.task, run.method) == (task, method)]
-            runs = facts.whole_runs(own) or own
+    for task in statistics.tasks_of(evidence.results):
+        for method in statistics.methods_of(evidence.results):
+            own = [run for run in evidence.results if (run.task, statistics.shown_as(run)) == (task, method)]
+            runs = statistics.whole_runs(own) or own
             if not runs:
                 continue
             grid = paper.grid(method, task)
             shown.append(
-                {"Task": facts.TASKS.get(task, task), "Method": facts.method_label(method)}
+                {"Task": statistics.TASKS.get(task, task), "Method": labels.run_label(method)}
                 | {label: _values(runs, key) for key, label in SHOWN.items()}
                 | {"Distillation": _distillation(runs)}
                 | {"Cells tried": str(len(_cells(evidence, task, method)))}
                 | {
-                    "Paper's learning rates": _list(grid.learning_rate) if grid else facts.ABSENT,
-                    "Paper's ρ": _list(grid.rho) if grid else facts.ABSENT,
-                    "Paper's batch, epochs": f"{_list(grid.batch_size)}; {grid.epochs}" if grid else facts.ABSENT,
+                    "Paper's learning rates": _list(grid.learning_rate) if grid else statistics.ABSENT,
+                    "Paper's ρ": _list(grid.rho) if grid else statistics.ABSENT,
+                    "Paper's batch, epochs": f"{_list(grid.batch_size)}; {grid.epochs}" if grid else statistics.ABSENT,
                 }
             )
             numbers += [_row(run) for run in runs]
-    notes = facts.notes(evidence, ())
+    notes = statistics.notes(evidence, ())
     plus = any(run.hyperparameters.get("start") for run in evidence.results)
     if shown:
         notes.append(
@@ -80,12 +81,12 @@ def make(evidence: Evidence) -> Table:
 
 def _cells(evidence: Evidence, task: str, method: str) -> set[str | None]:
     """Names of the grid's cells, those that failed among them."""
-    records = [*facts.grid_cells(evidence.results), *facts.grid_cells(evidence.failures)]
-    return {record.cell for record in records if (record.task, record.method) == (task, method)}
+    records = [*statistics.trials_of(evidence.results), *statistics.trials_of(evidence.failures)]
+    return {record.trial for record in records if (record.task, record.name) == (task, method)}
 
 
 def _row(run: Result) -> dict[str, Any]:
-    return {"task": run.task, "method": run.method, "seed": run.seed, "cell": run.cell} | {
+    return {"task": run.task, "method": statistics.shown_as(run), "seed": run.seed, "cell": run.variant} | {
         key: run.hyperparameters.get(key) for key in SHOWN
     }
 
@@ -96,8 +97,8 @@ def _values(runs: list[Result], key: str) -> str:
 
 
 def _list(values: Iterable[Any]) -> str:
-    texts = [facts.said(value) for value in values]
-    return ", ".join(texts) or facts.ABSENT
+    texts = [statistics.said(value) for value in values]
+    return ", ".join(texts) or statistics.ABSENT
 
 
 def _distillation(runs: list[Result]) -> str:
@@ -105,5 +106,5 @@ def _distillation(runs: list[Result]) -> str:
     for run in runs:
         terms = run.hyperparameters.get("distillation")
         if isinstance(terms, dict):
-            return ", ".join(f"{name} {facts.plain(value)}" for name, value in terms.items() if value)
-    return facts.ABSENT
+            return ", ".join(f"{name} {statistics.plain(value)}" for name, value in terms.items() if value)
+    return statistics.ABSENT

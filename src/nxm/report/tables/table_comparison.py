@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from nxm.report import Evidence, facts, paper
+from nxm.report import labels, paper, statistics
+from nxm.report.evidence import Evidence
 from nxm.report.table import Table
 from nxm.study.bootstrap import DRAWS
 
@@ -34,49 +35,49 @@ FIELDS = ["task", "method", "rival", "difference", "low", "high", "kept", "kept_
 
 def make(evidence: Evidence) -> Table:
     """One row a pair and task, and for the geometric mean over all tasks when there are several."""
-    tasks = facts.tasks_of(facts.whole_runs(evidence.results))
+    tasks = statistics.tasks_of(statistics.whole_runs(evidence.results))
     groups = [[task] for task in tasks] + ([tasks] if len(tasks) > 1 else [])
     shown, numbers = [], []
     for group in groups:
-        where = facts.TASKS.get(group[0], group[0]) if len(group) == 1 else "Geo. mean"
+        where = statistics.TASKS.get(group[0], group[0]) if len(group) == 1 else "Geo. mean"
         for method, rival in PAIRS:
-            points = facts.difference(evidence, method, rival, group)
-            share = facts.kept(evidence, method, rival, group)
+            points = statistics.difference(evidence, method, rival, group)
+            share = statistics.kept(evidence, method, rival, group)
             if points is None:
                 continue
-            heldout = facts.heldout_difference(evidence, method, rival, group)
+            heldout = statistics.heldout_difference(evidence, method, rival, group)
             theirs = _paper(evidence, method, rival, group)
             shown.append(
                 {
                     "Task": where,
-                    "Method": facts.method_label(method),
-                    "Against": facts.method_label(rival),
+                    "Method": labels.run_label(method),
+                    "Against": labels.run_label(rival),
                     "Points [95 %]": points.text(),
-                    "Excludes 0": {True: "yes", False: "no", None: facts.ABSENT}[points.certain],
-                    "Kept in % [95 %]": share.text(".1f") if share else facts.ABSENT,
-                    "Held out, points": facts.ABSENT if heldout is None else f"{heldout:+.1f}",
-                    "Paper, points": facts.ABSENT if theirs is None else f"{theirs:+.1f}",
+                    "Excludes 0": {True: "yes", False: "no", None: statistics.ABSENT}[points.certain],
+                    "Kept in % [95 %]": share.text(".1f") if share else statistics.ABSENT,
+                    "Held out, points": statistics.ABSENT if heldout is None else f"{heldout:+.1f}",
+                    "Paper, points": statistics.ABSENT if theirs is None else f"{theirs:+.1f}",
                 }
             )
             of_share = (share.value, share.low, share.high) if share else (None, None, None)
             key = group[0] if len(group) == 1 else "geometric_mean"
             numbers.append([key, method, rival, points.value, points.low, points.high, *of_share, heldout, theirs])
-    notes = facts.notes(evidence, ())
+    notes = statistics.notes(evidence, ())
     if shown:
-        several = len({run.seed for run in facts.whole_runs(evidence.results)}) > 1
+        several = len({run.seed for run in statistics.whole_runs(evidence.results)}) > 1
         seeds = (
             " (few seeds show too little of their spread)."
             if several
             else "; of one seed, so they say nothing of other seeds."
         )
         notes.append(f"Intervals: paired bootstrap over dev examples and seeds, {DRAWS:,} draws{seeds}")
-        if any(row["Held out, points"] != facts.ABSENT for row in shown):
+        if any(row["Held out, points"] != statistics.ABSENT for row in shown):
             notes.append("Held out: the difference on training rows that no run trains on.")
     title = "Differences between methods"
     return Table(title, pd.DataFrame(shown), pd.DataFrame(numbers, columns=FIELDS), tuple(notes))
 
 
 def _paper(evidence: Evidence, method: str, rival: str, tasks: list[str]) -> float | None:
-    columns = facts.columns_of(run for run in facts.whole_runs(evidence.results) if run.task in tasks)
+    columns = statistics.columns_of(run for run in statistics.whole_runs(evidence.results) if run.task in tasks)
     ours, theirs = paper.average(method, columns), paper.average(rival, columns)
     return None if ours is None or theirs is None else ours - theirs

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from nxm.report import Evidence, facts
+from nxm.report import labels, statistics
+from nxm.report.evidence import Evidence
 from nxm.report.table import Table
 from nxm.study.results import TIMES, Failure, Result
 
@@ -18,14 +19,14 @@ def make(evidence: Evidence) -> Table:
     Where there are several tasks, one row a method more, over all of them.
     """
     records: list[Result | Failure] = [*evidence.results, *evidence.failures]
-    runs = facts.whole_runs(evidence.results)
-    cells = facts.grid_cells(records)
-    tasks = facts.in_order((record.task for record in [*runs, *cells]), facts.TASKS)
+    runs = statistics.whole_runs(evidence.results)
+    cells = statistics.trials_of(records)
+    tasks = statistics.in_order((record.task for record in [*runs, *cells]), statistics.TASKS)
     numbers = []
     for task in [*tasks, ALL] if len(tasks) > 1 else tasks:
-        for method in facts.in_order((record.method for record in records), facts.METHODS):
+        for method in statistics.in_order(map(statistics.shown_as, records), labels.RUNS):
             own, search, every = (
-                [run for run in some if run.method == method and task in (run.task, ALL)]
+                [run for run in some if statistics.shown_as(run) == method and task in (run.task, ALL)]
                 for some in (runs, cells, records)
             )
             if every:
@@ -36,8 +37,8 @@ def make(evidence: Evidence) -> Table:
     told = table["energy_joules"].notna()
     shown = pd.DataFrame(
         {
-            "Task": [facts.TASKS.get(task, "All") for task in table["task"]],
-            "Method": [facts.method_label(method) for method in table["method"]],
+            "Task": [statistics.TASKS.get(task, "All") for task in table["task"]],
+            "Method": [labels.run_label(method) for method in table["method"]],
             "Runs": table["runs"].astype(str),
             "Epochs": _texts(table["epochs"], "g"),
             "Whole run (s)": _texts(table["wall_seconds"], ".0f"),
@@ -50,13 +51,13 @@ def make(evidence: Evidence) -> Table:
         shown["GPU energy (kJ)"] = _texts(table["energy_joules"] / 1e3, ".1f")
     if cells:
         searched = table["search_cells"] > 0
-        shown["Search (cells)"] = table["search_cells"].astype(str).where(searched, facts.ABSENT)
+        shown["Search (cells)"] = table["search_cells"].astype(str).where(searched, statistics.ABSENT)
         shown["Search (min)"] = _texts((table["search_seconds"] / 60).where(searched), ".1f")
     shown["In all (min)"] = _texts(table["all_seconds"] / 60, ".1f")
     notes = [
-        facts.study_phrase(evidence),
-        facts.cost_phrase(evidence),
-        facts.machine_phrase(evidence.results),
+        statistics.study_phrase(evidence),
+        statistics.cost_phrase(evidence),
+        statistics.machine_phrase(evidence.results),
         "Search: all cells of the grid together, failed ones too." if cells else "",
         "In all: runs, search, sweeps and variants together; other columns: means over runs, of memory the highest.",
         "" if told.any() else "Energy is counted by GPUs alone.",
@@ -77,4 +78,4 @@ def _means(runs: list[Result]) -> dict[str, float]:
 
 
 def _texts(numbers: pd.Series, form: str) -> pd.Series:
-    return numbers.map(lambda number: facts.ABSENT if pd.isna(number) else format(number, form))
+    return numbers.map(lambda number: statistics.ABSENT if pd.isna(number) else format(number, form))

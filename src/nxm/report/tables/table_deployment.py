@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from nxm.report import Evidence, facts
+from nxm.report import labels, statistics
+from nxm.report.evidence import Evidence
 from nxm.report.figures.deployment import described
 from nxm.report.table import Table
 
@@ -40,10 +41,10 @@ def make(evidence: Evidence) -> Table:
         shown.append(
             {
                 "Device": device.upper(),
-                "Model": facts.method_label(model),
+                "Model": labels.run_label(model),
                 "Form": described(most.to_dict()),
                 "Weights (MiB)": f"{most['size_mib']:.1f}",
-                "Score": facts.ABSENT if pd.isna(most["score"]) else f"{most['score']:.1f}",
+                "Score": statistics.ABSENT if pd.isna(most["score"]) else f"{most['score']:.1f}",
                 **{
                     f"ms, {int(row['batch'])} × {int(row['length'])}": f"{row['median_ms']:.1f}"
                     + (" ~" if row["noisy"] else "")
@@ -59,7 +60,7 @@ def make(evidence: Evidence) -> Table:
 
 def _proof(rows: pd.DataFrame) -> str:
     if rows.iloc[0]["kernel"] == "dense":
-        return facts.ABSENT
+        return statistics.ABSENT
     return f"{int(rows['sparse_kernels'].sum())} of {len(rows)}"
 
 
@@ -78,8 +79,10 @@ def _notes(evidence: Evidence, shown: list[dict[str, str]]) -> list[str]:
         for row in file["rows"]:
             if "absent" in row:
                 form = described(row) if "way" in row else "every form"
-                absent[f"{facts.method_label(row['model'])}, {form}: {row['absent']}"] = None
-    machines = {facts.machine_text(file["provenance"]["machine"]): None for file in evidence.deployment if file["rows"]}
+                absent[f"{labels.run_label(row['model'])}, {form}: {row['absent']}"] = None
+    machines = {
+        statistics.machine_text(file["provenance"]["machine"]): None for file in evidence.deployment if file["rows"]
+    }
     notes += [f"Absent: {reason}." for reason in absent]
     notes += [f"Machine: {'; '.join(machines)}."] if machines else []
     return notes

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from nxm.report import Evidence, facts
+from nxm.report import statistics
+from nxm.report.evidence import Evidence
 from nxm.report.table import Table
 
 FIELDS = [
@@ -54,11 +55,13 @@ def make(evidence: Evidence) -> Table:
                 "Speed-up, median": f"{own['speedup_over_dense'].median():.2f}",
                 "least": f"{own['speedup_over_dense'].min():.2f}",
                 "most": f"{own['speedup_over_dense'].max():.2f}",
-                "Share of the limit, median": facts.percent(100 * own["share"].median()),
+                "Share of the limit, median": statistics.percent(100 * own["share"].median()),
                 "Noisy": str(int(own["noisy"].astype(bool).sum())),
             }
         )
-    machines = {facts.machine_text(file["provenance"]["machine"]): None for file in evidence.matrices if file["rows"]}
+    machines = {
+        statistics.machine_text(file["provenance"]["machine"]): None for file in evidence.matrices if file["rows"]
+    }
     lacking = table[table["absent"].notna()]
     absent = {f"{row.device.upper()}, {row.way}: {row.absent}": None for row in lacking.itertuples()}
     absent |= {f"{file['device'].upper()}: {file['absent']}": None for file in evidence.matrices if "absent" in file}

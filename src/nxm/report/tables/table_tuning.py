@@ -6,31 +6,32 @@ from typing import Any
 
 import pandas as pd
 
-from nxm.report import Evidence, facts
+from nxm.report import labels, statistics
+from nxm.report.evidence import Evidence
 from nxm.report.table import Table
 
-FIELDS = ["task", "method", "cell", *facts.SEARCHED, "epochs", "heldout", "dev", "seeds", "in_force", "failure"]
+FIELDS = ["task", "method", "cell", *statistics.SEARCHED, "epochs", "heldout", "dev", "seeds", "in_force", "failure"]
 
 
 def make(evidence: Evidence) -> Table:
     """One row a task, method and cell: means over the grid's seeds."""
     title = "Hyper-parameters tried"
-    cells, failed_cells = facts.grid_cells(evidence.results), facts.grid_cells(evidence.failures)
+    cells, failed_cells = statistics.trials_of(evidence.results), statistics.trials_of(evidence.failures)
     if not cells and not failed_cells:
         reason = f"Study {evidence.study} has no grid: its hyper-parameters were not searched for in it."
-        return Table(title, pd.DataFrame(), pd.DataFrame(columns=FIELDS), (facts.study_phrase(evidence), reason))
-    own = facts.whole_runs(evidence.results)
-    in_force = {(run.task, run.method, *(run.hyperparameters.get(key) for key in facts.SEARCHED)) for run in own}
-    failures = {(failure.task, failure.method, failure.cell): failure for failure in failed_cells}
+        return Table(title, pd.DataFrame(), pd.DataFrame(columns=FIELDS), (statistics.study_phrase(evidence), reason))
+    own = statistics.whole_runs(evidence.results)
+    in_force = {(run.task, run.name, *(run.hyperparameters.get(key) for key in statistics.SEARCHED)) for run in own}
+    failures = {(failure.task, failure.name, failure.trial): failure for failure in failed_cells}
     numbers: list[dict[str, Any]] = []
     records = [*cells, *failed_cells]
-    for task in facts.in_order((record.task for record in records), facts.TASKS):
-        for method in facts.in_order((record.method for record in records), facts.METHODS):
-            names = {record.cell: record for record in records if (record.task, record.method) == (task, method)}
+    for task in statistics.in_order((record.task for record in records), statistics.TASKS):
+        for method in statistics.in_order((record.name for record in records), labels.RUNS):
+            names = {record.trial: record for record in records if (record.task, record.name) == (task, method)}
             rows = []
             for name, record in names.items():
-                group = [run for run in cells if (run.task, run.method, run.cell) == (task, method, name)]
-                values = {key: record.hyperparameters.get(key) for key in facts.SEARCHED}
+                group = [run for run in cells if (run.task, run.name, run.trial) == (task, method, name)]
+                values = {key: record.hyperparameters.get(key) for key in statistics.SEARCHED}
                 heldout = [run.heldout.value for run in group if run.heldout]
                 failed = failures.get((task, method, name))
                 rows.append(
@@ -44,16 +45,16 @@ def make(evidence: Evidence) -> Table:
                         "failure": failed.failure if failed else None,
                     }
                 )
-            numbers += sorted(rows, key=lambda row: [(row[key] is not None, row[key]) for key in facts.SEARCHED])
+            numbers += sorted(rows, key=lambda row: [(row[key] is not None, row[key]) for key in statistics.SEARCHED])
     table = pd.DataFrame(numbers, columns=FIELDS)
     shown = pd.DataFrame(
         {
-            "Task": [facts.TASKS.get(task, task) for task in table["task"]],
-            "Method": [facts.method_label(method) for method in table["method"]],
+            "Task": [statistics.TASKS.get(task, task) for task in table["task"]],
+            "Method": [labels.run_label(method) for method in table["method"]],
         }
         | {
-            label: [facts.ABSENT if pd.isna(value) else facts.said(value) for value in table[key]]
-            for key, label in facts.SEARCHED.items()
+            label: [statistics.ABSENT if pd.isna(value) else statistics.said(value) for value in table[key]]
+            for key, label in statistics.SEARCHED.items()
             if (table.groupby(["task", "method"])[key].nunique() > 1).any()
         }
         | {
@@ -72,13 +73,13 @@ def make(evidence: Evidence) -> Table:
         shown = shown.drop(columns="Held out")
     effort = table.groupby("method", sort=False).apply(_cells_a_task)
     notes = (
-        f"{facts.study_phrase(evidence)} Grid: {facts.seeds_phrase(cells)}.",
+        f"{statistics.study_phrase(evidence)} Grid: {statistics.seeds_phrase(cells)}.",
         "Score × 100 of the last epoch; bold: the best of its method and task. Held out: training rows that no run "
         "trains on.",
         _edges(table),
-        "Cells a task: " + ", ".join(f"{facts.method_label(m)} {effort[m]}" for m in facts.methods_of(cells)) + ".",
-        facts.cost_phrase(evidence),
-        facts.machine_phrase(cells),
+        "Cells a task: " + ", ".join(f"{labels.run_label(m)} {effort[m]}" for m in statistics.methods_of(cells)) + ".",
+        statistics.cost_phrase(evidence),
+        statistics.machine_phrase(cells),
     )
     return Table(title, shown, table, tuple(note for note in notes if note))
 
@@ -87,12 +88,12 @@ def _edges(table: pd.DataFrame) -> str:
     """One sentence: whose values in force are the smallest or largest tried, so that better ones may lie outside."""
     found = []
     for (task, method), rows in table.groupby(["task", "method"], sort=False):
-        for key, label in facts.SEARCHED.items():
+        for key, label in statistics.SEARCHED.items():
             tried = pd.to_numeric(rows[key], errors="coerce").dropna()
             for value in tried[rows["in_force"]].unique():
                 if tried.nunique() > 2 and value in (tried.min(), tried.max()):
-                    where = f"{facts.method_label(method)} on {facts.TASKS.get(task, task)}"
-                    found.append(f"{where} ({label.lower()} {facts.plain(value)})")
+                    where = f"{labels.run_label(method)} on {statistics.TASKS.get(task, task)}"
+                    found.append(f"{where} ({label.lower()} {statistics.plain(value)})")
     return f"In force at the edge of what was tried: {'; '.join(found)}." if found else ""
 
 
@@ -101,13 +102,13 @@ def _cells_a_task(rows: pd.DataFrame) -> str:
     by_task = rows.groupby("task", sort=False)["cell"].nunique()
     if by_task.nunique() == 1:
         return str(by_task.iloc[0])
-    return facts.listed(f"{count} ({facts.TASKS.get(task, task)})" for task, count in by_task.items())
+    return statistics.listed(f"{count} ({statistics.TASKS.get(task, task)})" for task, count in by_task.items())
 
 
 def _scores(table: pd.DataFrame, key: str) -> list[str]:
     best = table.groupby(["task", "method"])[key].transform("max")
     texts = []
     for value, top in zip(table[key], best, strict=True):
-        text = facts.ABSENT if pd.isna(value) else f"{value:.1f}"
+        text = statistics.ABSENT if pd.isna(value) else f"{value:.1f}"
         texts.append(f"**{text}**" if value == top else text)
     return texts

@@ -1,0 +1,48 @@
+"""The code that all trainings share, as checksums: one file for a training to depend on in place of a dozen.
+
+A study has hundreds of trainings, and dvc.lock repeats for each every file that it depends on. The stage `code` depends
+on the files below and writes their checksums; a training depends on what it wrote, and on its own method and set.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from nxm.files import sha256_file, write_text
+
+# Name of the group -> source files, from the repository's root. Files that only check or record are not among them.
+GROUPS = {
+    "training": (
+        "stages/train.py",
+        "src/nxm/data/tasks.py",
+        "src/nxm/methods/callback.py",
+        "src/nxm/methods/held.py",
+        "src/nxm/methods/importance.py",
+        "src/nxm/models/save.py",
+        "src/nxm/models/student.py",
+        "src/nxm/models/targets.py",
+        "src/nxm/sets/base.py",
+        "src/nxm/training/build.py",
+        "src/nxm/training/load.py",
+        "src/nxm/training/run.py",
+        "src/nxm/training/trainer.py",
+    ),
+    "teaching": (  # trainings with a teacher
+        "src/nxm/distillation/loss.py",
+        "src/nxm/distillation/noise.py",
+        "src/nxm/distillation/trainer.py",
+    ),
+}
+
+
+def code_path(group: str) -> str:
+    """Return the place of a group's checksums below the study's folder."""
+    return f"code/{group}.json"
+
+
+def write_code(root: Path, folder: Path) -> None:
+    """Write the checksums of each group's files into the study's folder."""
+    for group, files in GROUPS.items():
+        checksums = {name: sha256_file(root / name) for name in files}
+        write_text(folder / code_path(group), json.dumps(checksums, indent=1) + "\n")

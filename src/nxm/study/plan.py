@@ -1,0 +1,214 @@
+"""The plan of a study: the list of its trainings, spelled out from params.yaml.
+
+A training is a run with one task and one seed; so are a variant and a trial of the search. `write_plan` spells them out
+for DVC: plan.yaml holds, by stage and key, the paths that a training reads, `values.json` every value that it trains
+with, so that a changed value reruns its own trainings.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nxm.files import write_text
+from nxm.study.code import code_path
+from nxm.study.settings import Run, Study, say_value
+
+PLAN, VALUES = "plan.yaml", "values.json"
+# The paper's chain has a stage for each of these runs; every further run is one of `compress`.
+STAGES = {
+    "dense": "baseline",
+    "asp": "asp",
+    "admm_unstructured": "admm_unstructured",
+    "nxm": "nxm",
+    "distil": "distil",
+    "distil_nxm": "distil_nxm",
+}
+OTHER_RUNS = "compress"
+# Short names of the values that are searched, in the order in which they stand in a trial's name.
+_SHORT = {"learning_rate": "lr", "batch_size": "bs", "rho": "rho", "decay": "decay", "start": "from-"}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a study: a run on a task with a seed, perhaps with the values of a variant or a trial.
+
+    `chosen` says that the search chooses some of its values; `compared` that its predictions enter the bootstrap.
+    """
+
+    task: str
+    run: str
+    seed: int
+    variant: str | None = None
+    trial: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    chosen: bool = field(default=False, compare=False)
+    compared: bool = field(default=True, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The run's name, with the variant's: `nxm_plus/no-teacher`."""
+        return f"{self.run}/{self.variant}" if self.variant else self.run
+
+    @property
+    def whole(self) -> bool:
+        """True for a run itself, whose model is saved; False for a variant or a trial."""
+        return self.variant is None and self.trial is None
+
+    @property
+    def path(self) -> str:
+        """The place of its results below results/, without an ending; a run's model has the same below models/."""
+        parts = [self.task, self.run, self.variant or self.trial, f"seed{self.seed}"]
+        return "/".join([*(["search"] if self.trial else []), *filter(None, parts)])
+
+    @property
+    def stage(self) -> str:
+        """The stage of dvc.yaml that trains it."""
+        if self.whole:
+            return STAGES.get(self.run, OTHER_RUNS)
+        return "variant" if self.variant and self.compared else "trial"
+
+    @property
+    def key(self) -> str:
+        """Its name within the stage: `stsb-nxm-seed0`. (DVC takes a dot for nesting.)"""
+        parts = [self.task, self.run, self.variant or self.trial, f"seed{self.seed}"]
+        return "-".join(filter(None, parts)).replace(".", "_")
+
+    @property
+    def dvc_name(self) -> str:
+        """The stage as DVC names it: `nxm@stsb-nxm-seed0`."""
+        return f"{self.stage}@{self.key}"
+
+
+def trainings(study: Study) -> list[Training]:
+    """Return all trainings of a study: its runs, their variants, and the trials of the search."""
+    return [*_runs(study), *_variants(study), *trials(study)]
+
+
+def _runs(study: Study) -> Iterator[Training]:
+    for run, task, seed in itertools.product(study.runs, study.tasks, study.seeds):
+        yield Training(task, run, seed, chosen=is_searched(study, run))
+
+
+def _variants(study: Study) -> Iterator[Training]:
+    for name, variant in study.variants.items():
+        run, _, own = name.partition("/")
+        for task, seed in itertools.product(study.tasks_of(name), variant.seeds or study.seeds):
+            compared = variant.against is not None
+            yield Training(
+                task, run, seed, own, changes=variant.values, chosen=is_searched(study, run), compared=compared
+            )
+
+
+def trials(study: Study) -> Iterator[Training]:
+    """Return the trials of the search, one for each combination of values and each seed of the search."""
+    for task in study.tasks:
+        for run, tried in study.search.runs.items():
+            values = tried.on(task)
+            names = sorted(values, key=lambda name: (list(_SHORT).index(name) if name in _SHORT else len(_SHORT), name))
+            for combination in itertools.product(*(values[name] for name in names)):
+                changes = dict(zip(names, combination, strict=True))
+                trial = "-".join(_SHORT.get(name, f"{name}-") + say_value(value) for name, value in changes.items())
+                for seed in study.search.seeds:
+                    yield Training(task, run, seed, trial=trial, changes=changes)
+
+
+def is_searched(study: Study, run: str) -> bool:
+    """Tell whether the search chooses values of a run."""
+    return study.search.by is not None and run in study.search.runs
+
+
+def composed(study: Study, training: Training, chosen: Mapping[str, Any] | None = None) -> Run:
+    """Return the run that a training trains: its own values, those chosen by the search, then the changes."""
+    return study.run(training.run, training.task, {**(chosen or {}), **training.changes})
+
+
+def start_path(study: Study, training: Training, run: Run) -> Path:
+    """Return the folder of the model that a training starts from, below the study's folder."""
+    if run.start == "pretrained":
+        return Path("data/source/weights")
+    if run.start == "student":
+        if study.student.source != "teacher":
+            return Path("data/source/student")
+        return model_path(study, training, run.teacher)
+    return model_path(study, training, run.start)
+
+
+def model_path(study: Study, training: Training, run: str | None) -> Path:
+    """Return the folder of another run's trained model: of the same task, and of `Study.start_seed`."""
+    return Path("models", training.task, str(run), f"seed{study.start_seed(training.seed)}")
+
+
+def chosen_path(training: Training) -> Path:
+    """Return the file that says which values the search chose for a training's run."""
+    return Path("results/chosen", training.task, f"{training.run}.json")
+
+
+def write_plan(study: Study, folder: Path) -> None:
+    """Write plan.yaml and values.json of a study into its folder; a file whose content is the same is left alone.
+
+    Raises UserError for a run with an unknown constraint set.
+    """
+    from nxm.sets import parse_set  # imports torch, which a command that has nothing to do never needs
+
+    source = f"{study.root}/src/nxm"
+    stages: dict[str, dict[str, dict[str, Any]]] = {
+        name: {} for name in (*STAGES.values(), OTHER_RUNS, "variant", "trial", "select")
+    }
+    common = study.trainer.model_dump(mode="json") | {"targets": study.targets.model_dump(mode="json")}
+    values = {"common": _spelled_out(common)}
+    for training in trainings(study):
+        run = composed(study, training)
+        if run.set is not None:
+            parse_set(run.set)
+        nothing = code_path("training")  # a training's dependency twice: DVC has no list of dependencies per training
+        method = f"{source}/methods/{run.method}"
+        start = start_path(study, training, run).as_posix()
+        stages[training.stage][training.key] = {
+            "stage": training.stage,
+            "task": training.task,
+            "path": training.path,
+            "start": start,
+            "teacher": model_path(study, training, run.teacher).as_posix() if run.teacher else start,
+            "chosen": chosen_path(training).as_posix() if training.chosen else start,
+            "set": f"{source}/sets/{_module_of(run.set)}.py" if run.set else nothing,
+            "algorithm": f"{method}/algorithm.py" if run.method else nothing,
+            "callback": f"{method}/callback.py" if run.method else nothing,
+            "teaching": code_path("teaching") if run.teacher else nothing,
+            "permutation": f"{source}/models/permute.py" if run.permute else nothing,
+        }
+        values[f"{training.stage}-{training.key}"] = _spelled_out(run.model_dump(mode="json"))
+    for run, task in itertools.product(study.search.runs, study.tasks):
+        if is_searched(study, run):
+            stages["select"][f"{task}-{run}"] = {"task": task, "run": run}
+    _write_yaml(folder / PLAN, {"train": stages})
+    _write(folder / VALUES, json.dumps(values, indent=1) + "\n")
+
+
+def _module_of(notation: str) -> str:
+    from nxm.sets import parse_set
+
+    return type(parse_set(notation)).__module__.rpartition(".")[2]
+
+
+def _spelled_out(values: Mapping[str, Any]) -> str:
+    """Return all values as one text: DVC searches a whole file of parameters for each of a hundred trainings."""
+    return ", ".join(f"{name} {json.dumps(value)}" for name, value in values.items())
+
+
+def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    """One line per training, so that a difference between two plans reads well. JSON's flow style is YAML."""
+    lines = ["# Made by the stage plan from params.yaml: change that, not this.", "train:"]
+    for stage, entries in content["train"].items():
+        lines.append(f"  {stage}:" + (" {}" if not entries else ""))
+        lines += [f"    {key}: {json.dumps(entry)}" for key, entry in entries.items()]
+    _write(path, "\n".join(lines) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)

