@@ -94,9 +94,7 @@ def migrate(study_name: str, commit: str) -> None:
             done.append(stage)
         done[0].dvcfile.dump_stages(done, update_pipeline=False)
     skipped = len(stages) - len(done)
-    print(
-        f"{study_name}: {len(done)} stages recorded, {skipped} not run; not byte-equal: {sorted(set(changed)) or 'none'}"
-    )
+    print(f"{study_name}: {len(done)} stages recorded, {skipped} not run; not byte-equal: {sorted(set(changed)) or 'none'}")
 
 
 def part_of(path: str, former: dict[str, dict]) -> tuple[HashInfo, Meta] | None:
