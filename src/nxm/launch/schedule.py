@@ -28,6 +28,8 @@ from nxm.environment import JOBS, PLAN, STARTED, cores
 from nxm.errors import UserError
 from nxm.launch.estimate import estimate_seconds, say_duration, stage_units, timed_runs
 from nxm.launch.project import Project, Stage
+from nxm.study.plan import PLAN as PLAN_FILE
+from nxm.study.plan import write_plan
 from nxm.study.settings import Study
 from nxm.study.studies import write_study
 
@@ -87,6 +89,8 @@ def enter(root: Path, name: str) -> Study:
     study = write_study(root, name)
     if study.root != ".":
         os.chdir(root / "studies" / name)
+    if not Path(PLAN_FILE).exists():  # a new study: DVC reads the plan before it could run the stage that makes it
+        write_plan(study, Path())
     return study
 
 
