@@ -584,7 +584,7 @@ def test_sts_benchmark_of_the_package_index_is_glue_row_by_row(bert, tmp_path):
 
 def test_the_stage_prints_what_is_wrong_without_a_traceback(tmp_path):
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "stages/fetch.py"), "--params", "nowhere.yaml"],
+        [sys.executable, str(REPOSITORY / "stages/fetch.py")],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY / "src")},
         capture_output=True,
@@ -592,5 +592,5 @@ def test_the_stage_prints_what_is_wrong_without_a_traceback(tmp_path):
         timeout=60,
     )
     assert done.returncode == 1
-    assert "nowhere.yaml: there is no such file" in done.stderr
+    assert "params.yaml: there is no such file" in done.stderr
     assert "Traceback" not in done.stderr

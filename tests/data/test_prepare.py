@@ -235,7 +235,7 @@ def test_work_on_loaded_datasets_leaves_the_folder_as_it_is(source, tmp_path):
 
 def test_the_stage_prints_what_is_wrong_without_a_traceback(tmp_path):
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "stages/prepare.py"), "--params", "nowhere.yaml", "--task", "stsb"],
+        [sys.executable, str(REPOSITORY / "stages/prepare.py"), "--task", "stsb"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY / "src")},
         capture_output=True,
@@ -243,5 +243,5 @@ def test_the_stage_prints_what_is_wrong_without_a_traceback(tmp_path):
         timeout=60,
     )
     assert done.returncode == 1
-    assert "nowhere.yaml: there is no such file" in done.stderr
+    assert "params.yaml: there is no such file" in done.stderr
     assert "Traceback" not in done.stderr
