@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from graphlib import TopologicalSorter
@@ -155,7 +155,7 @@ def stopped(stages: Mapping[str, Stage], failed: Collection[str]) -> set[str]:
     return found
 
 
-def _in_order(stages: Mapping[str, Stage]) -> Iterator[str]:
+def _in_order(stages: Mapping[str, Stage]) -> Iterable[str]:
     return TopologicalSorter({name: stage.needs & stages.keys() for name, stage in stages.items()}).static_order()
 
 

@@ -182,9 +182,9 @@ def write_plan(study: Study, folder: Path) -> None:
             "permutation": f"{source}/models/permute.py" if run.permute else nothing,
         }
         values[f"{training.stage}-{training.key}"] = _spelled_out(run.model_dump(mode="json"))
-    for run, task in itertools.product(study.search.runs, study.tasks):
-        if is_searched(study, run):
-            stages["select"][f"{task}-{run}"] = {"task": task, "run": run}
+    for name, task in itertools.product(study.search.runs, study.tasks):
+        if is_searched(study, name):
+            stages["select"][f"{task}-{name}"] = {"task": task, "run": name}
     _write_yaml(folder / PLAN, {"train": stages})
     _write(folder / VALUES, json.dumps(values, indent=1) + "\n")
 

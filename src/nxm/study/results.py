@@ -289,7 +289,7 @@ def _read_records(folder: Path) -> list[Result | Failure]:
             content[kind] = content.pop("cell")
             if content["method"] == "nxm_paper":
                 content |= {"method": "nxm", kind: f"paper-{content[kind]}"}
-        record = _checked(path, content, Failure if "failure" in content else Result)
+        record = _checked(path, content, Failure) if "failure" in content else _checked(path, content, Result)
         expected = result_path(folder, place_of(record))
         if path != expected:
             raise UserError(f"{path}: its contents belong at {expected.as_posix()}; one of the two is wrong")

@@ -99,7 +99,9 @@ def run_class(method: str | None) -> type[Run]:
     """Return the class of the runs of a method: `Run` with the method's own values."""
     if method is None:
         return Run
-    return create_model(f"Run_{method}", __base__=(settings_class(method), Run), method=(Literal[method], method))
+    bases: Any = (settings_class(method), Run)
+    kind: Any = (Literal[method], method)
+    return create_model(f"Run_{method}", __base__=bases, method=kind)
 
 
 def parse_run(values: Mapping[str, Any]) -> Run:
