@@ -125,11 +125,17 @@ class Project:
 
         Args:
             log: a file that takes what the command prints; None: it prints to this process's own output.
+
+        Raises:
+            UserError: something that the stage reads does not exist.
         """
         stage = self._stages[name]
-        with self._locked():
-            stage.remove_outs(ignore_remove=False, force=False)
-            stage.save_deps()
+        try:
+            with self._locked():
+                stage.save_deps()
+                stage.remove_outs(ignore_remove=False, force=False)
+        except DvcException as error:
+            raise UserError(f"stage {name}: {_messages(error)}") from None
         environment = {"DVC_STAGE": stage.addressing, "DVC_ROOT": self._repo.root_dir}
 
         def run(slot: int | None, jobs: int) -> bool:

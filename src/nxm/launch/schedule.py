@@ -65,6 +65,8 @@ def repro(root: Path, name: str, jobs: int | None, *, allow_missing: bool = Fals
         if "plan" in todo:  # it may change the list of stages
             todo = {"plan"}
         failed |= run_stages(study, project, project.with_makers(todo), jobs)
+        if "plan" in failed:
+            break
         tried = (tried - that_need(project.stages, todo)) | todo  # again if what a stage needs has run since
         project.close()
         project = Project()
@@ -260,7 +262,11 @@ class _Display:
         if not self.logged:
             print(f"Running stage '{name}'", flush=True)
         self._say()
-        return self.project.start(name, self._log(name) if self.logged else None)
+        try:
+            return self.project.start(name, self._log(name) if self.logged else None)
+        except UserError as error:
+            self._complain(error)
+            return lambda slot, jobs: False
 
     def end(self, name: str, succeeded: bool) -> bool:
         seconds = time.monotonic() - self.running.pop(name)
@@ -271,19 +277,22 @@ class _Display:
             try:
                 self.project.finish(name)
             except UserError as error:
-                self.progress.console.print(f"error: {error}", markup=False)
+                self._complain(error)
                 succeeded = False
         if seconds > 20 or not self.running:  # dvc.lock is written whole each time: small stages share one writing
             self.project.record()
         if self.logged:
             outcome = "done" if succeeded else "[red]failed[/red]"
             self.progress.console.print(f"{name}: {outcome} ({say_duration(seconds)})", highlight=False)
-            if not succeeded:
+            if not succeeded and self._log(name).exists():
                 lines = self._log(name).read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
                 self.progress.console.print("\n".join(lines), markup=False, highlight=False)
         self.progress.advance(self.bar)
         self._say()
         return succeeded
+
+    def _complain(self, error: UserError) -> None:
+        self.progress.console.print(f"error: {error}", markup=False, highlight=False)
 
     @property
     def logged(self) -> bool:

@@ -1,6 +1,6 @@
 """Stage code: checksums of the code that all trainings share, as code/training.json and code/teaching.json.
 
-python stages/code.py
+python stages/checksums.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Stage select: the values of a run's best trial on a task, as results/chosen/<task>/<run>.json.
 
-python stages/select.py --task stsb --run nxm
+python stages/choose.py --task stsb --run nxm
 """
 
 from __future__ import annotations
