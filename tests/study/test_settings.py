@@ -1,21 +1,24 @@
-"""params.yaml: every key is known, every value in force stands in it, every mistake is named."""
+"""params.yaml: every key is known, a run is composed of checked values, and every mistake is named."""
 
 from __future__ import annotations
 
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nxm import DISTILLATION, Admm, AdmmCallback, DistillationTrainer, UserError
+from nxm import BEST_ADMM, DISTILLATION, Admm, AdmmCallback, DistillationTrainer, UserError
 from nxm.config import read_yaml
 from nxm.distillation.settings import Distillation
-from nxm.methods.admm.defaults import BEST
+from nxm.methods import METHODS, settings_class
 from nxm.methods.importance import make_importance
 from nxm.study.settings import Study, load_study, parse_study
-from nxm.training.assemble import METHODS
+from nxm.study.studies import study_values
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
+TAUGHT = {"start": "dense", "teacher": "dense", "distillation": DISTILLATION.model_dump()}
+PLUS = TAUGHT | {"method": "one_shot", "set": "2:4", "epochs": 5, "learning_rate": 3e-4, "batch_size": 32}
 
 
 @pytest.fixture
@@ -23,29 +26,61 @@ def values() -> dict:
     return read_yaml(ROOT / "params.yaml")
 
 
+def put(values: dict, place: tuple[str, ...], value: Any) -> None:
+    for part in place[:-1]:
+        values = values[part]
+    values[place[-1]] = value
+
+
+def refused(values: dict) -> str:
+    with pytest.raises(UserError) as error:
+        parse_study(values, "params.yaml")
+    return str(error.value)
+
+
 def test_the_committed_params_are_a_study():
     assert load_study(ROOT / "params.yaml").study == "embedded"
 
 
-def test_no_value_of_a_training_comes_from_a_default(values):
-    """dvc.yaml leaves settings.py out of the dependencies because of this."""
-    study = parse_study(values, "params.yaml").model_dump(mode="json")
-    blocks = {"trainer", "pattern", "targets", "prepare"} | {method.block for method in METHODS.values()}
-    for block in sorted(blocks):
-        assert values[block] == study[block]
+def test_a_run_has_the_values_of_its_method_and_no_others(values):
+    study = parse_study(values, "params.yaml")
+    assert study.run("dense", "stsb").method_settings is None
+    nxm = study.run("nxm", "stsb")
+    assert isinstance(nxm.method_settings, Admm)
+    assert (nxm.set, nxm.start, nxm.teacher, nxm.rho, nxm.importance) == ("2:4", "pretrained", None, 0.25, "none")
+    assert nxm.method_settings.model_dump().items() <= nxm.model_dump().items()
+    assert not hasattr(study.run("asp", "stsb"), "rho")
 
 
-def test_nxm_plus_is_the_best_recipe_as_is_what_the_library_does_by_default(values):
-    block = parse_study(values, "params.yaml").nxm_plus["stsb"].model_dump(mode="json")
-    assert {key: block[key] for key in BEST} == BEST
-    callback, trainer = AdmmCallback(), signature(DistillationTrainer).parameters
-    own = callback.settings.model_dump() | {
-        "distillation": DISTILLATION.model_dump(),
-        "relaxation": callback.relaxation,
+@pytest.mark.parametrize("method", METHODS)
+def test_a_methods_values_are_not_those_of_a_run(method):
+    """They stand side by side in a run."""
+    assert not set(settings_class(method).model_fields) & set(load_study(ROOT / "params.yaml").run("dense", "stsb").model_dump())
+
+
+def test_a_runs_values_on_one_task_replace_its_own(values):
+    values["tasks"] = ["stsb", "cola"]
+    values["runs"]["nxm"] |= {"by_task": {"cola": {"interval": 80, "learning_rate": 1e-4}}}
+    study = parse_study(values, "params.yaml")
+    on = {task: study.run("nxm", task) for task in study.tasks}
+    assert {task: (run.interval, run.learning_rate) for task, run in on.items()} == {
+        "stsb": (25, 3e-4),
+        "cola": (80, 1e-4),
     }
-    own |= {name: trainer[name].default for name in ("dropout", "noise")}
-    assert own == {key: BEST[key] for key in own}
-    assert isinstance(callback.importance, type(make_importance(BEST["importance"])))
+    assert study.run("nxm", "cola", {"interval": 7}).interval == 7  # a variant's value goes before both
+
+
+def test_nxm_plus_is_the_best_recipe_as_is_what_the_library_does_by_default():
+    study = parse_study(study_values(ROOT, "ablation"), "ablation")
+    run = study.run("nxm_plus", "stsb")
+    assert run.method_settings == BEST_ADMM
+    assert run.distillation == DISTILLATION
+    trainer = signature(DistillationTrainer).parameters
+    assert (run.dropout, run.noise) == (trainer["dropout"].default, trainer["noise"].default)
+    assert study.run("distil_nxm_plus", "stsb").method_settings == BEST_ADMM
+    callback = AdmmCallback()
+    assert callback.settings == BEST_ADMM
+    assert isinstance(callback.importance, type(make_importance(BEST_ADMM.importance)))
 
 
 def test_a_distillation_without_a_teacher_weighs_the_labels_with_1():
@@ -55,150 +90,201 @@ def test_a_distillation_without_a_teacher_weighs_the_labels_with_1():
         Distillation(task=0.5, **terms)
 
 
-@pytest.mark.parametrize("terms", [None, {"task": 1.0, "logits": 0.0, "hidden": 0.0, "temperature": 2.0}])
-def test_noise_needs_a_teacher_that_answers(values, terms):
-    values["asp_plus"]["stsb"] |= {"distillation": terms, "noise": 0.3}
-    with pytest.raises(UserError, match=r"noise = 0\.3 needs a teacher to say what the changed sentences are: set 0"):
-        parse_study(values, "params.yaml")
-    values["asp_plus"]["stsb"] |= {"noise": 0.0}
+def test_noise_needs_a_teacher_that_answers(values):
+    values["runs"]["asp"] |= {"noise": 0.3}
+    assert "run 'asp' on stsb: noise = 0.3 needs a teacher to answer for the changed sentences: set 0" in refused(values)
+    values["runs"]["asp"] |= TAUGHT
+    parse_study(values, "params.yaml")
+    values["runs"]["asp"] |= {"noise": 0.0, "teacher": None, "distillation": None}
+    parse_study(values, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher": None}, "teacher None, distillation given"),
+        ({"distillation": None}, "teacher dense, distillation null"),
+    ],
+)
+def test_a_teacher_and_the_losss_terms_belong_together(values, change, message):
+    values["runs"]["distil"] |= change
+    assert f"a teacher needs 'distillation' (the weights of the loss's terms) and 'distillation' needs a teacher: {message}" in (
+        refused(values)
+    )
+
+
+@pytest.mark.parametrize(
+    ("run", "change", "message"),
+    [
+        ("nxm", {"set": None}, "a method needs a set and a set needs a method: method admm, set None"),
+        ("dense", {"set": "2:4"}, "a method needs a set and a set needs a method: method None, set 2:4"),
+        ("dense", {"permute": True}, "permute = true prepares for a set, and this run has none: set false"),
+        ("distil", {"teacher": None, "distillation": None}, "the student is made of its teacher's layers"),
+    ],
+)
+def test_a_method_a_set_and_a_permutation_belong_together(values, run, change, message):
+    values["runs"][run] |= change
+    assert f"run '{run}'" in refused(values)
+    assert message in refused(values)
+
+
+def test_a_student_of_its_own_weights_needs_no_teacher(values):
+    values["student"] = {"source": "hub", "name": "distilbert/distilbert-base-uncased"}
+    values["runs"]["distil"] |= {"teacher": None, "distillation": None}
     parse_study(values, "params.yaml")
 
 
 def test_a_number_of_examples_for_a_task_that_does_not_run_is_refused(values):
     values["prepare"]["train_examples_by_task"] = {"cola": 100}
-    with pytest.raises(UserError, match=r"'prepare\.train_examples_by_task' names cola, which 'tasks' does not"):
-        parse_study(values, "params.yaml")
+    assert "'prepare.train_examples_by_task' names cola; known here are stsb" in refused(values)
 
 
 def test_learning_rates_are_numbers(values):
-    assert values["dense"]["stsb"]["learning_rate"] == 9e-5
+    assert values["runs"]["dense"]["learning_rate"] == 9e-5
 
 
 @pytest.mark.parametrize(
     ("place", "key", "hint"),
     [
-        ((), "sead", "did you mean 'seeds'"),
-        (("trainer",), "warmup_ration", "did you mean 'warmup_ratio'"),
-        (("nxm", "stsb"), "rhoo", "did you mean 'rho'"),
-        (("distil", "stsb", "distillation"), "temprature", "did you mean 'temperature'"),
-        (("pattern",), "xyzzy", "known here: group_size, n_nonzero"),
+        ((), "sead", "params.yaml: unknown key 'sead'; did you mean 'seeds'"),
+        (("trainer",), "warmup_ration", "unknown key 'trainer.warmup_ration'; did you mean 'warmup_ratio'"),
+        (("runs", "nxm"), "rhoo", "run 'nxm' on stsb: unknown key 'rhoo'; did you mean 'rho'"),
+        (("runs", "dense"), "rho", "run 'dense' on stsb: unknown key 'rho'; known here: batch_size, distillation"),
+        (
+            ("runs", "distil", "distillation"),
+            "temprature",
+            "run 'distil' on stsb: unknown key 'distillation.temprature'; did you mean 'temperature'",
+        ),
+        (("targets",), "xyzzy", "unknown key 'targets.xyzzy'; known here: exclude, include"),
+        (("variants", "nxm/rho1.0"), "againts", "unknown key 'variants.nxm/rho1.0.againts'; did you mean 'against'"),
+        (("search",), "seed", "unknown key 'search.seed'; did you mean 'seeds'"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_known_one(values, place, key, hint):
-    block = values
-    for part in place:
-        block = block[part]
-    block[key] = 1
-    with pytest.raises(UserError) as error:
-        parse_study(values, "params.yaml")
-    assert f"params.yaml: unknown key '{'.'.join((*place, key))}'" in str(error.value)
-    assert hint in str(error.value)
+    put(values, (*place, key), 1)
+    assert "params.yaml: " in refused(values)
+    assert hint in refused(values)
 
 
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("nxm", "stsb", "rho"), -1, "nxm.stsb.rho = -1: Input should be greater than 0"),
+        (("runs", "nxm", "rho"), -1, "run 'nxm' on stsb: rho = -1: Input should be greater than 0"),
         (
-            ("nxm", "stsb", "recipe"),
+            ("runs", "nxm", "recipe"),
             "papper",
-            "nxm.stsb.recipe = 'papper': Input should be 'paper', 'gradient' or 'proximal'",
+            "run 'nxm' on stsb: recipe = 'papper': Input should be 'paper', 'gradient' or 'proximal'",
         ),
-        (("pattern",), {"n_nonzero": 4, "group_size": 4}, "n_nonzero (4) must be smaller than group_size (4)"),
-        (("tasks",), ["stsbb"], "tasks.0 = 'stsbb'"),
-        (("tasks",), ["stsb", "rte"], "'dense' has no block for the task(s) rte"),
+        (("tasks",), ["stsbb"], "'tasks' names stsbb; known here are mnli"),
         (("study",), "My Study", "study = 'My Study'"),
         (("student",), {"source": "teacher", "name": "x"}, "takes no 'name'"),
         (("weights",), {"source": "hub"}, "needs a 'name'"),
         (("weights",), {"source": "teacher"}, "source 'teacher' is for 'student' alone"),
-        (("dense", "stsb", "learning_rate"), "fast", "dense.stsb.learning_rate = 'fast'"),
-        (("dense", "stsb", "epochs"), 0, "dense.stsb.epochs = 0"),
+        (("runs", "dense", "learning_rate"), "fast", "run 'dense' on stsb: learning_rate = 'fast'"),
+        (("runs", "dense", "epochs"), 0, "run 'dense' on stsb: epochs = 0"),
+        (("runs", "Dense"), {}, "runs.Dense"),
+        (("matrices", "points"), [[1, 5]], "points: 1 x 5 tokens are no multiple of 16, which 8-bit kernels need"),
     ],
 )
 def test_an_impossible_value_is_named_with_what_would_be_right(values, place, value, message):
-    block = values
-    for part in place[:-1]:
-        block = block[part]
-    block[place[-1]] = value
-    with pytest.raises(UserError) as error:
-        parse_study(values, "params.yaml")
-    assert message in str(error.value)
+    put(values, place, value)
+    assert message in refused(values)
 
 
-ABLATION = {"longer": {"method": "asp_plus", "values": {"epochs": 20}}}
+def test_all_mistakes_in_runs_are_named_at_once(values):
+    values["runs"]["nxm"]["rho"] = -1
+    values["runs"]["asp"]["epoch"] = 3
+    assert "run 'nxm' on stsb: rho = -1" in refused(values)
+    assert "run 'asp' on stsb: unknown key 'epoch'; did you mean 'epochs'" in refused(values)
+
+
+LONGER = {"asp_plus/longer": {"values": {"epochs": 20}}}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"plus_methods": []}, "ablation variant 'longer' is of asp_plus, which 'plus_methods' does not name"),
-        ({"ablation": {"x": {"method": "asp_plus", "values": {"rho": 1}}}}, "asp_plus has no rho; it has batch"),
+        ({"asp_pluss/x": {"values": {}}}, "variant 'asp_pluss/x' is of 'asp_pluss', which 'runs' does not name"),
         (
-            {"ablation": {"x": {"method": "asp_plus", "values": {"epochs": 0}}}},
-            "ablation variant 'x': epochs = 0: Input should be greater than 0",
+            {"asp_plus/x": {"values": {"rho": 1}}},
+            "variant 'asp_plus/x': params: run 'asp_plus' on stsb: unknown key 'rho'; known here: batch_size",
+        ),
+        ({"asp_plus/x": {"values": {"epochs": 0}}}, "variant 'asp_plus/x': params: run 'asp_plus' on stsb: epochs = 0"),
+        (
+            {"asp_plus/x": {"values": {"distillation": {"hidden": 0.0}}}},
+            "variant 'asp_plus/x': params: run 'asp_plus' on stsb: 'distillation.task' is missing",
         ),
         (
-            {"ablation": {"x": {"method": "asp_plus", "values": {"distillation": {"hidden": 0.0}}}}},
-            "ablation variant 'x': 'distillation.task' is missing",
+            {"asp_plus/x": {"values": {}, "against": "y"}, "asp_plus/z": LONGER["asp_plus/longer"]},
+            "variant 'asp_plus/x': against = 'y' is no other variant or run; there are admm_unstructured, asp, asp_plus,",
         ),
         (
-            {"ablation": {"x": {"method": "asp_plus", "values": {}, "against": "y"}, "z": ABLATION["longer"]}},
-            "ablation variant 'x': against = 'y' is no other variant or method; there are asp_plus, z",
+            {"asp_plus/x": {"values": {}, "tasks": ["rte"]}},
+            "'variants.asp_plus/x.tasks' names rte; known here are stsb",
         ),
         (
-            {"ablation": {"x": {"method": "asp_plus", "values": {}, "tasks": ["rte"]}}},
-            "ablation variant 'x': tasks names rte, which 'tasks' does not",
+            {"asp_plus/x": {"values": {}, "tasks": []}},
+            "variants.asp_plus/x.tasks: List should have at least 1 item",
         ),
-        (
-            {"ablation": {"x": {"method": "asp_plus", "values": {}, "tasks": []}}},
-            "ablation.x.tasks: List should have at least 1 item",
-        ),
-        ({"ablation": {"asp_plus": ABLATION["longer"]}}, "'asp_plus' is named as a method; take another name"),
-        ({"ablation": {"lr5": {"method": "asp_plus", "values": {}}}}, "'lr5' is named as a cell of the grid"),
-        ({"asp_plus": {}}, "'asp_plus' has no block for the task(s) stsb"),
+        ({"asp_plus": LONGER["asp_plus/longer"]}, "variants.asp_plus.[key] = 'asp_plus': String should match pattern"),
     ],
 )
-def test_an_ablation_is_of_methods_that_run_and_of_values_that_they_have(values, change, message):
-    values |= {"plus_methods": ["asp_plus"], "ablation": ABLATION}
-    parse_study(values, "params.yaml")
-    with pytest.raises(UserError) as error:
-        parse_study(values | change, "params.yaml")
-    assert message in str(error.value)
+def test_a_variant_is_of_a_run_and_of_values_that_it_has(values, change, message):
+    values["runs"]["asp_plus"] = dict(PLUS)
+    parse_study(values | {"variants": LONGER}, "params.yaml")
+    assert message in refused(values | {"variants": change})
+
+
+def test_a_variant_is_compared_with_its_own_run_unless_it_says_otherwise(values):
+    values["runs"]["asp_plus"] = dict(PLUS)
+    own = {"asp_plus/x": {"values": {}}, "asp_plus/y": {"values": {}, "against": "nxm"}}
+    study = parse_study(values | {"variants": own | {"asp_plus/z": {"values": {}, "against": None}}}, "params.yaml")
+    assert [study.against(name) for name in study.variants] == ["asp_plus", "nxm", None]
 
 
 def test_a_variant_is_compared_with_one_that_runs_on_its_tasks(values):
-    values |= {"plus_methods": ["asp_plus"], "tasks": ["stsb", "rte"]}
-    for method in ("dense", "asp", "admm_unstructured", "nxm", "distil", "distil_nxm", "asp_plus"):
-        values[method] = dict.fromkeys(values["tasks"], values[method]["stsb"])
-    rival = {"method": "asp_plus", "values": {"epochs": 20}, "tasks": ["rte"]}
-    own = {"method": "asp_plus", "values": {"epochs": 30}, "against": "longer"}
-    parse_study(values | {"ablation": {"longer": rival, "x": own | {"tasks": ["rte"]}}}, "params.yaml")
-    with pytest.raises(UserError, match="'x' is compared with 'longer', which does not run on stsb"):
-        parse_study(values | {"ablation": {"longer": rival, "x": own}}, "params.yaml")
+    values |= {"tasks": ["stsb", "rte"]}
+    values["runs"]["asp_plus"] = dict(PLUS)
+    rival = {"values": {"epochs": 20}, "tasks": ["rte"]}
+    own = {"values": {"epochs": 30}, "against": "asp_plus/longer"}
+    both = {"asp_plus/longer": rival, "asp_plus/x": own | {"tasks": ["rte"]}}
+    parse_study(values | {"variants": both}, "params.yaml")
+    message = "'asp_plus/x' is compared with 'asp_plus/longer', which does not run on stsb"
+    assert message in refused(values | {"variants": both | {"asp_plus/x": own}})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"plus_methods": []}, "'grid' searches asp_plus, which 'plus_methods' does not name"),
-        ({"seeds": []}, "'grid' searches asp_plus, whose cells start from or learn from the dense model"),
+        ({"runs": {"asp_pluss": {"values": {"epochs": [1]}}}}, "tries values for asp_pluss, which 'runs' does not name"),
+        (
+            {"runs": {"asp_plus": {"values": {"rho": [1]}}}},
+            "'search' tries rho for 'asp_plus', which has batch_size, distillation",
+        ),
+        ({"seeds": []}, "'search' needs both 'seeds' and 'runs', or neither"),
+        ({"runs": {"asp_plus": {"values": {"epochs": []}}}}, "List should have at least 1 item"),
+        ({"by": "luck"}, "search.by = 'luck': Input should be 'dev' or 'heldout'"),
+        ({"seeds": [], "runs": {}}, "search.by 'heldout' chooses among trials, and 'search.runs' names none"),
     ],
 )
-def test_a_grid_of_plus_methods_needs_their_blocks_and_a_dense_model(values, change, message):
-    grid = {"seeds": [9], "small": {"asp_plus": {"learning_rate": [1e-4]}}, "large": {}}
-    cell = {"task": "stsb", "method": "asp_plus", "seed": 9, "cell": "lr0.0001", "values": {}, "dense_seed": 0}
-    values |= {"plus_methods": ["asp_plus"], "grid": grid, "plus_cells": {"x": cell}}
-    parse_study(values, "params.yaml")
-    with pytest.raises(UserError) as error:
-        parse_study(values | change, "params.yaml")
-    assert message in str(error.value)
+def test_a_search_tries_values_that_its_runs_have(values, change, message):
+    values["runs"]["asp_plus"] = dict(PLUS)
+    search = {"by": "heldout", "seeds": [9], "runs": {"asp_plus": {"values": {"learning_rate": [1e-4]}}}}
+    parse_study(values | {"search": search}, "params.yaml")
+    assert message in refused(values | {"search": search | change})
 
 
-@pytest.mark.parametrize(("method", "searched"), [("nxm", {"rho": [0.1]}), ("nxm_plus", {"start": ["dense"]})])
-def test_a_grid_whose_cells_would_be_named_as_others_is_refused(values, method, searched):
-    grid = {"seeds": [9], "small": {method: searched}, "large": {}}
-    with pytest.raises(UserError, match=rf"grid\.small\.{method}: {next(iter(searched))} is searched alone"):
-        parse_study(values | {"grid": grid}, "params.yaml")
+def test_trials_from_the_dense_model_need_a_seed_that_makes_one(values):
+    values["runs"]["asp_plus"] = dict(PLUS)
+    values["search"] = {"by": "heldout", "seeds": [9], "runs": {"asp_plus": {"values": {"learning_rate": [1e-4]}}}}
+    values["seeds"] = []
+    assert "'search' tries 'asp_plus', which needs the model of dense, and 'seeds' is empty" in refused(values)
+
+
+def test_a_choice_on_rows_held_out_needs_some(values):
+    values["search"] = {"by": "heldout", "seeds": [9], "runs": {"asp": {"values": {"learning_rate": [1e-4]}}}}
+    values["prepare"]["heldout_examples"] = 0
+    assert "search.by 'heldout' needs prepare.heldout_examples above 0" in refused(values)
 
 
 def test_the_penalty_in_the_gradient_has_no_share_to_match():
@@ -209,11 +295,11 @@ def test_the_penalty_in_the_gradient_has_no_share_to_match():
 @pytest.mark.parametrize("change", [{"freeze_at": 0.5}, {"schedule": "cosine"}, {"dual_step": "matched"}])
 def test_the_papers_recipe_is_the_papers(values, change):
     paper = {"recipe": "paper", "schedule": "constant", "freeze_at": 1.0, "dual_step": "full"}
-    values["nxm"]["stsb"] |= paper
+    values["runs"]["nxm"] |= paper
     parse_study(values, "params.yaml")
-    values["nxm"]["stsb"] |= change
-    with pytest.raises(UserError, match="recipe 'paper' has a constant rho, full dual steps and no frozen phase"):
-        parse_study(values, "params.yaml")
+    values["runs"]["nxm"] |= change
+    message = "run 'nxm' on stsb: recipe 'paper' has a constant rho, full dual steps and no frozen phase"
+    assert message in refused(values)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +318,8 @@ def test_settings_cannot_be_changed(values):
     study = parse_study(values, "params.yaml")
     with pytest.raises(Exception, match="frozen"):
         study.seeds = [1]
+    with pytest.raises(Exception, match="frozen"):
+        study.run("nxm", "stsb").rho = 1.0
 
 
 def test_every_study_key_is_described_by_the_committed_file(values):
