@@ -28,7 +28,7 @@ BODIES = {name: stage.get("do", stage) for name, stage in STAGES.items()}
 TRAININGS = [name for name, body in BODIES.items() if "stages/train.py" in body["cmd"]]
 REPORTS = {"figure": "figures", "table": "tables"}
 
-# Modules that check and record, and those that find others by name. No result's number depends on them: values come from
+# Modules that check and record, or find others by name. No result depends on their code: values come from
 # params.yaml, values.json and the names in plan.yaml, which are dependencies.
 IGNORED = frozenset(
     {name for name, path in modules().items() if path.name == "__init__.py"}  # they find sets, methods, figures by name

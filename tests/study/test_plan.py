@@ -269,15 +269,26 @@ TAUGHT = {"distillation": {"task": 0.5, "logits": 0.5, "hidden": 1.0, "temperatu
             {"method": "amdm"},
             ["run 'nxm' on stsb: method 'amdm' is unknown; known are admm, one_shot, gradual, sr_ste, or null"],
         ),
-        ("nxm", {"set": "2:x"}, ["nxm on stsb: set = '2:x'", "not a constraint set; known notations: ", '"2:4"', '"50 %"']),
+        (
+            "nxm",
+            {"set": "2:x"},
+            ["nxm on stsb: set = '2:x'", "not a constraint set; known notations: ", '"2:4"', '"50 %"'],
+        ),
         ("nxm", {"set": "4:4"}, ["nxm on stsb: set = '4:4'", "4"]),
         (
             "nxm",
             {"start": "dens"},
-            ["run 'nxm': start = 'dens' is no other run of the study (admm_unstructured, asp, dense,", "or pretrained or student"],
+            [
+                "run 'nxm': start = 'dens' is no other run of the study (admm_unstructured, asp, dense,",
+                "or pretrained or student",
+            ],
         ),
         ("nxm", {"start": "nxm"}, ["run 'nxm': start = 'nxm' is no other run of the study"]),
-        ("distil", {"teacher": "dens"}, ["run 'distil': teacher = 'dens' is no other run of the study (admm_unstructured,"]),
+        (
+            "distil",
+            {"teacher": "dens"},
+            ["run 'distil': teacher = 'dens' is no other run of the study (admm_unstructured,"],
+        ),
         ("nxm", {"intervall": 3}, ["run 'nxm' on stsb: unknown key 'intervall'; did you mean 'interval'?"]),
         (
             "nxm",

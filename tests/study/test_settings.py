@@ -55,7 +55,9 @@ def test_a_run_has_the_values_of_its_method_and_no_others(values):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_methods_values_are_not_those_of_a_run(method):
     """They stand side by side in a run."""
-    assert not set(settings_class(method).model_fields) & set(load_study(ROOT / "params.yaml").run("dense", "stsb").model_dump())
+    assert not set(settings_class(method).model_fields) & set(
+        load_study(ROOT / "params.yaml").run("dense", "stsb").model_dump()
+    )
 
 
 def test_a_runs_values_on_one_task_replace_its_own(values):
@@ -92,7 +94,9 @@ def test_a_distillation_without_a_teacher_weighs_the_labels_with_1():
 
 def test_noise_needs_a_teacher_that_answers(values):
     values["runs"]["asp"] |= {"noise": 0.3}
-    assert "run 'asp' on stsb: noise = 0.3 needs a teacher to answer for the changed sentences: set 0" in refused(values)
+    assert "run 'asp' on stsb: noise = 0.3 needs a teacher to answer for the changed sentences: set 0" in refused(
+        values
+    )
     values["runs"]["asp"] |= TAUGHT
     parse_study(values, "params.yaml")
     values["runs"]["asp"] |= {"noise": 0.0, "teacher": None, "distillation": None}
@@ -108,8 +112,9 @@ def test_noise_needs_a_teacher_that_answers(values):
 )
 def test_a_teacher_and_the_losss_terms_belong_together(values, change, message):
     values["runs"]["distil"] |= change
-    assert f"a teacher needs 'distillation' (the weights of the loss's terms) and 'distillation' needs a teacher: {message}" in (
-        refused(values)
+    assert (
+        f"a teacher needs 'distillation' (the weights of the loss's terms) and 'distillation' needs a teacher: {message}"
+        in (refused(values))
     )
 
 
@@ -207,12 +212,12 @@ LONGER = {"asp_plus/longer": {"values": {"epochs": 20}}}
         ({"asp_pluss/x": {"values": {}}}, "variant 'asp_pluss/x' is of 'asp_pluss', which 'runs' does not name"),
         (
             {"asp_plus/x": {"values": {"rho": 1}}},
-            "variant 'asp_plus/x': params: run 'asp_plus' on stsb: unknown key 'rho'; known here: batch_size",
+            "variant 'asp_plus/x': run 'asp_plus' on stsb: unknown key 'rho'; known here: batch_size",
         ),
-        ({"asp_plus/x": {"values": {"epochs": 0}}}, "variant 'asp_plus/x': params: run 'asp_plus' on stsb: epochs = 0"),
+        ({"asp_plus/x": {"values": {"epochs": 0}}}, "variant 'asp_plus/x': run 'asp_plus' on stsb: epochs = 0"),
         (
             {"asp_plus/x": {"values": {"distillation": {"hidden": 0.0}}}},
-            "variant 'asp_plus/x': params: run 'asp_plus' on stsb: 'distillation.task' is missing",
+            "variant 'asp_plus/x': run 'asp_plus' on stsb: 'distillation.task' is missing",
         ),
         (
             {"asp_plus/x": {"values": {}, "against": "y"}, "asp_plus/z": LONGER["asp_plus/longer"]},
@@ -256,7 +261,10 @@ def test_a_variant_is_compared_with_one_that_runs_on_its_tasks(values):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"runs": {"asp_pluss": {"values": {"epochs": [1]}}}}, "tries values for asp_pluss, which 'runs' does not name"),
+        (
+            {"runs": {"asp_pluss": {"values": {"epochs": [1]}}}},
+            "tries values for asp_pluss, which 'runs' does not name",
+        ),
         (
             {"runs": {"asp_plus": {"values": {"rho": [1]}}}},
             "'search' tries rho for 'asp_plus', which has batch_size, distillation",

@@ -1,11 +1,9 @@
-"""Profiles state differences; each study's generated folder is what they make of params.yaml."""
+"""A study states what differs from the root's params.yaml; its folder is a DVC project of its own."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -13,30 +11,30 @@ from ruamel.yaml import YAML
 
 from nxm import UserError
 from nxm.config import read_yaml
-from nxm.launch.estimate import (
-    JOBS,
-    PLAN,
-    STARTED,
-    estimate_seconds,
-    say_duration,
-    say_progress,
-    stage_units,
-    timed_runs,
-)
-from nxm.launch.schedule import Stage, read_stages, that_need, waiting_stages
-from nxm.methods.admm.defaults import BEST
-from nxm.study.profiles import MAIN, merge, planned_training, profiles, study_values, write_study
-from nxm.study.results import read_study, result_path, write_result
-from nxm.study.search import PLUS, expand, expand_ablation
+from nxm.report.labels import PLUS
+from nxm.study.plan import composed, trainings, trials
 from nxm.study.settings import load_study, parse_study
-from nxm.training.assemble import METHODS, get_method
-from synthetic_study import make_result
+from nxm.study.studies import MAIN, merge, studies, study_folder, study_values, write_study
+from records import ROOT
 
-ROOT = Path(__file__).parent.parent
 STAGES = {
     name: stage.get("do", stage)
-    for name, stage in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"].items()
+    for name, stage in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].items()
 }
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A repository with the embedded study's files and no further study."""
+    for path in ("params.yaml", "dvc.yaml", ".dvc/plots/courses.json"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, tmp_path / path)
+    return tmp_path
+
+
+def add_study(root: Path, name: str, text: str) -> None:
+    (root / "studies" / name).mkdir(parents=True)
+    (root / "studies" / name / "study.yaml").write_text(text, encoding="utf-8")
 
 
 def test_merging_goes_into_mappings_and_replaces_the_rest():
@@ -45,62 +43,68 @@ def test_merging_goes_into_mappings_and_replaces_the_rest():
     assert base == {"a": {"b": 1, "c": [1, 2]}, "d": 3}
 
 
-def test_the_best_recipe_stands_in_full_where_a_profile_names_it(tmp_path):
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    (tmp_path / "profiles").mkdir()
+def test_a_study_is_the_roots_with_what_differs(root):
     text = """
-nxm_plus:
-  cola: {epochs: 3, learning_rate: 1e-4, batch_size: 16, recipe: best, rho: 0.5}
-  stsb: {epochs: 3, recipe: best}
-distil_nxm_plus: {cola: {epochs: 3, learning_rate: 1e-4, batch_size: 16, recipe: best}}
+seeds: [5]
+runs:
+  distil_nxm_kd: null
+  nxm: {epochs: 7}
+  mine: {method: sr_ste, set: "1:4", decay: 2e-4, epochs: 3, learning_rate: 1e-4, batch_size: 16}
+variants: {"nxm/x": {values: {rho: 0.5}}}
 """
-    (tmp_path / "profiles/own.yaml").write_text(text, encoding="utf-8")
-    values = study_values(tmp_path, "own")
-    training = {"epochs": 3, "learning_rate": 1e-4, "batch_size": 16}
-    assert values["nxm_plus"]["cola"] == BEST | training | {"rho": 0.5}  # what is stated stays
-    assert values["nxm_plus"]["stsb"] == BEST | training | {"learning_rate": 3e-4, "batch_size": 32}
-    without_start = {key: value for key, value in BEST.items() if key != "start"}  # a student's is the distilled one
-    assert values["distil_nxm_plus"]["cola"] == without_start | training
+    add_study(root, "own", text)
+    study = write_study(root, "own")
+    before = load_study(root / "params.yaml")
+    assert (study.study, study.root, study.seeds, study.tasks) == ("own", "../..", [5], before.tasks)
+    assert set(study.runs) == set(before.runs) - {"distil_nxm_kd"} | {"mine"}
+    assert study.run("nxm", "stsb") == before.run("nxm", "stsb").model_copy(update={"epochs": 7})
+    assert study.run("mine", "stsb").decay == 2e-4
+    assert set(study.variants) == {"nxm/x"}  # the root's own variants and search are not taken over
+    assert before.variants
 
 
-@pytest.mark.parametrize("name", profiles(ROOT))
-def test_every_profile_makes_a_study(name, tmp_path):
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    shutil.copy(ROOT / "dvc.yaml", tmp_path)
-    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
-    folder = write_study(tmp_path, name)
-    study = load_study(folder / "params.yaml")
+@pytest.mark.parametrize("name", studies(ROOT))
+def test_every_study_is_written_as_a_dvc_project(name, root):
+    if name != MAIN:
+        add_study(root, name, (ROOT / "studies" / name / "study.yaml").read_text(encoding="utf-8"))
+    study = write_study(root, name)
+    folder = study_folder(root, name)
+    assert load_study(folder / "params.yaml") == study
     assert study.study == name
-    assert (folder / study.root).resolve() == tmp_path.resolve()
-    assert (tmp_path / study.params).resolve() == (folder / "params.yaml").resolve()
+    assert (folder / study.root).resolve() == root.resolve()
     assert read_yaml(folder / "dvc.yaml") == read_yaml(ROOT / "dvc.yaml")
     assert not (folder / "dvc.yaml").is_symlink()  # which DVC does not follow in a revision of git
-    before = [path.stat().st_mtime_ns for path in sorted(folder.iterdir())]
-    assert write_study(tmp_path, name) == folder
-    assert [path.stat().st_mtime_ns for path in sorted(folder.iterdir())] == before  # nothing changed, nothing written
+    if name != MAIN:
+        cache = re.search(r"dir = (\S+)", (folder / ".dvc/config").read_text(encoding="utf-8"))[1]
+        assert (folder / ".dvc" / cache).resolve() == (root / ".dvc/cache").resolve()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    write_study(root, name)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before  # nothing changed, nothing written
 
 
-@pytest.mark.parametrize("folder", sorted((ROOT / "studies").glob("*/")), ids=lambda folder: folder.name)
-def test_committed_studies_belong_to_the_committed_profiles(folder):
-    assert read_yaml(folder / "params.yaml") == study_values(ROOT, folder.name)
-    assert read_yaml(folder / "dvc.yaml") == read_yaml(ROOT / "dvc.yaml")
+def test_strings_that_older_parsers_read_as_numbers_are_quoted(root):
+    add_study(root, "own", "runs: {nxm: {epochs: 7}}\n")
+    write_study(root, "own")
+    text = (root / "studies/own/params.yaml").read_text(encoding="utf-8")
+    assert 'set: "2:4"' in text
+    assert 'set: "50 %"' in text
 
 
 @pytest.mark.parametrize("name", ["tune", "seeds", "glue", "glue-base", "glue-full", "plus-base", "ablation"])
-def test_every_method_searched_has_as_many_cells_and_epochs(name):
+def test_every_run_searched_has_as_many_trials_and_epochs(name):
     study = parse_study(study_values(ROOT, name), name)
-    effort: dict[str, dict[str, set]] = {}
-    for cell in study.searched_cells.values():
-        own = effort.setdefault(cell.task, {}).setdefault(cell.method, (set(), set()))
-        own[0].add(cell.cell)
-        own[1].add(cell.values["epochs"])
+    effort: dict[str, dict[str, tuple[set, set]]] = {}
+    for training in trials(study):
+        own = effort.setdefault(training.task, {}).setdefault(training.run, (set(), set()))
+        own[0].add(training.trial)
+        own[1].add(composed(study, training).epochs)
     assert effort
-    for methods in effort.values():
-        plus, plain = ({len(cells) for m, (cells, _) in methods.items() if (m in PLUS) == own} for own in (True, False))
+    for runs in effort.values():
+        plus, plain = ({len(names) for run, (names, _) in runs.items() if (run in PLUS) == own} for own in (True, False))
         assert len(plus) <= 1  # NxM+ and its rivals with the same extras have as many as each other,
         assert len(plain) <= 1  # the others too,
         assert not plain or max(plus, default=0) <= max(plain)  # and NxM+ never more than they
-        rivals = {method: epochs for method, (_, epochs) in methods.items() if method != "dense"}
+        rivals = {run: epochs for run, (_, epochs) in runs.items() if run != "dense"}
         assert len({tuple(epochs) for epochs in rivals.values()}) == 1
 
 
@@ -109,198 +113,55 @@ def test_an_unknown_study_is_named_with_the_known_ones():
         study_values(ROOT, "sedes")
 
 
-def test_a_profile_with_an_unknown_key_is_refused_by_name(tmp_path):
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    (tmp_path / "profiles").mkdir()
-    (tmp_path / "profiles" / "mine.yaml").write_text("nxm: {stsb: {roh: 1}}\n")
-    with pytest.raises(UserError, match=r"mine\.yaml: unknown key 'nxm\.stsb\.roh'; did you mean 'rho'"):
-        write_study(tmp_path, "mine")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("runs: {nxm: {roh: 1}}\n", r"mine/study\.yaml: run 'nxm' on stsb: unknown key 'roh'; did you mean 'rho'"),
+        ("sead: [1]\n", r"mine/study\.yaml: unknown key 'sead'; did you mean 'seeds'"),
+        ("runs: {dense: null}\n", r"mine/study\.yaml: run 'distil': teacher = 'dense' is no other run of the study"),
+        ("- 1\n", r"mine/study\.yaml: expected a mapping"),
+    ],
+)
+def test_a_mistake_in_a_study_is_named_with_its_file(root, text, message):
+    add_study(root, "mine", text)
+    with pytest.raises(UserError, match=message):
+        write_study(root, "mine")
+    assert [path.name for path in (root / "studies/mine").iterdir()] == ["study.yaml"]
 
 
-def test_every_dependency_on_a_source_file_exists():
-    for name, stage in STAGES.items():
-        for path in stage["deps"]:
-            if path.startswith(("src/", "stages/")) and "${" not in path:
-                assert (ROOT / path).is_file(), f"{name}: {path}"
+def test_a_mistake_in_params_yaml_is_named_with_it_and_not_with_a_study(root):
+    add_study(root, "mine", "seeds: [1]\n")
+    path = root / "params.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("    rho: 0.25", "    rhoo: 0.25", 1), encoding="utf-8")
+    with pytest.raises(UserError, match=r"params\.yaml: run 'admm_unstructured' on stsb: 'rho' is missing; ") as error:
+        write_study(root, "mine")
+    assert "run 'nxm' on stsb: unknown key 'rhoo'; did you mean 'rho'?" in str(error.value)
+    assert "study.yaml" not in str(error.value)
 
 
-@pytest.mark.parametrize("report", ["figure", "table", "scores"])
-def test_a_report_declares_all_that_says_which_runs_are_the_studys(report):
-    """`grid` and `ablation` for the cells made of them, which would fill dvc.lock (results files have the values)."""
-    declared = {key for block in STAGES[report]["params"] for key in block["${params}"]}
-    for name in ("glue", "ablation"):
+@pytest.mark.parametrize("stage", ["figure", "table", "scores", "compare"])
+def test_a_report_declares_all_that_says_which_runs_are_the_studys(stage):
+    """The trainings of a study follow from the parameters that the stage declares (results files have the values)."""
+    declared = set(STAGES[stage]["params"])
+    for name in ("glue", "ablation", "paper"):
         values = study_values(ROOT, name)
         study = parse_study(values, name)
-        other = {key: value for key, value in values.items() if key in declared}
-        for method in METHODS.values():  # what the others say of a training does not name its runs
-            other[method.block] = {task: {} for task in values["tasks"]}
-        cells = (expand(other) | expand_ablation(other)).values()
-        made = [(cell["task"], cell["method"], cell["cell"], cell["seed"]) for cell in cells]
-        stated = (study.cells | study.plus_cells).values()
-        assert sorted(made) == sorted((cell.task, cell.method, cell.cell, cell.seed) for cell in stated)
-
-
-@pytest.mark.parametrize(("target", "study"), [("dvc.yaml", MAIN), ("studies/tune/dvc.yaml", "tune")])
-def test_a_studys_stages_are_its_own_though_all_share_one_dvc_yaml(target, study, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    stages = read_stages(Path(target))
-    assert "fetch" in stages
-    for stage in stages.values():
-        assert all(study in path.parts for path in stage.outs)
-        assert stage.needs <= stages.keys()
-    assert any(name.startswith("grid@") for name in stages) == (study == "tune")
+        other = study_values(ROOT, MAIN) | {key: value for key, value in values.items() if key in declared}
+        if stage == "compare":  # one task, without the trials of the search
+            other |= {"tasks": values["tasks"], "search": {}}
+        other["prepare"] = values["prepare"]  # decides nothing: it must fit the tasks and the search
+        other["student"] = values["student"]
+        same = parse_study(other, name)
+        wanted = [training for training in trainings(study) if not (stage == "compare" and training.trial)]
+        assert [training.path for training in trainings(same)] == [training.path for training in wanted]
+        assert [training.compared for training in trainings(same)] == [training.compared for training in wanted]
 
 
 def test_every_training_is_launched_by_accelerate_with_hardware_apart():
-    trainings = {
-        name: stage["cmd"] for name, stage in STAGES.items() if re.search(r"stages/(train|grid)\.py", stage["cmd"])
-    }
-    assert len(trainings) == 12
-    for command in trainings.values():
-        assert command.startswith("accelerate launch --config_file \\${ACCELERATE_CONFIG:-hardware/auto.yaml}")
-    methods = {
-        re.search(r"--method (\S+)", command)[1]
-        for name, command in trainings.items()
-        if "--cell ${key}" not in command
-    }
-    assert all(method in METHODS or "${" in method for method in methods)
-
-
-def test_an_unknown_method_is_named_with_the_known_ones():
-    with pytest.raises(UserError, match="'nxn' is unknown; known are dense, asp"):
-        get_method("nxn")
-
-
-def test_estimates_follow_epochs_and_jobs_and_need_a_timed_run():
-    study = load_study(ROOT / "params.yaml")
-    assert estimate_seconds(study, ["figure@figure1", "table@table1"], [], 1) == 0.0
-    assert estimate_seconds(study, ["asp@stsb-0"], [], 1) is None
-    timed = read_study(ROOT / "results", MAIN)
-    one, two = (estimate_seconds(study, ["asp@stsb-0", "nxm@stsb-0"], timed, jobs) for jobs in (1, 2))
-    assert one == pytest.approx(2 * two)
-    assert one == pytest.approx(2 * estimate_seconds(study, ["asp@stsb-0"], timed, 1))
-    assert say_duration(95) == "95 s"
-    assert say_duration(600) == "10 min"
-    assert say_duration(9000) == "2.5 h"
-
-
-def test_a_task_goes_by_the_speed_of_its_own_runs_or_else_of_all():
-    study = parse_study(study_values(ROOT, "glue"), "glue")
-    slow, fast = (
-        make_result("glue", task=task).model_copy(update={"wall_seconds": seconds})
-        for task, seconds in (("rte", 300.0), ("cola", 100.0))
-    )
-    stages = [f"asp@{task}-0" for task in ("rte", "cola", "mrpc")]
-    rte, cola, mrpc = (estimate_seconds(study, [stage], [slow, fast], 1) for stage in stages)
-    assert rte == pytest.approx(estimate_seconds(study, [stages[0]], [slow], 1))
-    assert cola == pytest.approx(estimate_seconds(study, [stages[1]], [fast], 1))
-    assert mrpc < estimate_seconds(study, [stages[2]], [slow], 1)
-    assert mrpc > estimate_seconds(study, [stages[2]], [fast], 1)
-    assert estimate_seconds(study, stages, [slow, fast], 1) == pytest.approx(rte + cola + mrpc)
-
-
-def test_a_task_with_more_examples_than_others_takes_longer():
-    study = parse_study(study_values(ROOT, "glue"), "glue")
-    assert study.prepare.train_examples_by_task == {"cola": None}
-    capped = study.prepare.model_copy(update={"train_examples_by_task": {}})
-    other = study.model_copy(update={"prepare": capped})
-    cola, mrpc = "asp@cola-0", "asp@mrpc-0"
-    assert stage_units(study, cola) > 2 * stage_units(other, cola)
-    assert stage_units(study, mrpc) == stage_units(other, mrpc)
-
-
-def test_a_study_without_runs_is_judged_by_others_of_the_same_weights(tmp_path):
-    study = parse_study(study_values(ROOT, "glue"), "glue")
-    assert timed_runs(tmp_path, study) == []
-    results = [make_result("embedded", seed=seed) for seed in (1, 2)]
-    other = results[1].provenance.model_copy(update={"weights": "bert-base-uncased (hub)"})
-    for result in (results[0], results[1].model_copy(update={"provenance": other})):
-        write_result(result_path(tmp_path, result.study, result.task, result.method, result.seed), result)
-    assert timed_runs(tmp_path, study) == results[:1]
-    own = make_result("glue")
-    write_result(result_path(tmp_path, "glue", own.task, own.method, own.seed), own)
-    assert timed_runs(tmp_path, study) == [own]
-
-
-def test_progress_counts_what_this_launch_has_done(monkeypatch, tmp_path):
-    study = load_study(ROOT / "params.yaml")
-    results = [result for result in read_study(ROOT / "results", MAIN) if result.method in ("dense", "asp")]
-    monkeypatch.chdir(tmp_path)
-    assert say_progress(study, results) is None  # outside a launch
-    trainings = ["baseline@stsb-0", "asp@stsb-0", "nxm@stsb-0", "distil_nxm@stsb-0-distil_nxm_kd"]
-    monkeypatch.setenv(PLAN, "\n".join(["prepare@stsb", *trainings, "benchmark"]))
-    monkeypatch.setenv(STARTED, str(time.time() - 100))
-    monkeypatch.setenv(JOBS, "2")
-    monkeypatch.setenv("DVC_STAGE", "nxm@stsb-0")
-    first = say_progress(study, results)
-    assert first.startswith("training 1 of 4: nxm@stsb-0; about ")
-    for result in results:
-        write_result(result_path("", result.study, result.task, result.method, result.seed), result)
-    third = say_progress(study, results)
-    assert third.startswith("training 3 of 4: nxm@stsb-0; about ")
-    assert third.split("about ")[1] != first.split("about ")[1]
-
-
-def ablation():
-    return parse_study(study_values(ROOT, "ablation"), "ablation")
-
-
-def test_what_a_search_decides_waits_for_it_and_so_does_what_needs_that(tmp_path):
-    def after(*needs: str) -> Stage:
-        return Stage(frozenset(needs), (), (), ())
-
-    own, variant = "plus_cell@stsb-nxm_plus-lr0_0002-from-dense-seed100", "plus_cell@stsb-nxm_plus-no-teacher-seed0"
-    stages = {
-        "baseline@stsb-0": after(),  # not searched in this study
-        own: after("baseline@stsb-0"),
-        "plus@stsb-0-nxm_plus": after("baseline@stsb-0"),
-        variant: after("baseline@stsb-0"),
-        "nxm@stsb-0": after(),
-        "distil_plus@stsb-0-distil_nxm_plus": after("baseline@stsb-0"),
-        "table@table1": after("plus@stsb-0-nxm_plus", "nxm@stsb-0"),
-    }
-    needing = {"plus@stsb-0-nxm_plus", variant, "table@table1"}
-    assert waiting_stages(ablation(), stages, stages, tmp_path) == needing
-    assert waiting_stages(load_study(ROOT / "params.yaml"), {"nxm@stsb-0": after()}, (), tmp_path) == set()
-
-    study = ablation()
-    for cell in study.searched_cells.values():
-        result = make_result(study.study, cell.task, cell.method, cell.seed, cell.cell)
-        result = result.model_copy(update={"hyperparameters": cell.values})
-        write_result(result_path(tmp_path, study.study, cell.task, cell.method, cell.seed, cell.cell), result)
-    assert waiting_stages(study, stages, {"plus@stsb-0-nxm_plus"}, tmp_path) == set()
-    assert waiting_stages(study, stages, {own, "plus@stsb-0-nxm_plus"}, tmp_path) == needing  # chosen, but of old cells
-
-
-def test_what_needs_a_stage_is_found_through_others():
-    needs = {"a": (), "b": ("a",), "c": ("b",), "d": (), "e": ("d", "c")}
-    stages = {name: Stage(frozenset(own), (), (), ()) for name, own in needs.items()}
-    assert that_need(stages, {"b"}) == {"b", "c", "e"}
-    assert that_need(stages, set()) == set()
-
-
-def test_variants_in_the_main_params_are_refused(tmp_path):
-    values = read_yaml(ROOT / "params.yaml") | {"ablation": {"x": {"method": "nxm_plus", "values": {}}}}
-    (tmp_path / "params.yaml").write_text(json.dumps(values))
-    with pytest.raises(UserError, match="'ablation' is for a profile"):
-        study_values(tmp_path, MAIN)
-
-
-@pytest.mark.parametrize(
-    ("stage", "method", "epochs"),
-    [
-        ("baseline@stsb-0", "dense", 4),
-        ("nxm_rho@stsb-0-1.0", "nxm", 5),
-        ("nxm_paper@stsb-0-0.006", "nxm_paper", 5),
-        ("distil_nxm@stsb-2-distil_nxm_kd", "distil_nxm_kd", 4),
-        ("plus@stsb-1-gmp_plus", "gmp_plus", 5),
-        ("distil_plus@stsb-1-distil_nxm_plus", "distil_nxm_plus", 10),
-        ("plus_cell@stsb-gmp_plus-gmp-weighed-seed2", "gmp_plus", 5),
-    ],
-)
-def test_what_a_stage_trains_is_known_from_its_name(stage, method, epochs):
-    planned = planned_training(ablation(), stage)
-    assert (planned.task, planned.method, planned.epochs) == ("stsb", method, epochs)
-    assert not planned.searched
-    assert planned_training(ablation(), "figure@summary") is None
-    assert planned_training(ablation(), "plus_cell@stsb-nxm_plus-lr0_0002-from-dense-seed100").searched
+    commands = {name: stage["cmd"] for name, stage in STAGES.items() if "stages/train.py" in stage["cmd"]}
+    assert len(commands) == 9
+    for command in commands.values():
+        assert command == (
+            "accelerate launch --config_file \\${ACCELERATE_CONFIG:-${root}/hardware/auto.yaml} "
+            "${root}/stages/train.py ${item.stage}@${key}"
+        )
