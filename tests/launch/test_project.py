@@ -83,7 +83,9 @@ def test_a_change_makes_its_own_stages_pending_and_those_that_need_them(folder):
     assert pending() == ["fetch", "train", "figure"]
     (folder / "params.yaml").write_text("kind: 1\nother: 3\n")
     assert pending() == []
-    (folder / "dvc.yaml").write_text((folder / "dvc.yaml").read_text().replace("cp result.json figure", "cp code.py figure"))
+    (folder / "dvc.yaml").write_text(
+        (folder / "dvc.yaml").read_text().replace("cp result.json figure", "cp code.py figure")
+    )
     assert pending() == ["figure"]
 
 
@@ -122,7 +124,7 @@ def test_a_stage_that_fails_or_makes_nothing_is_not_recorded(folder):
 
 def test_a_stage_whose_input_is_missing_is_named(folder):
     project = Project()
-    with pytest.raises(UserError, match="stage train: .*source"):
+    with pytest.raises(UserError, match=r"stage train: .*source"):
         project.start("train")
     project.close()
 
@@ -168,7 +170,8 @@ def test_a_failure_is_named_and_what_is_done_is_safe(study):
 def test_what_plan_adds_to_the_stages_runs_in_the_same_command(study):
     """The stage `plan` writes the list of trainings; the rest follows from it."""
     text = "vars: [plan.yaml]\n" + (study / "dvc.yaml").read_text()
-    text += "  plan: {cmd: cp wanted.yaml plan.yaml, deps: [wanted.yaml], outs: [plan.yaml: {cache: false, persist: true}]}\n"
+    outs = "[plan.yaml: {cache: false, persist: true}]"
+    text += f"  plan: {{cmd: cp wanted.yaml plan.yaml, deps: [wanted.yaml], outs: {outs}}}\n"
     text += "  asp: {foreach: '${train}', do: {cmd: 'echo ${item} > ${item}.json', outs: ['${item}.json']}}\n"
     (study / "dvc.yaml").write_text(text)
     (study / "plan.yaml").write_text("train: [a]\n")
