@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nxm.errors import UserError
 from nxm.files import write_text
 from nxm.study.code import code_path
 from nxm.study.settings import Run, Study, say_value
@@ -153,8 +154,6 @@ def write_plan(study: Study, folder: Path) -> None:
 
     Raises UserError for a run with an unknown constraint set.
     """
-    from nxm.sets import parse_set  # imports torch, which a command that has nothing to do never needs
-
     source = f"{study.root}/src/nxm"
     stages: dict[str, dict[str, dict[str, Any]]] = {
         name: {} for name in (*STAGES.values(), OTHER_RUNS, "variant", "trial", "select")
@@ -163,8 +162,6 @@ def write_plan(study: Study, folder: Path) -> None:
     values = {"common": _spelled_out(common)}
     for training in trainings(study):
         run = composed(study, training)
-        if run.set is not None:
-            parse_set(run.set)
         nothing = code_path("training")  # a training's dependency twice: DVC has no list of dependencies per training
         method = f"{source}/methods/{run.method}"
         start = start_path(study, training, run).as_posix()
@@ -175,7 +172,7 @@ def write_plan(study: Study, folder: Path) -> None:
             "start": start,
             "teacher": model_path(study, training, run.teacher).as_posix() if run.teacher else start,
             "chosen": chosen_path(training).as_posix() if training.chosen else start,
-            "set": f"{source}/sets/{_module_of(run.set)}.py" if run.set else nothing,
+            "set": f"{source}/sets/{_module_of(run.set, training)}.py" if run.set else nothing,
             "algorithm": f"{method}/algorithm.py" if run.method else nothing,
             "callback": f"{method}/callback.py" if run.method else nothing,
             "teaching": code_path("teaching") if run.teacher else nothing,
@@ -189,10 +186,13 @@ def write_plan(study: Study, folder: Path) -> None:
     _write(folder / VALUES, json.dumps(values, indent=1) + "\n")
 
 
-def _module_of(notation: str) -> str:
-    from nxm.sets import parse_set
+def _module_of(notation: str, training: Training) -> str:
+    from nxm.sets import parse_set  # imports torch, which a command that has nothing to do never needs
 
-    return type(parse_set(notation)).__module__.rpartition(".")[2]
+    try:
+        return type(parse_set(notation)).__module__.rpartition(".")[2]
+    except UserError as error:
+        raise UserError(f"params: {training.name} on {training.task}: set = '{notation}': {error}") from None
 
 
 def _spelled_out(values: Mapping[str, Any]) -> str:

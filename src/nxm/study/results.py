@@ -255,7 +255,7 @@ def read_result(path: str | Path) -> Result:
     Raises:
         UserError: the file is missing, is no JSON, or is no result; the message names the file, the key and the value.
     """
-    return _checked(path, _read_json(path), Result)
+    return _checked(path, _read_record(path), Result)
 
 
 def _checked(path: str | Path, content: dict[str, Any], kind: type[Kind]) -> Kind:
@@ -283,18 +283,24 @@ def _read_records(folder: Path) -> list[Result | Failure]:
     results = folder / "results"
     records: list[Result | Failure] = []
     for path in sorted(results.glob("*/**/seed*.json")):
-        content = _read_json(path)
-        if "cell" in content:  # a file of before runs were composed, which did not tell variants from trials
-            kind = "trial" if path.is_relative_to(results / "search") else "variant"
-            content[kind] = content.pop("cell")
-            if content["method"] == "nxm_paper":
-                content |= {"method": "nxm", kind: f"paper-{content[kind]}"}
+        content = _read_record(path)
         record = _checked(path, content, Failure) if "failure" in content else _checked(path, content, Result)
         expected = result_path(folder, place_of(record))
         if path != expected:
             raise UserError(f"{path}: its contents belong at {expected.as_posix()}; one of the two is wrong")
         records.append(record)
     return sorted(records, key=lambda r: (r.task, r.name, r.variant or r.trial or "", r.seed))
+
+
+def _read_record(path: str | Path) -> dict[str, Any]:
+    """Return a record's values; former files did not distinguish variants from trials, which now have a folder."""
+    content = _read_json(path)
+    if "cell" in content:
+        kind = "trial" if "search" in Path(path).parts[-5:-4] else "variant"
+        content[kind] = content.pop("cell")
+        if content["method"] == "nxm_paper":
+            content |= {"method": "nxm", kind: f"paper-{content[kind]}"}
+    return content
 
 
 def place_of(record: Place) -> Training:

@@ -281,7 +281,7 @@ class Study(Settings):
             try:
                 run = self.run(name, task)
             except UserError as error:
-                problems.append(str(error).removeprefix("params: "))
+                problems += _reasons(error)
                 continue
             needed = {"start": run.start} if run.start not in STARTS else {}
             needed |= {"teacher": run.teacher} if run.teacher else {}
@@ -322,7 +322,7 @@ class Study(Settings):
                 try:
                     self.run(run, task, self.variants[name].values)
                 except UserError as error:
-                    raise ValueError(f"variant '{name}': {error}") from None
+                    raise ValueError(f"variant '{name}': {'; '.join(_reasons(error))}") from None
         return self
 
     @model_validator(mode="after")
@@ -346,6 +346,11 @@ class Study(Settings):
                         f"'search' tries '{name}', which needs the model of {listed(others)}, and 'seeds' is empty"
                     )
         return self
+
+
+def _reasons(error: UserError) -> list[str]:
+    """Return the lines of an error of `Study.run`, without the file, which the caller names."""
+    return [line.removeprefix("params: ") for line in str(error).splitlines()]
 
 
 def _refuse_circles(needs: Mapping[str, set[str]]) -> None:

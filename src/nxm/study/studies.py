@@ -21,10 +21,8 @@ from nxm.files import write_text
 from nxm.study.settings import Study, load_study, parse_study
 
 MAIN = "embedded"  # the study of the repository's root
-OWN: dict[str, Any] = {
-    "variants": {},
-    "search": {"by": None, "seeds": [], "runs": {}},
-}  # blocks that a study states whole, or not at all
+# Blocks that a study states whole, or not at all
+OWN: dict[str, Any] = {"variants": {}, "search": {"by": None, "seeds": [], "runs": {}}}
 PROJECT = {  # what makes a folder a DVC project that shares the repository's cache
     ".dvc/config": "[core]\n    analytics = false\n    check_update = false\n[cache]\n    dir = ../../../.dvc/cache\n",
     ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 import psutil
 import pytest
 
-from nxm import UserError
-from nxm.launch import schedule as launch
-from nxm.launch.schedule import Stage, side_by_side, stopped, work_left
+from nxm.environment import SHARED_GPU
+from nxm.launch.project import Stage
+from nxm.launch.schedule import Runner, default_jobs, side_by_side, stopped, that_need, work_left
 from nxm.launch.worker import share
-from nxm.machine import SHARED_GPU
 
-ROOT = Path(__file__).parent.parent
 TIMEOUT = 20  # seconds, for what never happens where the test passes
 
 
+class Calls:
+    """Runs a stage by calling a function with its name and its slot."""
+
+    def __init__(self, run: Callable[[str, int | None], bool]) -> None:
+        self.run = run
+
+    def start(self, name: str) -> Runner:
+        return lambda slot, jobs: self.run(name, slot)
+
+    def end(self, name: str, succeeded: bool) -> bool:
+        return succeeded
+
+
 def stages(**needs: str) -> dict[str, Stage]:
-    return {name: Stage(frozenset(ups.split()), (), (), ()) for name, ups in needs.items()}
+    return {name: Stage(name, frozenset(ups.split())) for name, ups in needs.items()}
 
 
 GRAPH = stages(prepare="", dense="prepare", asp="prepare", distil="dense", student="distil", table="student asp")
@@ -47,7 +57,7 @@ def test_what_stands_before_the_most_work_goes_first():
         "table": 0.0,
     }
     order = []
-    assert side_by_side(GRAPH, costs, 1, lambda name, slot: not order.append(name)) == set()
+    assert side_by_side(GRAPH, costs, 1, Calls(lambda name, slot: not order.append(name))) == set()
     assert order == ["prepare", "dense", "asp", "distil", "student", "table"]
 
 
@@ -59,7 +69,7 @@ def test_a_stage_starts_while_a_longer_one_of_its_rank_still_runs():
             started.set()
         return started.wait(TIMEOUT) if name == "asp" else True
 
-    assert side_by_side(GRAPH, even(*GRAPH), 2, run) == set()
+    assert side_by_side(GRAPH, even(*GRAPH), 2, Calls(run)) == set()
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3])
@@ -76,7 +86,7 @@ def test_no_more_than_jobs_run_and_what_takes_times_runs_alone(jobs):
             running.discard((name, slot))
         return True
 
-    side_by_side(graph, even(*graph), jobs, run)
+    side_by_side(graph, even(*graph), jobs, Calls(run))
     assert {name for together in seen for name, _ in together} == set(graph)
     assert max(len(together) for together in seen) <= jobs
     assert [together for together in seen if ("benchmark", None) in together] == [{("benchmark", None)}]
@@ -102,7 +112,7 @@ def test_a_failure_stops_what_cannot_do_without_it_and_nothing_else(failing, los
         ran.append(name)
         return name not in failing
 
-    assert side_by_side(GRAPH, even(*GRAPH), 2, run) == lost
+    assert side_by_side(GRAPH, even(*GRAPH), 2, Calls(run)) == lost
     assert set(ran) == set(GRAPH) - lost | failing
     assert len(ran) == len(set(ran))
     assert stopped(GRAPH, failing) == lost
@@ -115,13 +125,13 @@ def test_the_report_is_made_of_what_was_done_before_when_all_that_runs_fails():
         ran.append(name)
         return name != "asp"
 
-    assert side_by_side(GRAPH, even("asp", "table"), 1, run) == {"asp"}
+    assert side_by_side(GRAPH, even("asp", "table"), 1, Calls(run)) == {"asp"}
     assert ran == ["asp", "table"]
 
 
 def test_what_does_not_run_is_taken_as_done():
     ran = []
-    assert side_by_side(GRAPH, even("distil", "table"), 2, lambda name, slot: not ran.append(name)) == set()
+    assert side_by_side(GRAPH, even("distil", "table"), 2, Calls(lambda name, slot: not ran.append(name))) == set()
     assert sorted(ran) == ["distil", "table"]
 
 
@@ -154,38 +164,62 @@ def test_a_job_knows_whether_its_gpu_is_its_own(monkeypatch, jobs, shared):
     assert (SHARED_GPU in os.environ) == (jobs > 1)
 
 
-def test_a_mistake_in_params_yaml_is_said_of_it_and_not_of_a_profile(tmp_path, monkeypatch):
-    for name in ("dvc.yaml", "params.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
-    for name in ("profiles", "studies"):
-        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True)
-    path = tmp_path / "params.yaml"
-    path.write_text(path.read_text().replace("    rho: 0.25", "    rhoo: 0.25", 1))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["nxm.launch.schedule", "--plan"])
-    with pytest.raises(UserError, match=r"params\.yaml: unknown key '\w+\.stsb\.rhoo'") as said:
-        launch.main()
-    assert "profiles" not in str(said.value)
+def test_what_cannot_be_recorded_has_failed():
+    """A stage whose command succeeds, and which did not make what it should, stops those that need it."""
+
+    class Unrecorded(Calls):
+        def end(self, name: str, succeeded: bool) -> bool:
+            return succeeded and name != "distil"
+
+    ran = []
+    events = Unrecorded(lambda name, slot: not ran.append(name))
+    assert side_by_side(GRAPH, even(*GRAPH), 1, events) == {"distil", "student"}
+    assert set(ran) == set(GRAPH) - {"student"}
+
+
+def test_what_needs_a_stage_is_found_through_others():
+    graph = stages(a="", b="a", c="b", d="", e="d c")
+    assert that_need(graph, {"b"}) == {"b", "c", "e"}
+    assert that_need(graph, set()) == set()
+
+
+def test_two_stages_run_side_by_side_on_a_cpu_of_two_cores_or_more(monkeypatch):
+    monkeypatch.setattr("nxm.launch.schedule._has_gpu", lambda: False)
+    monkeypatch.delenv("ACCELERATE_CONFIG", raising=False)
+    for cores, jobs in ((1, 1), (2, 2), (16, 2)):
+        monkeypatch.setattr("nxm.launch.schedule.cores", lambda cores=cores: cores)
+        assert default_jobs() == jobs
+    monkeypatch.setenv("ACCELERATE_CONFIG", "hardware/cpu2.yaml")  # several processes share the machine by themselves
+    assert default_jobs() == 1
+    monkeypatch.delenv("ACCELERATE_CONFIG")
+    monkeypatch.setattr("nxm.launch.schedule._has_gpu", lambda: True)
+    assert default_jobs() == 1
 
 
 def test_a_launch_that_is_terminated_ends_its_stages(tmp_path):
     script = tmp_path / "launching.py"
     script.write_text(
         "import signal, subprocess, sys\n"
-        "from nxm.launch.schedule import Stage, end_with_stages, side_by_side\n"
+        "from nxm.launch.project import Stage\n"
+        "from nxm.launch.schedule import end_with_stages, side_by_side\n"
         "signal.signal(signal.SIGTERM, end_with_stages)\n"
-        "def run_stage(name, slot):\n"
-        "    stage = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        "    print(stage.pid, flush=True)\n"
-        "    return stage.wait() == 0\n"
-        "stages = {name: Stage(frozenset(), (), (), ()) for name in ('asp@stsb-0', 'nxm@stsb-0')}\n"
-        "side_by_side(stages, dict.fromkeys(stages, 1.0), 1, run_stage)\n"
+        "class Events:\n"
+        "    def start(self, name):\n"
+        "        return self.run\n"
+        "    def run(self, slot, jobs):\n"
+        "        stage = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "        print(stage.pid, flush=True)\n"
+        "        return stage.wait() == 0\n"
+        "    def end(self, name, succeeded):\n"
+        "        return succeeded\n"
+        "stages = {name: Stage(name, frozenset()) for name in ('asp@stsb-asp-seed0', 'nxm@stsb-nxm-seed0')}\n"
+        "side_by_side(stages, dict.fromkeys(stages, 1.0), 1, Events())\n"
     )
     launching = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     stage = psutil.Process(int(launching.stdout.readline()))
     launching.terminate()
     more, said = launching.communicate(timeout=60)
     assert launching.returncode == 128 + signal.SIGTERM
-    assert "what is done is kept" in said
+    assert "what is done is safe" in said
     assert not stage.is_running()
     assert not more  # the second stage was not started

@@ -8,7 +8,7 @@ import pynvml
 import pytest
 import torch
 
-from nxm.machine import SHARED_GPU
+from nxm.environment import SHARED_GPU
 from nxm.training.energy import EnergyMeter
 
 

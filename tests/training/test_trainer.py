@@ -17,12 +17,15 @@ from nxm import UserError
 from nxm.data.prepare import load_prepared, prepare
 from nxm.data.settings import Prepare
 from nxm.data.tasks import compute_metrics, get_task
+from nxm.models.save import save_model
+from nxm.study.settings import Run
 from nxm.study.settings import Trainer as TrainerSettings
-from nxm.study.settings import Training
-from nxm.training.trainer import COMPLETE, LengthGroupedByEpoch, load_model, load_tokenizer, save_model, train
+from nxm.training.build import Parts
+from nxm.training.load import load_model, load_tokenizer
+from nxm.training.trainer import COMPLETE, LengthGroupedByEpoch, train
 
 COMMON = TrainerSettings(evaluate_every=2)
-TRAINING = Training(epochs=2, learning_rate=2e-3, batch_size=16)
+RUN = Run(epochs=2, learning_rate=2e-3, batch_size=16)
 STSB = get_task("stsb")
 
 
@@ -35,12 +38,12 @@ def source(tmp_path_factory) -> Path:
     return folder
 
 
-def run(source: Path, scratch: Path, training: Training = TRAINING, seed: int = 0, data: DatasetDict | None = None):
+def run(source: Path, scratch: Path, values: Run = RUN, seed: int = 0, data: DatasetDict | None = None):
     set_seed(seed)
     model = load_model(source / "weights", STSB, fresh_head=True, mean_label=2.0)
     data = data or load_prepared(source / "prepared")
-    tokenizer = load_tokenizer(source / "weights")
-    return train(model, tokenizer, STSB, data, training, COMMON, seed, scratch, [])
+    parts = Parts(model, load_tokenizer(source / "weights"), source / "weights", None, None, None)
+    return train(parts, STSB, data, values, COMMON, seed, scratch)
 
 
 def test_the_metric_is_of_every_dev_example(source, tmp_path):
@@ -92,7 +95,7 @@ def test_the_time_before_a_kill_counts(source, tmp_path):
 
 
 def test_the_course_has_every_epoch_and_evaluations_where_asked(source, tmp_path):
-    trained = run(source, tmp_path, Training(epochs=3, learning_rate=2e-3, batch_size=16))
+    trained = run(source, tmp_path, Run(epochs=3, learning_rate=2e-3, batch_size=16))
     assert [row["step"] for row in trained.epochs] == [4, 8, 12]  # 75 // 16 = 4 steps an epoch
     assert [row["metric"] is not None for row in trained.epochs] == [False, True, True]  # every 2, and the end
     assert all(np.isfinite(row["train_loss"]) for row in trained.epochs)
@@ -152,12 +155,12 @@ def test_a_batch_that_does_not_divide_over_processes_is_refused(source, tmp_path
 
 def test_fewer_examples_than_a_batch_are_refused(source, tmp_path):
     with pytest.raises(UserError, match="75 training examples make no batch of 128"):
-        run(source, tmp_path, Training(epochs=1, learning_rate=1e-3, batch_size=128))
+        run(source, tmp_path, Run(epochs=1, learning_rate=1e-3, batch_size=128))
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step(source, tmp_path):
     with pytest.raises(UserError, match=r"loss became (nan|inf) at step \d+ .*lower the learning rate"):
-        run(source, tmp_path, Training(epochs=2, learning_rate=1e30, batch_size=16))
+        run(source, tmp_path, Run(epochs=2, learning_rate=1e30, batch_size=16))
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):
