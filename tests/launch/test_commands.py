@@ -1,0 +1,87 @@
+"""`nxm show` and `nxm plan`, and how every command finds its study."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nxm import UserError
+from nxm.launch import schedule
+from nxm.launch.project import Project
+from nxm.study.plan import PLAN, VALUES
+from records import ROOT
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """A repository with the committed settings of the embedded study and one that was never run."""
+    for path in ("params.yaml", "dvc.yaml", "plan.yaml", "values.json", ".dvc/plots/courses.json", "Makefile"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, tmp_path / path)
+    (tmp_path / ".dvc/config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
+    (tmp_path / "studies/own").mkdir(parents=True)
+    (tmp_path / "studies/own/study.yaml").write_text("seeds: [5]\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_study_is_entered_in_its_folder(root):
+    assert schedule.enter(root, "embedded").study == "embedded"
+    assert Path.cwd() == root
+    study = schedule.enter(root, "own")
+    assert (study.study, Path.cwd()) == ("own", root / "studies/own")
+
+
+def test_a_new_study_gets_its_plan_so_that_dvc_can_read_it(root):
+    schedule.enter(root, "own")
+    assert Path(PLAN).exists()
+    assert Path(VALUES).exists()
+    before = Path(PLAN).stat().st_mtime_ns
+    schedule.enter(root, "own")
+    assert Path(PLAN).stat().st_mtime_ns == before  # from now on it is the stage `plan` that renews it
+
+
+@pytest.mark.parametrize("command", [schedule.show, lambda root, name: schedule.plan(root, name, None)])
+def test_a_folder_or_name_without_a_study_is_named(root, command):
+    with pytest.raises(UserError, match=r"studies/own: no study here .*start in the repository's root"):
+        command(root / "studies/own", "embedded")
+    with pytest.raises(UserError, match="there is no study 'owm'; known are embedded, own"):
+        command(root, "owm")
+
+
+def test_show_prints_what_is_committed_and_says_that_nothing_was_run(root, capsys):
+    (root / "paper_tables").mkdir()
+    (root / "paper_tables/table1.md").write_text("| a table |\n")
+    (root / "figures").mkdir()
+    (root / "figures/figure2.pdf").touch()
+    schedule.show(root, "embedded")
+    printed = capsys.readouterr().out
+    assert "study embedded: committed results; nothing was run (`nxm repro embedded` runs it)" in printed
+    assert "| a table |" in printed
+    assert "paper_tables/: table1\nfigures/: figure2\n" in printed
+    schedule.show(root, "own")
+    assert "studies/own/paper_tables/: nothing" in capsys.readouterr().out
+
+
+def test_plan_says_what_would_run_and_runs_nothing(root, capsys):
+    schedule.plan(root, "embedded", 2)
+    printed = capsys.readouterr().out
+    assert "stages to run: " in printed
+    assert "1 x baseline, 1 x asp, 1 x admm_unstructured, 1 x nxm, 1 x distil" in printed
+    assert "no run with these weights has been timed yet" in printed
+    assert not (root / "data").exists()
+
+
+def test_the_embedded_studys_chain_can_be_read_by_name(root):
+    project = Project()
+    stages = project.stages
+    needed = {"fetch", "prepare@stsb", "code", "plan", "baseline@stsb-dense-seed0", "distil@stsb-distil-seed0"}
+    student = stages["distil_nxm@stsb-distil_nxm-seed0"]
+    assert student.needs <= needed
+    assert "distil@stsb-distil-seed0" in student.needs
+    assert "baseline@stsb-dense-seed0" in stages["distil@stsb-distil-seed0"].needs
+    assert stages["figure@figure1"].is_report
+    assert all(stages[name].is_timed for name in stages if name.startswith(("benchmark", "deployment", "matrices")))
+    project.close()
