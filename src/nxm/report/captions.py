@@ -1,0 +1,68 @@
+"""Captions of figures and notes of tables: data and model in one line, and the page that says more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from matplotlib.figure import Figure
+
+from nxm.data import tasks as glue
+from nxm.report import labels, statistics, style
+from nxm.report.evidence import Evidence
+from nxm.study.results import Result
+from nxm.study.studies import MAIN
+
+
+def caption(
+    figure: Figure, evidence: Evidence, shows: str, tasks: list[str] | None = None, more: Iterable[str] = ()
+) -> None:
+    """Put a caption under a figure: what it shows, data and model, and the study's page.
+
+    Args:
+        figure: the figure; its layout makes room.
+        evidence: the study.
+        shows: sentences on the figure's marks.
+        tasks: the tasks drawn; by default all.
+        more: what a reader must not miss, such as runs that are missing.
+    """
+    text = " ".join(sentence for sentence in (shows, data_and_model(evidence, tasks), *more) if sentence)
+    style.footnote(figure, [text, f"Details: {page(evidence)}"])
+
+
+def page(evidence: Evidence) -> str:
+    """Return the path of the study's page from the repository's root."""
+    return "docs/embedded.md" if evidence.study == MAIN else f"studies/{evidence.study}/README.md"
+
+
+def data_and_model(evidence: Evidence, tasks: list[str] | None = None) -> str:
+    """Return `Study glue: CoLA, STS-B (sample) and RTE; MiniLM-L6; seeds 0, 1 and 2.`"""
+    results = statistics.whole_runs(evidence.results) or evidence.results
+    if not results:
+        return f"Study {evidence.study}: no results yet."
+    names = statistics.listed(_task(results, task) for task in tasks or statistics.tasks_of(results))
+    main = next((result for result in results if result.name == "dense"), results[0])
+    model = labels.weights_label(main.provenance.weights)
+    return f"Study {evidence.study}: {names}; {model}; {statistics.seeds_phrase(results)}."
+
+
+def _task(results: list[Result], task: str) -> str:
+    """Return a task's name, with `(sample)` where rows were left out that are not held out either."""
+    used = min(r.provenance.train_examples + r.provenance.heldout_examples for r in results if r.task == task)
+    sample = task in glue.TASKS and used < glue.TASKS[task].rows["train"]
+    return statistics.TASKS.get(task, task) + (" (sample)" if sample else "")
+
+
+def notes(evidence: Evidence, runs: Iterable[str] = ()) -> list[str]:
+    """Return the notes under a table of scores: data and model, spread, collapsed runs, and those of `runs` missing."""
+    own = statistics.whole_runs(evidence.results)
+    lines = [data_and_model(evidence)]
+    if own:
+        lines.append(spread(own))
+        lines += [statistics.collapsed_phrase(own), statistics.missing_phrase(evidence, runs)]
+    return [line for line in lines if line]
+
+
+def spread(runs: Iterable[Result]) -> str:
+    """Return one sentence on what `±` is."""
+    several = len({run.seed for run in runs}) > 1
+    return "±: standard deviation over seeds." if several else "One seed: no spread."
