@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -14,7 +15,12 @@ from nxm.study.studies import MAIN
 
 
 def caption(
-    figure: Figure, evidence: Evidence, shows: str, tasks: list[str] | None = None, more: Iterable[str] = ()
+    figure: Figure,
+    evidence: Evidence,
+    shows: str,
+    tasks: list[str] | None = None,
+    more: Iterable[str] = (),
+    seeds: Iterable[int] | None = None,
 ) -> None:
     """Put a caption under a figure: what it shows, data and model, and the study's page.
 
@@ -24,9 +30,29 @@ def caption(
         shows: sentences on the figure's marks.
         tasks: the tasks drawn; by default all.
         more: what a reader must not miss, such as runs that are missing.
+        seeds: the seeds drawn; by default those of the study.
     """
-    text = " ".join(sentence for sentence in (shows, data_and_model(evidence, tasks), *more) if sentence)
+    text = " ".join(sentence for sentence in (shows, data_and_model(evidence, tasks, seeds), *more) if sentence)
     style.footnote(figure, [text, f"Details: {page(evidence)}"])
+
+
+def measured(figure: Figure, evidence: Evidence, shows: str, more: Iterable[str] = ()) -> None:
+    """Put a caption under a figure of measured times: what it shows, the machines, and the study's page."""
+    files = [*evidence.matrices, *evidence.deployment, *([evidence.benchmark] if evidence.benchmark else [])]
+    machines = dict.fromkeys(machine for file in files if (machine := machine_of(file)))
+    where = f"Study {evidence.study}; {statistics.listed(machines)}." if machines else f"Study {evidence.study}."
+    text = " ".join(sentence for sentence in (shows, where, *more) if sentence)
+    style.footnote(figure, [text, f"Details: {page(evidence)}"])
+
+
+def machine_of(file: dict[str, Any]) -> str:
+    """Return the machine of a file of measurements: `AMD EPYC (2 cores)`, or a GPU's name; empty if it has none."""
+    machine = file.get("provenance", {}).get("machine")
+    if machine is None:
+        return ""
+    if machine["device"] != "cpu":
+        return machine["device"]
+    return f"{machine['cpu']} ({machine['cores']} core{'s' * (machine['cores'] > 1)})"
 
 
 def page(evidence: Evidence) -> str:
@@ -34,15 +60,17 @@ def page(evidence: Evidence) -> str:
     return "docs/embedded.md" if evidence.study == MAIN else f"studies/{evidence.study}/README.md"
 
 
-def data_and_model(evidence: Evidence, tasks: list[str] | None = None) -> str:
+def data_and_model(evidence: Evidence, tasks: list[str] | None = None, seeds: Iterable[int] | None = None) -> str:
     """Return `Study glue: CoLA, STS-B (sample) and RTE; MiniLM-L6; seeds 0, 1 and 2.`"""
     results = statistics.whole_runs(evidence.results) or evidence.results
     if not results:
         return f"Study {evidence.study}: no results yet."
     names = statistics.listed(_task(results, task) for task in tasks or statistics.tasks_of(results))
+    seeds = None if seeds is None else set(seeds)
     main = next((result for result in results if result.name == "dense"), results[0])
     model = labels.weights_label(main.provenance.weights)
-    return f"Study {evidence.study}: {names}; {model}; {statistics.seeds_phrase(results)}."
+    own = [result for result in results if seeds is None or result.seed in seeds]
+    return f"Study {evidence.study}: {names}; {model}; {statistics.seeds_phrase(own)}."
 
 
 def _task(results: list[Result], task: str) -> str:

@@ -144,7 +144,7 @@ def points(
     data = data.assign(
         low=data[["low", "value"]].min(axis=1).where(data["low"].notna()),  # rounding may put a median outside
         high=data[["high", "value"]].max(axis=1).where(data["high"].notna()),
-        open=data.get("open", False),
+        open=data["open"].eq(True) if "open" in data else False,
     )
     samples = data.melt(["category", "series", "open"], ["low", "value", "high"], value_name="x").dropna(subset="x")
     for is_open, part in samples.groupby("open"):

@@ -11,6 +11,7 @@ from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
 
 from nxm.report import captions, labels, paper, statistics, style
 from nxm.report.evidence import Evidence
@@ -59,12 +60,14 @@ def draw(evidence: Evidence) -> Figure:
     figure.legend(
         entries.values(), entries.keys(), loc="outside upper left", ncols=3, columnspacing=1.2, handletextpad=0.4
     )
+    drawn = [point for found in points.values() for point in found]
     captions.caption(
         figure,
         evidence,
         "Mask similarity from one ADMM iteration to the next; numbers: ρ (recipes do not compare in it).",
         list(points),
-        _absent(points, evidence),
+        _not_swept(drawn),
+        {seed for point in drawn for seed in point.seeds},
     )
     figure.draw_without_rendering()  # lays out the panels, so that positions on paper are known
     for axes, found in zip(panels.flat, points.values(), strict=False):
@@ -123,14 +126,13 @@ def _panel(axes: Axes, task: str, points: list[Point], results: list[Result]) ->
     style.similarity_scale(axes, "x", [point.similarity for point in points] + [paper.BEST_SIMILARITY])
     axes.axvline(paper.BEST_SIMILARITY, color=style.GREY, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
     axes.annotate(
-        f"paper's best (≈ {100 * paper.BEST_SIMILARITY:.0f} %)",
-        (paper.BEST_SIMILARITY, 0),
+        f"paper's best: ≈ {100 * paper.BEST_SIMILARITY:.0f} %",
+        (paper.BEST_SIMILARITY, 1),
         xycoords=("data", "axes fraction"),
-        xytext=(-3, 3),
+        xytext=(0, 3),
         textcoords="offset points",
-        ha="right",
+        ha="center",
         va="bottom",
-        rotation=90,
         fontsize=8,
         color=style.GREY,
     )
@@ -186,17 +188,20 @@ def _name_points(axes: Axes, points: list[Point]) -> None:
         )
         for point in named
     ]
+    radius = 5 * axes.get_figure(root=True).dpi / 72  # pixels in 5 points
+    places = axes.transData.transform([text.get_position() for text in texts])
+    to_data = axes.transData.inverted().transform
+    marks = [Bbox([to_data(place - radius), to_data(place + radius)]) for place in places]
     x, y = _along([line for line in axes.get_lines() if len(line.get_xdata()) > 1], axes)
     adjust_text(
         texts,
         x=x,
         y=y,
+        objects=marks,
         ax=axes,
         iter_lim=300,  # not a time limit: equal input gives equal bytes
-        force_text=(0.3, 0.5),
-        force_static=(0.2, 0.4),
-        expand=(1.2, 1.4),
-        min_arrow_len=8,
+        expand=(1.05, 1.1),
+        min_arrow_len=12,
         arrowprops={"arrowstyle": "-", "color": style.GREY, "linewidth": 0.5},
     )
 
@@ -212,12 +217,6 @@ def _along(lines: list[Line2D], axes: Axes) -> tuple[np.ndarray, np.ndarray]:
     return tuple(axes.transData.inverted().transform(found).T)
 
 
-def _absent(points: dict[str, list[Point]], evidence: Evidence) -> list[str]:
-    found = [point for task in points.values() for point in task]
-    seeds = {seed for point in found for seed in point.seeds}
-    fewer = seeds < {run.seed for run in statistics.whole_runs(evidence.results)}
-    lacking = [label for name, label in LABELS.items() if not any(p.method == name and not p.whole for p in found)]
-    return [
-        f"{'Seeds' if len(seeds) > 1 else 'Seed'} {statistics.listed(sorted(seeds))} alone." if fewer else "",
-        f"No sweep over rho in this study for: {'; '.join(lacking)}." if lacking else "",
-    ]
+def _not_swept(points: list[Point]) -> list[str]:
+    lacking = [label for name, label in LABELS.items() if not any(p.method == name and not p.whole for p in points)]
+    return [f"No sweep over ρ in this study for: {'; '.join(lacking)}."] if lacking else []
