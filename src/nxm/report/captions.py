@@ -94,3 +94,8 @@ def spread(runs: Iterable[Result]) -> str:
     """Return one sentence on what `±` is."""
     several = len({run.seed for run in runs}) > 1
     return "±: standard deviation over seeds." if several else "One seed: no spread."
+
+
+def search(evidence: Evidence) -> list[str]:
+    """Return the sentences on the selection of hyper-parameters and of the epoch."""
+    return [statistics.selection_phrase(evidence)] if statistics.whole_runs(evidence.results) else []

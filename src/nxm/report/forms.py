@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from nxm.report import labels, statistics
+from nxm.report import labels
 
 Row = dict[str, Any]  # of results/deployment/<device>.json
 
@@ -39,12 +40,19 @@ def is_plain(row: Row, dtype: str = "fp32") -> bool:
 
 def absences(files: list[dict[str, Any]]) -> list[str]:
     """Return a sentence for each reason why a device, or forms of models, were not measured."""
-    reasons: dict[str, dict[str, None]] = {}
+    reasons: dict[str, dict[str, dict[str, None]]] = {}  # reason -> device or form -> models
     for file in files:
         if "absent" in file:
-            reasons.setdefault(file["absent"], {})[file["device"].upper()] = None
+            reasons.setdefault(file["absent"], {})[file["device"].upper()] = {}
         for row in file["rows"]:
             if "absent" in row:
                 what = described(row) if "way" in row else "every form"
-                reasons.setdefault(row["absent"], {})[f"{labels.run_label(row['model'])} ({what})"] = None
-    return [f"Absent: {statistics.listed(names)}: {reason.rstrip('.')}." for reason, names in reasons.items()]
+                reasons.setdefault(row["absent"], {}).setdefault(what, {})[labels.run_label(row["model"])] = None
+    return [
+        f"Absent: {'; '.join(_of(what, models) for what, models in own.items())}: {reason.rstrip('.')}."
+        for reason, own in reasons.items()
+    ]
+
+
+def _of(what: str, models: Iterable[str]) -> str:
+    return f"{what} of {'; '.join(models)}" if models else what

@@ -147,7 +147,8 @@ def run_label(run: str) -> str:
 
 def variant_label(variant: str) -> str:
     """Return the words for a variant's name without its run: `without teacher`, `activation-weighted`."""
-    return _words(variant).translate({ord("("): None, ord(")"): None})
+    words = _words(variant)
+    return words[1:-1] if words.startswith("(") else words
 
 
 def _words(variant: str) -> str:

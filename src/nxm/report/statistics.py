@@ -314,7 +314,9 @@ def study_phrase(evidence: Evidence, tasks: list[str] | None = None) -> str:
         return f"Study {evidence.study}: no results yet."
     sizes = size_phrase(results, tasks or tasks_of(results))
     main = next((result for result in results if result.name == "dense"), results[0])
-    model = f"{main.provenance.weights}, {main.model.layers} layers, {main.model.hidden_size} wide"
+    model = (
+        f"{labels.weights_label(main.provenance.weights)}, {main.model.layers} layers, {main.model.hidden_size} wide"
+    )
     return f"Study {evidence.study}: {sizes}; {model}; {seeds_phrase(results)}."
 
 
@@ -445,6 +447,6 @@ def cost_phrase(evidence: Evidence) -> str:
     memory = max(result.peak_memory_mib for result in results) / 1024
     runs = len(results) + len(failures)
     cells = sum(not run.whole for run in (*results, *failures))
-    kinds = f" ({'all' if cells == runs else cells} of them cells of sweeps or grids)" if cells else ""
+    kinds = f" ({'all' if cells == runs else cells} of them trials, variants or points of sweeps)" if cells else ""
     noun = "training run" if runs == 1 else "training runs"
     return f"{runs} {noun}{kinds} took {seconds / 60:.1f} minutes in all and {memory:.1f} GiB of memory at most."

@@ -225,7 +225,16 @@ def curves(axes: Axes, data: pd.DataFrame, looks: Mapping[str, Look], x: str, y:
 
 def handles(looks: Iterable[Look], line: bool = False) -> list[Line2D]:
     """Return the entries of a legend: markers, with the run's line if `line` is set."""
-    return [Line2D([], [], label=look.label, **(look.line() | ({} if line else {"linestyle": ""}))) for look in looks]
+    marker_only = {"linestyle": "", "markersize": 6, "markeredgewidth": 0}
+    return [Line2D([], [], label=look.label, **(look.line() | ({} if line else marker_only))) for look in looks]
+
+
+def open_marks(entries: Iterable[Line2D]) -> list[Line2D]:
+    """Return entries of a legend with open marks."""
+    entries = list(entries)
+    for entry in entries:
+        entry.set(markerfacecolor="white", markeredgecolor=entry.get_color(), markeredgewidth=1.1)
+    return entries
 
 
 _TOP = 1 - 1e-4  # a similarity above this is drawn here, a little before the end of the scale

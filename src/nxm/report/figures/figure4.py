@@ -61,7 +61,8 @@ def draw(evidence: Evidence) -> Figure:
         color=style.GREY,
     )
     _limits(axes, data["value"])
-    axes.legend(handles=style.handles(LOOKS.values()), loc="best")
+    *ours, theirs = style.handles(LOOKS.values())
+    axes.legend(handles=[*ours, *style.open_marks([theirs])], loc="best")
     beyond = counts.loc[counts.index > most, "count"].sum()
     captions.caption(
         figure,
