@@ -5,27 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from nxm.data import tasks as glue
-from nxm.report import labels, statistics, style
+from nxm.report import labels, statistics
 from nxm.report.evidence import Evidence
 from nxm.study.results import Result
 from nxm.study.studies import MAIN
 
 
 def caption(
-    figure: Figure,
     evidence: Evidence,
     shows: str,
     tasks: list[str] | None = None,
     more: Iterable[str] = (),
     seeds: Iterable[int] | None = None,
-) -> None:
-    """Put a caption under a figure: what it shows, data and model, and the study's page.
+) -> list[str]:
+    """Return the caption of a figure: what it shows, data and model; then the study's page.
 
     Args:
-        figure: the figure; its layout makes room.
         evidence: the study.
         shows: sentences on the figure's marks.
         tasks: the tasks drawn; by default all.
@@ -33,16 +29,16 @@ def caption(
         seeds: the seeds drawn; by default those of the study.
     """
     text = " ".join(sentence for sentence in (shows, data_and_model(evidence, tasks, seeds), *more) if sentence)
-    style.footnote(figure, [text, f"Details: {page(evidence)}"])
+    return [text, f"Details: {page(evidence)}"]
 
 
-def measured(figure: Figure, evidence: Evidence, shows: str, more: Iterable[str] = ()) -> None:
-    """Put a caption under a figure of measured times: what it shows, the machines, and the study's page."""
+def measured(evidence: Evidence, shows: str, more: Iterable[str] = ()) -> list[str]:
+    """Return the caption of a figure of times: what it shows, the machines; then the study's page."""
     files = [*evidence.matrices, *evidence.deployment, *([evidence.benchmark] if evidence.benchmark else [])]
     machines = dict.fromkeys(machine for file in files if (machine := machine_of(file)))
     where = f"Study {evidence.study}; {statistics.listed(machines)}." if machines else f"Study {evidence.study}."
     text = " ".join(sentence for sentence in (shows, where, *more) if sentence)
-    style.footnote(figure, [text, f"Details: {page(evidence)}"])
+    return [text, f"Details: {page(evidence)}"]
 
 
 def machine_of(file: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ def draw(evidence: Evidence) -> Figure:
     if not tasks:
         figure, ((axes,),) = style.canvas(style.TWO_COLUMNS, 2.4)
         style.missing(axes, f"Study {evidence.study} has no run of NxM+ yet.")
-        captions.caption(figure, evidence, "")
+        style.footnote(figure, captions.caption(evidence, ""))
         return figure
     measured = [name for name in evidence.variants if statistics.runs_of(evidence.results, name)]
     patterns = sorted(
@@ -57,7 +57,7 @@ def draw(evidence: Evidence) -> Figure:
     if any("/" in name for name in (*others, *patterns)):
         shows.append(f"{'Right, open' if changes else 'Open'}: a variant.")
     shows.append("Dashed: dense.")
-    captions.caption(figure, evidence, " ".join(shows), tasks)
+    style.footnote(figure, captions.caption(evidence, " ".join(shows), tasks))
     return figure
 
 

@@ -30,8 +30,11 @@ def draw(evidence: Evidence) -> Figure:
         _trade_off(left, rows, file["scores"], largest, name)
         _by_batch(right, rows, largest[1], name)
     _legend(figure, [row for file in files for row in file["rows"] if "median_ms" in row])
-    captions.measured(
-        figure, evidence, "Medians; area: size of the weights; open: 2:4 kernels.", _remarks(evidence, files)
+    style.footnote(
+        figure,
+        captions.measured(
+            evidence, "Medians; area: size of the weights; open: 2:4 kernels.", _remarks(evidence, files)
+        ),
     )
     return figure
 

@@ -25,7 +25,7 @@ def draw(evidence: Evidence) -> Figure:
     if not runs:
         figure, ((axes,),) = style.canvas(style.TWO_COLUMNS, 2.4)
         style.missing(axes, f"Study {evidence.study} has no run with ADMM iterations yet.")
-        captions.caption(figure, evidence, "")
+        style.footnote(figure, captions.caption(evidence, ""))
         return figure
     figure, panels = style.canvas(style.TWO_COLUMNS, 1.0 + 2.2 * len(runs), len(runs), 3)
     for row, (task, found) in zip(panels, runs.items(), strict=True):
@@ -49,7 +49,7 @@ def draw(evidence: Evidence) -> Figure:
     if paper_rhos:
         rhos = statistics.listed(map(labels.plain, sorted(paper_rhos)))
         shows.append(f"The paper's recipe: with the best ρ of the sweep ({rhos}).")
-    captions.caption(figure, evidence, " ".join(shows), list(runs))
+    style.footnote(figure, captions.caption(evidence, " ".join(shows), list(runs)))
     return figure
 
 

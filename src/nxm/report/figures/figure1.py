@@ -27,12 +27,14 @@ def draw(evidence: Evidence) -> Figure:
         style.missing(right.subplots(), f"Study {evidence.study} has no result of NxM yet: no trained matrix to show.")
     else:
         _patches(right, run)
-    captions.caption(
+    style.footnote(
         figure,
-        evidence,
-        "(a) Blue: matrices in the set. (b), (c) |w| before and after.",
-        [run.task] if run else None,
-        seeds=[run.seed] if run else None,
+        captions.caption(
+            evidence,
+            "(a) Blue: matrices in the set. (b), (c) |w| before and after.",
+            [run.task] if run else None,
+            seeds=[run.seed] if run else None,
+        ),
     )
     return figure
 

@@ -25,7 +25,7 @@ def draw(evidence: Evidence) -> Figure:
     if not looks:
         for axes in (left, right):
             style.missing(axes, f"Study {evidence.study} has results neither of NxM nor of ASP yet.")
-        captions.caption(figure, evidence, "")
+        style.footnote(figure, captions.caption(evidence, ""))
         return figure
     own = [run for run in runs if run.name in looks]
     epochs = pd.DataFrame(
@@ -51,7 +51,7 @@ def draw(evidence: Evidence) -> Figure:
         style.missing(left, "No evaluation on dev was recorded during these runs.")
     several = len({run.seed for run in own}) > 1
     bands = "Lines: means over seeds; bands: their range. " if several else ""
-    captions.caption(figure, evidence, bands + _paper_says(task), [task], [_absent(runs, task)])
+    style.footnote(figure, captions.caption(evidence, bands + _paper_says(task), [task], [_absent(runs, task)]))
     return figure
 
 

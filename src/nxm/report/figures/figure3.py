@@ -45,7 +45,7 @@ def draw(evidence: Evidence) -> Figure:
         style.missing(
             axes, f"Study {evidence.study} has no run of NxM with ADMM iterations yet, and no sweep over rho."
         )
-        captions.caption(figure, evidence, "")
+        style.footnote(figure, captions.caption(evidence, ""))
         return figure
     columns = min(len(points), 2)
     rows = math.ceil(len(points) / columns)
@@ -61,13 +61,15 @@ def draw(evidence: Evidence) -> Figure:
         entries.values(), entries.keys(), loc="outside upper left", ncols=3, columnspacing=1.2, handletextpad=0.4
     )
     drawn = [point for found in points.values() for point in found]
-    captions.caption(
+    style.footnote(
         figure,
-        evidence,
-        "Mask similarity from one ADMM iteration to the next; numbers: ρ (recipes do not compare in it).",
-        list(points),
-        _not_swept(drawn),
-        {seed for point in drawn for seed in point.seeds},
+        captions.caption(
+            evidence,
+            "Mask similarity from one ADMM iteration to the next; numbers: ρ (recipes do not compare in it).",
+            list(points),
+            _not_swept(drawn),
+            {seed for point in drawn for seed in point.seeds},
+        ),
     )
     figure.draw_without_rendering()  # lays out the panels, so that positions on paper are known
     for axes, found in zip(panels.flat, points.values(), strict=False):

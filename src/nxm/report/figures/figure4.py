@@ -29,7 +29,7 @@ def draw(evidence: Evidence) -> Figure:
     runs = [run for run in runs if run.task == task and run.admm.swaps]
     if not runs:
         style.missing(axes, f"Study {evidence.study} has no NxM run that counted its weights outside the mask yet.")
-        captions.caption(figure, evidence, "")
+        style.footnote(figure, captions.caption(evidence, ""))
         return figure
     counts, shares = _counts(runs), _shares(runs)
     most = min(int(counts.index.max()), MOST)
@@ -64,13 +64,15 @@ def draw(evidence: Evidence) -> Figure:
     *ours, theirs = style.handles(LOOKS.values())
     axes.legend(handles=[*ours, *style.open_marks([theirs])], loc="best")
     beyond = counts.loc[counts.index > most, "count"].sum()
-    captions.caption(
+    style.footnote(
         figure,
-        evidence,
-        f"Before: pretrained; after: at the end of the ADMM phase, not yet pruned."
-        f"{' Means and range over seeds.' if len(runs) > 1 else ''}",
-        [task],
-        [f"Not drawn: {statistics.millions(beyond)} weights outside more than {most} times." if beyond else ""],
+        captions.caption(
+            evidence,
+            f"Before: pretrained; after: at the end of the ADMM phase, not yet pruned."
+            f"{' Means and range over seeds.' if len(runs) > 1 else ''}",
+            [task],
+            [f"Not drawn: {statistics.millions(beyond)} weights outside more than {most} times." if beyond else ""],
+        ),
     )
     return figure
 

@@ -59,15 +59,17 @@ def draw(evidence: Evidence) -> Figure:
     _projections(right, benchmark["projection"])
     absent = [row for part in ("training_step", "projection") for row in benchmark[part] if "absent" in row]
     devices = [file for file in evidence.deployment if "absent" in file]
-    captions.measured(
+    style.footnote(
         figure,
-        evidence,
-        "Medians, 10th to 90th percentile. Grey: (a) speed-up over dense fp32, (b) time added to a dense step, "
-        "(c) speed-up over torch.ao.",
-        [
-            *(f"Absent: {file['device'].upper()}: {file['absent']}." for file in devices),
-            *(f"Absent: {sentence}" for sentence in _absences(absent)),
-        ],
+        captions.measured(
+            evidence,
+            "Medians, 10th to 90th percentile. Grey: (a) speed-up over dense fp32, (b) time added to a dense step, "
+            "(c) speed-up over torch.ao.",
+            [
+                *(f"Absent: {file['device'].upper()}: {file['absent']}." for file in devices),
+                *(f"Absent: {sentence}" for sentence in _absences(absent)),
+            ],
+        ),
     )
     return figure
 

@@ -46,7 +46,7 @@ def draw(evidence: Evidence) -> Figure:
     for axes in grid[:, 0]:
         axes.set_ylabel("Outputs × inputs")
     _scale_with_the_papers_range(figure, grid)
-    captions.measured(figure, evidence, "Medians.", [*_marks(timed), *_absences(evidence)])
+    style.footnote(figure, captions.measured(evidence, "Medians.", [*_marks(timed), *_absences(evidence)]))
     return figure
 
 

@@ -32,12 +32,14 @@ def draw(evidence: Evidence) -> Figure:
         axes.set_axis_off()
     several = len({run.seed for run in runs}) > 1
     floor = any(evidence.floors.get(task, 0.0) > 0 for task in tasks)
-    captions.caption(
+    style.footnote(
         figure,
-        evidence,
-        f"Share of the dense score{', 95 % intervals by paired bootstrap' if evidence.bootstrap else ''}"
-        f"{'; ticks: seeds' if several else ''}; open: the paper{'; dotted: a constant answer' if floor else ''}.",
-        more=[statistics.collapsed_phrase(runs), statistics.missing_phrase(evidence, labels.EVERYWHERE)],
+        captions.caption(
+            evidence,
+            f"Share of the dense score{', 95 % intervals by paired bootstrap' if evidence.bootstrap else ''}"
+            f"{'; ticks: seeds' if several else ''}; open: the paper{'; dotted: a constant answer' if floor else ''}.",
+            more=[statistics.collapsed_phrase(runs), statistics.missing_phrase(evidence, labels.EVERYWHERE)],
+        ),
     )
     return figure
 

@@ -60,7 +60,7 @@ def make(evidence: Evidence) -> Table:
             )
     notes = (
         captions.data_and_model(evidence),
-        f"Dev scores × 100. Trials: {statistics.seeds_phrase(trials)}; both rules choose among the same. Held-out rows: "
+        f"Dev scores × 100. Trials: {statistics.seeds_phrase(trials)}; both rules choose among these. Held-out rows: "
         "training rows that no run trains on. ±: standard deviation over seeds.",
     )
     return Table(title, pd.DataFrame(shown), table, notes)
