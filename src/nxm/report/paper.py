@@ -1,7 +1,7 @@
-"""The paper's own numbers (NxMTransformer, arXiv 2110.15766), typed in here and nowhere else.
+"""The paper's numbers (NxMTransformer, arXiv 2110.15766). No other module holds any.
 
 Runs have this project's names: dense is BERT-base, distil is DistilBERT, distil_nxm is DistilBERT-NxMTransformer.
-The paper's "4:2" (2 of each 4 remain) is written 2:4 here, as hardware vendors do.
+The paper's "4:2" (2 of 4 survive) is written 2:4, as hardware vendors do.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Table 1 and Table 2: dev set, percent points. MNLI matched and mismatched are columns of their own.
+# Table 1 and Table 2: dev set, percent points. MNLI matched and mismatched are two columns.
 COLUMNS = ("mnli_m", "mnli_mm", "sst2", "qnli", "cola", "stsb", "mrpc", "rte")
 _ROWS = {
     "dense": (84.5, 84.8, 92.5, 91.6, 56.7, 89.6, 91.7, 70.7),
@@ -36,10 +36,10 @@ NONZERO_MILLIONS = {"nxm": 66.6, "distil": 66.6, "distil_nxm": 45.3}
 
 @dataclass(frozen=True)
 class Grid:
-    """The values that the paper searched over; it reports the best of them on dev."""
+    """The values that the paper searched; it reports the best on dev."""
 
     learning_rate: tuple[float, ...]
-    rho: tuple[float, ...]  # empty: the method has none
+    rho: tuple[float, ...]  # empty: the method has no rho
     batch_size: tuple[int, ...]
     epochs: int
 
@@ -48,7 +48,7 @@ _LARGE_TASKS = ("mnli", "qnli", "sst2")
 
 
 def grid(method: str, task: str) -> Grid | None:
-    """Return the paper's grid for a run on a task: Table 3 for ADMM, section 4.1 for others; None: it gives none."""
+    """Return the paper's grid for a run and a task (ADMM: Table 3, others: section 4.1), or None if it gives none."""
     large = task in _LARGE_TASKS
     if method in ("nxm", "nxm_paper", "admm_unstructured", "distil_nxm"):
         if large:
@@ -75,13 +75,13 @@ MATMUL_SPEEDUP = (1.3, 1.6)
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Return the geometric mean, the paper's average. A value of 0 or less (Matthews correlation can be) makes it 0."""
+    """Return the paper's average of one or more values. A value of 0 or less, possible for Matthews, makes it 0."""
     values = list(values)
     return math.prod(max(value, 0.0) for value in values) ** (1 / len(values))
 
 
 def average(method: str, columns: Iterable[str]) -> float | None:
-    """Return the paper's average of a run recomputed over some columns; None where the paper does not have the run."""
+    """Return the paper's average of a run recomputed over some columns, or None if the paper has no such row."""
     if method not in SCORES:
         return None
     return geometric_mean(SCORES[method][column] for column in columns)

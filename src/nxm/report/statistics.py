@@ -230,9 +230,6 @@ def retention_interval(evidence: Evidence, run: str, whole: str, tasks: list[str
     return _interval(evidence, run, whole, tasks, lambda ours, theirs: 100 * ours / theirs, ratio=True)
 
 
-kept = retention_interval  # the former name
-
-
 def score_interval(evidence: Evidence, run: str, tasks: list[str]) -> tuple[float, float] | None:
     """Return the 95 % interval of a run's score; None without draws."""
     draws = _draws(evidence, run, tasks)
@@ -347,7 +344,9 @@ def study_phrase(evidence: Evidence, tasks: list[str] | None = None) -> str:
         return f"Study {evidence.study}: no results yet."
     sizes = size_phrase(results, tasks or tasks_of(results))
     main = next((result for result in results if result.name == "dense"), results[0])
-    model = f"{main.provenance.weights}, {main.model.layers} layers, {main.model.hidden_size} wide"
+    model = (
+        f"{labels.weights_label(main.provenance.weights)}, {main.model.layers} layers, {main.model.hidden_size} wide"
+    )
     return f"Study {evidence.study}: {sizes}; {model}; {seeds_phrase(results)}."
 
 
@@ -458,9 +457,6 @@ def value_text(value: float | str | bool) -> str:
     return value if isinstance(value, str) else plain(value)
 
 
-said = value_text  # the former name
-
-
 def plain(value: float) -> str:
     """Return a number as people write hyper-parameters: `9e-5`, `0.003`, `32`."""
     if value == 0 or not math.isfinite(value):
@@ -479,8 +475,8 @@ def cost_phrase(evidence: Evidence) -> str:
         return ""
     seconds = sum(result.wall_seconds for result in results) + sum(one.wall_seconds or 0.0 for one in failures)
     memory = max(result.peak_memory_mib for result in results) / 1024
-    count = len(results) + len(failures)
-    others = sum(not record.whole for record in (*results, *failures))
-    kinds = f" ({'all' if others == count else others} of them cells of sweeps or grids)" if others else ""
-    noun = "training run" if count == 1 else "training runs"
-    return f"{count} {noun}{kinds} took {seconds / 60:.1f} minutes in all and {memory:.1f} GiB of memory at most."
+    runs = len(results) + len(failures)
+    cells = sum(not run.whole for run in (*results, *failures))
+    kinds = f" ({'all' if cells == runs else cells} of them trials, variants or points of sweeps)" if cells else ""
+    noun = "training run" if runs == 1 else "training runs"
+    return f"{runs} {noun}{kinds} took {seconds / 60:.1f} minutes in all and {memory:.1f} GiB of memory at most."

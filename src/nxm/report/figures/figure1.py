@@ -1,15 +1,16 @@
-"""Figure 1: which layers are made sparse, and what the pattern means, on a patch of a real trained matrix."""
+"""Figure 1: the layers that are made sparse, and the pattern on a patch of a trained matrix."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
 import numpy as np
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from nxm.report import statistics, style
+from nxm.report import captions, statistics, style
 from nxm.report.evidence import Evidence
 from nxm.study.results import Result
 
@@ -17,7 +18,7 @@ SPARSE = "#0072B2"
 
 
 def draw(evidence: Evidence) -> Figure:
-    """Left the block, right the patch before and after (|w|); the patch comes from the study's first NxM run."""
+    """Return the block (left) and |w| of a patch before and after (right), from the study's first NxM run."""
     figure = Figure(figsize=(style.TWO_COLUMNS, 3.9), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.0, 1.9))
     run = next((r for r in statistics.whole_runs(evidence.results) if r.name == "nxm" and r.admm is not None), None)
@@ -26,7 +27,15 @@ def draw(evidence: Evidence) -> Figure:
         style.missing(right.subplots(), f"Study {evidence.study} has no result of NxM yet: no trained matrix to show.")
     else:
         _patches(right, run)
-    style.footnote(figure, [statistics.study_phrase(evidence)])
+    style.footnote(
+        figure,
+        captions.caption(
+            evidence,
+            "(a) Blue: matrices in the set. (b), (c) |w| before and after.",
+            [run.task] if run else None,
+            seeds=[run.seed] if run else None,
+        ),
+    )
     return figure
 
 
@@ -125,8 +134,8 @@ def _patches(area: Figure, run: Result) -> None:
         ("(b) A patch of weights, pretrained", f"(c) The same after NxM {pattern}: {meaning}"),
         strict=True,
     ):
-        columns = values.shape[1]
-        image = place.pcolormesh(values, cmap="Blues", vmin=0, vmax=top, edgecolors="white", linewidth=0.8)
+        edges = range(0, values.shape[1] + 1, group)
+        sns.heatmap(values, cmap="Blues", vmin=0, vmax=top, linewidths=0.8, cbar=False, yticklabels=False, ax=place)
         zero_rows, zero_columns = np.nonzero(values == 0)
         place.plot(
             zero_columns + 0.5,
@@ -137,21 +146,18 @@ def _patches(area: Figure, run: Result) -> None:
             markersize=3.2,
             markeredgewidth=0.7,
         )
-        for edge in range(0, columns + 1, group):
+        for edge in edges:
             place.axvline(edge, color=style.INK, linewidth=1.0, clip_on=False)
-        place.set(xticks=np.arange(0, columns + 1, group), yticks=[], title=title)
-        place.set_xticks(np.arange(0, columns + 1, group))
-        place.invert_yaxis()
-        place.grid(False)
-        place.set_ylabel("outputs")
-        for spine in place.spines.values():
-            spine.set_visible(False)
+        place.set_xticks(edges, edges, rotation=0)
+        place.set(title=title, ylabel="Outputs")
         place.tick_params(length=0)
     axes[0].tick_params(labelbottom=False)
-    axes[1].set_xlabel(f"inputs, in groups of {group}   (× pruned)\n{_short(example.matrix)}")
-    area.colorbar(image, ax=list(axes), label="|w|", shrink=0.7, aspect=25, pad=0.02).outline.set_visible(False)
+    axes[1].set_xlabel(f"Inputs, in groups of {group}   (× pruned)\n{_short(example.matrix)}")
+    area.colorbar(
+        axes[0].collections[0], ax=list(axes), label="|w|", shrink=0.7, aspect=25, pad=0.02
+    ).outline.set_visible(False)
 
 
 def _short(name: str) -> str:
-    """A parameter's name without what all of them have: `layer.0.intermediate.dense.weight`."""
+    """Return a parameter's name without the prefix common to all: `layer.0.intermediate.dense.weight`."""
     return name[name.find("layer.") :] if "layer." in name else name

@@ -1,4 +1,4 @@
-"""Figure 3: the mask's mean similarity over ADMM iterations against the final metric, as rho varies."""
+"""Figure 3: the final metric over the mask's mean similarity between ADMM iterations, as rho varies."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
 
-from nxm.report import labels, paper, statistics, style
+from nxm.report import captions, labels, paper, statistics, style
 from nxm.report.evidence import Evidence
 from nxm.study.results import Result, mean_similarity
 
@@ -19,12 +22,12 @@ LABELS = {"nxm": "NxM (decoupled step)", "nxm_paper": "NxM, paper's recipe"}
 
 @dataclass(frozen=True)
 class Point:
-    """One rho of one method on one task: means over seeds, and the metric's range."""
+    """A value of rho of one recipe on one task: means over seeds, and the metric's range."""
 
     method: str
     rho: float
     seeds: tuple[int, ...]
-    whole: bool  # the study's NxM run itself, not a cell
+    whole: bool  # the study's NxM run itself, not a point of the sweep
     similarity: float
     metric: float
     low: float
@@ -32,7 +35,7 @@ class Point:
 
 
 def draw(evidence: Evidence) -> Figure:
-    """One panel a task with several rhos, or, where no task has, each with points; each point is named by its rho."""
+    """Return a panel per task with several values of rho, or, if none has, per task with points."""
     points = {task: _points(evidence, task) for task in statistics.tasks_of(evidence.results)}
     points = {task: found for task, found in points.items() if found}
     swept = {task: found for task, found in points.items() if len({point.rho for point in found}) > 1}
@@ -42,7 +45,7 @@ def draw(evidence: Evidence) -> Figure:
         style.missing(
             axes, f"Study {evidence.study} has no run of NxM with ADMM iterations yet, and no sweep over rho."
         )
-        style.footnote(figure, [statistics.study_phrase(evidence)])
+        style.footnote(figure, captions.caption(evidence, ""))
         return figure
     columns = min(len(points), 2)
     rows = math.ceil(len(points) / columns)
@@ -51,10 +54,24 @@ def draw(evidence: Evidence) -> Figure:
         _panel(axes, task, found, evidence.results)
     for axes in list(panels.flat)[len(points) :]:
         axes.set_axis_off()
-    handles, labels = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=3, columnspacing=1.2, handletextpad=0.4)
-    style.footnote(figure, [statistics.study_phrase(evidence, list(points)), *_said(points, evidence)])
-    figure.draw_without_rendering()  # lays the panels out: where points stand on paper is known from here on
+    entries = dict(
+        reversed(entry) for axes in panels.flat for entry in zip(*axes.get_legend_handles_labels(), strict=True)
+    )
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside upper left", ncols=3, columnspacing=1.2, handletextpad=0.4
+    )
+    drawn = [point for found in points.values() for point in found]
+    style.footnote(
+        figure,
+        captions.caption(
+            evidence,
+            "Mask similarity from one ADMM iteration to the next; numbers: ρ (recipes do not compare in it).",
+            list(points),
+            _not_swept(drawn),
+            {seed for point in drawn for seed in point.seeds},
+        ),
+    )
+    figure.draw_without_rendering()  # lays out the panels, so that positions on paper are known
     for axes, found in zip(panels.flat, points.values(), strict=False):
         _name_points(axes, found)
     return figure
@@ -68,17 +85,17 @@ def _points(evidence: Evidence, task: str) -> list[Point]:
         for run in results
         if run.task == task and statistics.shown_as(run) in LABELS and mean_similarity(run) is not None
     ]
-    # A point of the sweep, or a trial of a search over rho and more that differs in rho alone from what is in force.
-    cells = [
+    # A point of the sweep, or a trial of a search over rho and more that differs from the values in force in rho alone.
+    swept = [
         run
         for run in own
         if run.full_name in evidence.sweep or (run.trial and _searched_rho(own, run) and _but_rho(run) in in_force)
     ]
-    seeds = {run.seed for run in cells}  # points on one curve are of the same seeds, where they can be
+    seeds = {run.seed for run in swept}  # all points of a curve are of the same seeds, where possible
     whole = statistics.whole_runs(own)
     whole = [run for run in whole if run.seed in seeds] or whole
     groups: dict[tuple[str, float, bool], list[Result]] = {}
-    for run in (*cells, *whole):
+    for run in (*swept, *whole):
         groups.setdefault((statistics.shown_as(run), float(run.hyperparameters["rho"]), run.whole), []).append(run)
     points = []
     for (method, rho, whole), runs in sorted(groups.items()):
@@ -91,7 +108,7 @@ def _points(evidence: Evidence, task: str) -> list[Point]:
 
 
 def _searched_rho(runs: list[Result], trial: Result) -> bool:
-    """Tell whether the search that a trial is of tries several values of rho."""
+    """Return whether the search of a trial tries several values of rho."""
     same = [run for run in runs if run.trial and run.name == trial.name and run.seed == trial.seed]
     return len({run.hyperparameters["rho"] for run in same}) > 1
 
@@ -111,14 +128,13 @@ def _panel(axes: Axes, task: str, points: list[Point], results: list[Result]) ->
     style.similarity_scale(axes, "x", [point.similarity for point in points] + [paper.BEST_SIMILARITY])
     axes.axvline(paper.BEST_SIMILARITY, color=style.GREY, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
     axes.annotate(
-        "paper's best",
-        (paper.BEST_SIMILARITY, 0),
+        f"paper's best: ≈ {100 * paper.BEST_SIMILARITY:.0f} %",
+        (paper.BEST_SIMILARITY, 1),
         xycoords=("data", "axes fraction"),
-        xytext=(-3, 3),
+        xytext=(0, 3),
         textcoords="offset points",
-        ha="right",
+        ha="center",
         va="bottom",
-        rotation=90,
         fontsize=8,
         color=style.GREY,
     )
@@ -141,7 +157,7 @@ def _panel(axes: Axes, task: str, points: list[Point], results: list[Result]) ->
             markerfacecolor="none",
             markeredgecolor=look.color,
             markeredgewidth=1.2,
-            label="the study's own rho" if whole else None,
+            label="the study's own ρ" if whole else None,
         )
     seeds = {seed for point in points for seed in point.seeds}
     lines = {
@@ -157,70 +173,52 @@ def _panel(axes: Axes, task: str, points: list[Point], results: list[Result]) ->
 
 
 def _name_points(axes: Axes, points: list[Point]) -> None:
-    """Write each rho beside its point, at the side where it covers least: of points, curves, lines and other names."""
-    to_points = 72 / axes.get_figure(root=True).dpi
-
-    def place(point: Point) -> np.ndarray:
-        return axes.transData.transform((style.drawable_similarity(point.similarity), point.metric)) * to_points
-
-    bounds = axes.get_window_extent()
-    obstacles = []
-    for method in LABELS:
-        curve = [
-            place(point) for point in sorted((p for p in points if p.method == method), key=lambda p: p.similarity)
-        ]
-        obstacles += curve
-        for start, end in pairwise(curve):
-            steps = max(int(np.hypot(*(end - start)) // 3), 1)
-            obstacles += [start + (end - start) * k / steps for k in range(1, steps)]
-    for line in axes.get_lines():
-        if len(line.get_xdata()) == 2 and line.get_transform() != axes.transData:  # references span the whole axes
-            (x0, y0), (x1, y1) = line.get_transform().transform(line.get_xydata()) * to_points
-            obstacles += [np.array((x0 + (x1 - x0) * k / 100, y0 + (y1 - y0) * k / 100)) for k in range(101)]
-    places = [place(point) for point in points]
-    taken: list[tuple[float, float, float, float]] = []
-    for point in dict.fromkeys(points):
-        if any(p.whole and (p.method, p.rho) == (point.method, point.rho) for p in points) and not point.whole:
-            continue  # the study's own rho, met again as a cell of the sweep: one name is enough
-        text = statistics.plain(point.rho)
-        width, height, gap = 5.2 * len(text) + 1, 9.0, 5.5
-        x, y = place(point)
-        best = None
-        for dx, dy in ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1)):
-            cx, cy = x + dx * (gap + width / 2) * (0.8 if dy else 1), y + dy * (gap + height / 2) * (0.8 if dx else 1)
-            box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
-            cost = sum(box[0] < ox < box[2] and box[1] < oy < box[3] for ox, oy in obstacles)
-            cost += sum(50 for b in taken if box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3])
-            outside = box[0] < bounds.x0 * to_points or box[2] > bounds.x1 * to_points + 15
-            own = np.hypot(cx - x, cy - y)
-            cost += sum(40 for o in places if np.hypot(cx - o[0], cy - o[1]) < 1.2 * own and (o[0], o[1]) != (x, y))
-            cost += 50 * (outside or box[1] < bounds.y0 * to_points or box[3] > bounds.y1 * to_points)
-            if best is None or cost < best[0]:
-                best = (cost, cx - x, cy - y, box)
-        taken.append(best[3])
-        axes.annotate(
-            text,
-            (style.drawable_similarity(point.similarity), point.metric),
-            xytext=best[1:3],
-            textcoords="offset points",
-            ha="center",
-            va="center",
+    """Write each rho next to its point, clear of the other points, curves, lines and labels."""
+    own = {(point.method, point.rho) for point in points if point.whole}
+    named = [
+        point for point in points if point.whole or (point.method, point.rho) not in own
+    ]  # the study's own rho once
+    texts = [
+        axes.text(
+            style.drawable_similarity(point.similarity),
+            point.metric,
+            labels.plain(point.rho),
             fontsize=8,
             color=labels.look(point.method).color,
+            ha="center",
+            va="center",
         )
-
-
-def _said(points: dict[str, list[Point]], evidence: Evidence) -> list[str]:
-    found = [point for task in points.values() for point in task]
-    seeds = {seed for point in found for seed in point.seeds}
-    fewer = seeds < {run.seed for run in statistics.whole_runs(evidence.results)}
-    lacking = [label for method, label in LABELS.items() if not any(p.method == method and not p.whole for p in found)]
-    return [
-        "Similarity: from one ADMM iteration to the next. Numbers at the points: rho (for the decoupled step the pull "
-        "toward Z − U over one ADMM iteration, for the paper's recipe the weight of the penalty).",
-        f"Points and lines are of {'seeds' if len(seeds) > 1 else 'seed'} {statistics.listed(sorted(seeds))} alone."
-        if fewer
-        else "",
-        f"No sweep over rho in this study for: {'; '.join(lacking)}." if lacking else "",
-        f"The paper finds its best score near {100 * paper.BEST_SIMILARITY:.0f} % (CoLA, QNLI, BERT-base).",
+        for point in named
     ]
+    radius = 5 * axes.get_figure(root=True).dpi / 72  # pixels in 5 points
+    places = axes.transData.transform([text.get_position() for text in texts])
+    to_data = axes.transData.inverted().transform
+    marks = [Bbox([to_data(place - radius), to_data(place + radius)]) for place in places]
+    x, y = _along([line for line in axes.get_lines() if len(line.get_xdata()) > 1], axes)
+    adjust_text(
+        texts,
+        x=x,
+        y=y,
+        objects=marks,
+        ax=axes,
+        iter_lim=300,  # not a time limit: equal input gives equal bytes
+        expand=(1.05, 1.1),
+        min_arrow_len=12,
+        arrowprops={"arrowstyle": "-", "color": style.GREY, "linewidth": 0.5},
+    )
+
+
+def _along(lines: list[Line2D], axes: Axes) -> tuple[np.ndarray, np.ndarray]:
+    """Return points every few pixels along lines, in data coordinates, for labels to avoid."""
+    found = []
+    for line in lines:
+        corners = line.get_transform().transform(line.get_xydata())
+        for start, end in pairwise(corners):
+            steps = max(int(np.hypot(*(end - start)) // 8), 1)
+            found += [start + (end - start) * k / steps for k in range(steps + 1)]
+    return tuple(axes.transData.inverted().transform(found).T)
+
+
+def _not_swept(points: list[Point]) -> list[str]:
+    lacking = [label for name, label in LABELS.items() if not any(p.method == name and not p.whole for p in points)]
+    return [f"No sweep over ρ in this study for: {'; '.join(lacking)}."] if lacking else []

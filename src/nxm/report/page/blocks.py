@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from nxm import report
 from nxm.report import labels, paper, statistics
 from nxm.report.evidence import Evidence
-from nxm.report.figures.deployment import Row, described, is_plain
+from nxm.report.forms import Row, described, is_plain
 from nxm.report.page.numbers import number
 from nxm.study.results import Result
 

@@ -1,10 +1,10 @@
-"""Table 2: parameters, counted in the saved models, beside the scores of NxM and of the distilled students."""
+"""Table 2: parameters, counted in the saved models, and scores of NxM and the distilled students."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from nxm.report import labels, paper, statistics
+from nxm.report import captions, labels, paper, statistics
 from nxm.report.evidence import Evidence
 from nxm.report.table import Table
 from nxm.study.results import Result
@@ -14,7 +14,7 @@ FIELDS = ("layers", "hidden_size", "parameters", "target_parameters", "nonzero_p
 
 
 def make(evidence: Evidence) -> Table:
-    """One row a method, the paper's below it; counts are of all parameters, embeddings and classifier included."""
+    """Return a row per run, followed by the paper's; counts include embeddings and classifier."""
     runs = statistics.whole_runs(evidence.results)
     columns = statistics.columns_of(runs)
     several = len(columns) > 1
@@ -25,13 +25,13 @@ def make(evidence: Evidence) -> Table:
             continue
         shown.append(
             {
-                "Method": labels.run_label(method),
+                "Run": labels.run_label(method),
                 "": "ours",
                 "Blocks × width": _span(f"{run.model.layers} × {run.model.hidden_size}" for run in own),
                 "Parameters": _span(statistics.millions(run.sparsity.parameters) for run in own),
-                "in sparse layers": _span(statistics.millions(run.sparsity.target_parameters) for run in own),
+                "Target parameters": _span(statistics.millions(run.sparsity.target_parameters) for run in own),
                 "Non-zero": _span(statistics.millions(run.sparsity.nonzero_parameters) for run in own),
-                "Density there": _span(statistics.percent(100 * run.sparsity.density) for run in own),
+                "Target density": _span(statistics.percent(100 * run.sparsity.density) for run in own),
             }
             | {
                 statistics.COLUMNS.get(c, c): str(statistics.column_score(runs, method, c) or statistics.ABSENT)
@@ -46,20 +46,17 @@ def make(evidence: Evidence) -> Table:
         if (theirs := paper.SCORES.get(method)) is not None:
             nonzero = paper.NONZERO_MILLIONS.get(method)
             shown.append(
-                {"Method": "", "": "paper"}
-                | dict.fromkeys(("Blocks × width", "Parameters", "in sparse layers", "Density there"), "")
+                {"Run": "", "": "paper"}
+                | dict.fromkeys(("Blocks × width", "Parameters", "Target parameters", "Target density"), "")
                 | {"Non-zero": statistics.ABSENT if nonzero is None else f"{nonzero} M"}
                 | {statistics.COLUMNS.get(c, c): f"{theirs[c]:.1f}" for c in columns}
                 | ({"Geo. mean": f"{paper.average(method, columns):.1f}"} if several else {})
             )
-        numbers += [{"method": method, "task": run.task, "seed": run.seed} | _counts(run) for run in own]
-    notes = statistics.notes(evidence, METHODS)
+        numbers += [{"run": method, "task": run.task, "seed": run.seed} | _counts(run) for run in own]
+    notes = captions.notes(evidence, METHODS)
     if shown:
-        notes.append(
-            "Counted in the saved models; the task heads differ in size by task. Paper: BERT-base, DistilBERT; it "
-            "does not print BERT-base's size."
-        )
-    fields = ["method", "task", "seed", *FIELDS]
+        notes.append("The heads' sizes differ by task. Paper: BERT-base, whose size it does not print, and DistilBERT.")
+    fields = ["run", "task", "seed", *FIELDS]
     title = "Table 2. Parameters and scores with distillation"
     return Table(title, pd.DataFrame(shown), pd.DataFrame(numbers, columns=fields), tuple(notes))
 
@@ -70,5 +67,5 @@ def _counts(run: Result) -> dict[str, float]:
 
 
 def _span(texts: object) -> str:
-    """The one value, or those that there are."""
+    """Return the distinct values, comma-separated."""
     return ", ".join(sorted(set(texts)))

@@ -1,4 +1,4 @@
-"""Table 3: the hyper-parameters in force, beside the grid that the paper searched."""
+"""Table 3: the hyper-parameters in force, and the grid that the paper searched."""
 
 from __future__ import annotations
 
@@ -7,40 +7,20 @@ from typing import Any
 
 import pandas as pd
 
-from nxm.report import labels, paper, statistics
+from nxm.report import captions, labels, paper, statistics
 from nxm.report.evidence import Evidence
 from nxm.report.table import Table
 from nxm.study.results import Result
 
-SHOWN = {
-    "epochs": "Epochs",
-    "learning_rate": "Learning rate",
-    "batch_size": "Batch",
-    "recipe": "Recipe",
-    "rho": "ρ",
-    "interval": "Interval",
-    "schedule": "Schedule",
-    "dual_step": "Dual step",
-    "freeze_at": "Frozen from",
-    "start": "Start",
-    "importance": "Importance",
-    "relaxation": "Relaxation",
-    "prune_until": "Pruned until",
-    "decay": "Decay",
-    "permute": "Permuted",
-    "dropout": "Dropout",
-    "noise": "Noise",
-}
-# left out where no run has them
-RARE = ("start", "importance", "relaxation", "prune_until", "decay", "permute", "dropout", "noise")
-_EXTRAS = (
-    " Start, importance, relaxation, pruned until, decay, permuted, dropout (none said: the model's own) and noise "
-    "(the share of tokens replaced in half of a batch): of NxM+ and its rivals."
+SHOWN = (
+    *("epochs", "learning_rate", "batch_size", "recipe", "rho", "interval", "schedule", "dual_step", "freeze_at"),
+    *("start", "importance", "relaxation", "prune_until", "decay", "permute", "dropout", "noise"),
 )
+RARE = SHOWN[9:]  # left out where no run has them
 
 
 def make(evidence: Evidence) -> Table:
-    """One row a task and method; a method that lives in cells alone (the paper's recipe) shows all its cells."""
+    """Return a row per task and run; of one that is only in a sweep (the paper's recipe), all values."""
     shown, numbers = [], []
     for task in statistics.tasks_of(evidence.results):
         for method in statistics.methods_of(evidence.results):
@@ -50,10 +30,10 @@ def make(evidence: Evidence) -> Table:
                 continue
             grid = paper.grid(method, task)
             shown.append(
-                {"Task": statistics.TASKS.get(task, task), "Method": labels.run_label(method)}
-                | {label: _values(runs, key) for key, label in SHOWN.items()}
+                {"Task": statistics.TASKS.get(task, task), "Run": labels.run_label(method)}
+                | {labels.hyperparameter(key): _values(runs, key) for key in SHOWN}
                 | {"Distillation": _distillation(runs)}
-                | {"Cells tried": str(len(_cells(evidence, task, method)))}
+                | {"Trials": str(len(_trials(evidence, task, method)))}
                 | {
                     "Paper's learning rates": _list(grid.learning_rate) if grid else statistics.ABSENT,
                     "Paper's ρ": _list(grid.rho) if grid else statistics.ABSENT,
@@ -61,50 +41,48 @@ def make(evidence: Evidence) -> Table:
                 }
             )
             numbers += [_row(run) for run in runs]
-    notes = statistics.notes(evidence, ())
-    plus = any(run.hyperparameters.get("start") for run in evidence.results)
+    notes = [captions.data_and_model(evidence), *captions.search(evidence)]
     if shown:
-        notes.append(
-            "ρ of the recipe proximal is the pull toward Z − U over one ADMM iteration, that of the recipe paper the "
-            "weight of the penalty in the loss: they do not compare. Interval: optimizer steps between projections. "
-            "Dual step: of W − Z, what U takes up in an iteration: all (full, the paper's) or the share that W covers. "
-            "Frozen from: share of the run after which the mask stays (1: never)." + (_EXTRAS if plus else "")
-        )
+        notes.append("ρ: pull toward Z − U over one ADMM iteration; with the paper's recipe, the penalty's weight.")
+        notes.append("Dual step: U takes up all of W − Z (full, the paper's) or the share that W covers (matched).")
+        notes.append("Frozen from: share of the run after which the mask stays (1: never).")
+        if any(run.hyperparameters.get("noise") for run in evidence.results):
+            notes.append("Token noise: share of tokens replaced in half of a batch.")
     header = pd.DataFrame(shown)
-    if "Cells tried" in header and (header["Cells tried"] == "0").all():
-        header = header.drop(columns="Cells tried")
-    table = pd.DataFrame(numbers, columns=["task", "method", "seed", "cell", *SHOWN])
+    if "Trials" in header and (header["Trials"] == "0").all():
+        header = header.drop(columns="Trials")
+    table = pd.DataFrame(numbers, columns=["task", "run", "seed", "variant", *SHOWN])
     unused = [key for key in RARE if table[key].isna().all()]
-    header = header.drop(columns=[SHOWN[key] for key in unused], errors="ignore")
+    header = header.drop(columns=[labels.hyperparameter(key) for key in unused], errors="ignore")
     return Table("Table 3. Hyper-parameters in force", header, table.drop(columns=unused), tuple(notes))
 
 
-def _cells(evidence: Evidence, task: str, method: str) -> set[str | None]:
-    """Names of the grid's cells, those that failed among them."""
+def _trials(evidence: Evidence, task: str, method: str) -> set[str | None]:
+    """Return the names of the search's trials, failed ones included."""
     records = [*statistics.trials_of(evidence.results), *statistics.trials_of(evidence.failures)]
     return {record.trial for record in records if (record.task, record.name) == (task, method)}
 
 
 def _row(run: Result) -> dict[str, Any]:
-    return {"task": run.task, "method": statistics.shown_as(run), "seed": run.seed, "cell": run.variant} | {
+    return {"task": run.task, "run": statistics.shown_as(run), "seed": run.seed, "variant": run.variant} | {
         key: run.hyperparameters.get(key) for key in SHOWN
     }
 
 
 def _values(runs: list[Result], key: str) -> str:
     values = {run.hyperparameters.get(key) for run in runs} - {None}
-    return _list(sorted(values, key=str) if any(isinstance(v, str) for v in values) else sorted(values))
+    ordered = sorted(values, key=str) if any(isinstance(value, str) for value in values) else sorted(values)
+    return ", ".join(labels.value_label(key, value) for value in ordered) or statistics.ABSENT
 
 
-def _list(values: Iterable[Any]) -> str:
-    texts = [statistics.said(value) for value in values]
-    return ", ".join(texts) or statistics.ABSENT
+def _list(values: Iterable[float]) -> str:
+    return ", ".join(map(labels.plain, values)) or statistics.ABSENT
 
 
 def _distillation(runs: list[Result]) -> str:
-    """The weights of the loss's terms, those that are not zero."""
+    """Return the weights of the loss's terms that are not zero, and the temperature."""
     for run in runs:
         terms = run.hyperparameters.get("distillation")
         if isinstance(terms, dict):
-            return ", ".join(f"{name} {statistics.plain(value)}" for name, value in terms.items() if value)
+            return labels.value_label("distillation", {name: value for name, value in terms.items() if value})
     return statistics.ABSENT

@@ -1,4 +1,4 @@
-"""The ablation: what NxM+ and its rivals gain or lose when one ingredient is changed, with intervals over seeds."""
+"""The ablation: the effect of changing one ingredient of NxM+ and its rivals, with intervals."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from typing import Any
 
 import pandas as pd
 
-from nxm.report import labels, statistics
+from nxm.report import captions, labels, statistics
 from nxm.report.evidence import Evidence
 from nxm.report.table import Table
 from nxm.study.bootstrap import DRAWS
 
 FIELDS = [
     "task",
-    "name",
+    "run",
+    "variant",
     "rival",
     "mean",
     "spread",
@@ -27,13 +28,15 @@ FIELDS = [
 
 
 def make(evidence: Evidence) -> Table:
-    """One row a task and variant, beside the method that it varies or what it names; rivals beside NxM+. A last group
-    for all tasks."""
+    """Return a row per task and variant, compared with its run or the one it names; rivals are compared with NxM+.
+
+    With several tasks, a last group has their geometric mean.
+    """
     title = "Ablation: one ingredient changed"
     runs = [run for run in evidence.results if run.trial is None and run.full_name in _compared(evidence)]
     if not runs:
         reason = f"Study {evidence.study} has no ablation."
-        return Table(title, pd.DataFrame(), pd.DataFrame(columns=FIELDS), (statistics.study_phrase(evidence), reason))
+        return Table(title, pd.DataFrame(), pd.DataFrame(columns=FIELDS), (captions.data_and_model(evidence), reason))
     tasks = statistics.tasks_of(runs)
     shown, numbers = [], []
     for group in [[task] for task in tasks] + ([tasks] if len(tasks) > 1 else []):
@@ -42,19 +45,18 @@ def make(evidence: Evidence) -> Table:
             if row is not None:
                 numbers.append(row)
                 shown.append(_shown(evidence, row, group))
-    notes = statistics.notes(evidence, ())
-    notes += [
-        "Each variant is its method with the values named changed, at the learning rate chosen for the method; rivals "
-        "have their own. Where it differs from its method in more than one ingredient, it is compared with a variant.",
+    notes = [
+        *captions.notes(evidence),
+        f"Intervals: paired bootstrap over dev examples and seeds, {DRAWS:,} draws.",
+        "A variant has its run's learning rate; rivals have their own.",
+        "Time and memory: multiples of the dense model's, whose training is not included where it is start or teacher.",
         *_gaps(evidence, tasks),
-        f"Points: mean over seeds; intervals by paired bootstrap over dev examples and seeds, {DRAWS:,} draws.",
-        "Time and memory: of this training, beside the dense model's, which come on top where it is start or teacher.",
     ]
     return Table(title, pd.DataFrame(shown), pd.DataFrame(numbers, columns=FIELDS), tuple(notes))
 
 
 def _compared(evidence: Evidence) -> dict[str, str | None]:
-    """What stands in the table -> what it is compared with: NxM+, its variants, then each rival with its own."""
+    """Return the rows' names, each with the name it is compared with: NxM+, its variants, each rival with its own."""
     own: dict[str, str | None] = {}
     for method in labels.PLUS:
         own[method] = None if method == "nxm_plus" else "nxm_plus"
@@ -63,7 +65,7 @@ def _compared(evidence: Evidence) -> dict[str, str | None]:
 
 
 def _gaps(evidence: Evidence, tasks: list[str]) -> list[str]:
-    """A sentence on each variant and task where a run failed, with the reason, and one on all that has not run."""
+    """Return a sentence per variant and task with failed runs, with the reason, and one on all that have not run."""
     seeds = {run.seed for run in statistics.whole_runs(evidence.results)}
     sentences, waiting = [], []
     for name in evidence.variants:
@@ -80,38 +82,30 @@ def _gaps(evidence: Evidence, tasks: list[str]) -> list[str]:
 
 
 def _changed(evidence: Evidence, name: str) -> str:
-    """What a variant's values are where its method's are others: `dual step full`; empty for a method itself."""
+    """Return a variant's values that differ from its run's, `dual step: full`; empty for a run."""
     ours, base = (statistics.runs_of(evidence.results, which)[:1] for which in (name, name.partition("/")[0]))
     if not ours or not base:
         return ""
     values, before = ours[0].hyperparameters, base[0].hyperparameters
     return "; ".join(
-        f"{_NAMES.get(key, key.replace('_', ' '))} {_NULL.get(key, 'none') if value is None else _value(key, value)}"
+        f"{labels.hyperparameter(key).lower()}: {labels.value_label(key, value)}"
         for key, value in values.items()
         if value != before.get(key)
     )
 
 
-_NAMES = {"set": "pattern"}
-_NULL = {"dropout": "the model's own"}  # what null means where it does not mean none
-
-
-def _value(key: str, value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key.replace('_', ' ')} {_value(key, own)}" for key, own in value.items())
-    return statistics.said(value)
-
-
 def _row(evidence: Evidence, name: str, rival: str | None, tasks: list[str]) -> dict[str, Any] | None:
+    run, _, variant = name.partition("/")
     score = statistics.method_score(evidence.results, name, tasks)
     if score is None:
         return None
     points = statistics.difference(evidence, name, rival, tasks) if rival else None
-    kept = statistics.kept(evidence, name, "dense", tasks)
+    kept = statistics.retention_interval(evidence, name, "dense", tasks)
     heldout = statistics.heldout_score(evidence.results, name, tasks[0]) if len(tasks) == 1 else None
     return {
         "task": tasks[0] if len(tasks) == 1 else "geometric_mean",
-        "name": name,
+        "run": run,
+        "variant": variant or None,
         "rival": rival,
         "mean": score.mean,
         "spread": score.spread,
@@ -131,26 +125,26 @@ def _mean(evidence: Evidence, name: str, tasks: list[str], field: str) -> float 
 
 
 def _shown(evidence: Evidence, row: dict[str, Any], tasks: list[str]) -> dict[str, str]:
-    name, rival = row["name"], row["rival"]
+    run, variant, rival = row["run"], row["variant"] or "", row["rival"]
     own = None if row["difference"] is None else statistics.Interval(row["difference"], row["low"], row["high"])
-    method, _, variant = name.partition("/")
+    name = f"{run}/{variant}" if variant else run
     spread = "" if row["spread"] is None else f" ± {row['spread']:.1f}"
     return {
         "Task": statistics.TASKS.get(row["task"], "Geo. mean"),
-        "Method": labels.run_label(method),
-        "Variant": variant.replace("-", " "),
+        "Run": labels.run_label(run),
+        "Variant": labels.variant_label(variant) if variant else "",
         "Changed": _changed(evidence, name),
         "Score": f"{row['mean']:.1f}{spread}",
-        "Kept of dense": statistics.percent(row["kept"]),
+        "% of dense": statistics.ABSENT if row["kept"] is None else f"{row['kept']:.1f}",
         "Points [95 %]": own.text() if own else statistics.ABSENT,
-        "Against": labels.run_label(rival) if rival else statistics.ABSENT,
+        "Compared with": labels.run_label(rival) if rival else statistics.ABSENT,
         "Excludes 0": {True: "yes", False: "no", None: statistics.ABSENT}[own.certain if own else None],
         "Held out": statistics.ABSENT if row["heldout"] is None else f"{row['heldout']:.1f}",
-        "Time": _beside_dense(evidence, row["seconds"], tasks, "train_seconds"),
-        "Memory": _beside_dense(evidence, row["memory"], tasks, "peak_memory_mib"),
+        "Time": _times_dense(evidence, row["seconds"], tasks, "train_seconds"),
+        "Memory": _times_dense(evidence, row["memory"], tasks, "peak_memory_mib"),
     }
 
 
-def _beside_dense(evidence: Evidence, value: float, tasks: list[str], field: str) -> str:
+def _times_dense(evidence: Evidence, value: float, tasks: list[str], field: str) -> str:
     dense = _mean(evidence, "dense", tasks, field)
-    return f"{value / dense:.2f}x" if dense else statistics.ABSENT
+    return f"{value / dense:.2f}×" if dense else statistics.ABSENT

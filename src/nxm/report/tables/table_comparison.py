@@ -1,15 +1,15 @@
-"""What is above what, and how sure that is: paired bootstrap intervals by task and for the geometric mean."""
+"""Differences between runs with paired bootstrap intervals, by task and for the geometric mean."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from nxm.report import labels, paper, statistics
+from nxm.report import captions, labels, paper, statistics
 from nxm.report.evidence import Evidence
 from nxm.report.table import Table
 from nxm.study.bootstrap import DRAWS
 
-PAIRS = (  # a method, and what it is compared with
+PAIRS = (  # a run, and the one it is compared with
     ("nxm", "asp"),
     ("nxm", "admm_unstructured"),
     ("nxm", "dense"),
@@ -30,11 +30,11 @@ PAIRS = (  # a method, and what it is compared with
     ("sr_ste_plus", "dense"),
     ("distil_nxm_plus", "distil"),
 )
-FIELDS = ["task", "method", "rival", "difference", "low", "high", "kept", "kept_low", "kept_high", "heldout", "paper"]
+FIELDS = ["task", "run", "rival", "difference", "low", "high", "kept", "kept_low", "kept_high", "heldout", "paper"]
 
 
 def make(evidence: Evidence) -> Table:
-    """One row a pair and task, and for the geometric mean over all tasks when there are several."""
+    """Return a row per pair and task, and one for the geometric mean over several tasks."""
     tasks = statistics.tasks_of(statistics.whole_runs(evidence.results))
     groups = [[task] for task in tasks] + ([tasks] if len(tasks) > 1 else [])
     shown, numbers = [], []
@@ -42,7 +42,7 @@ def make(evidence: Evidence) -> Table:
         where = statistics.TASKS.get(group[0], group[0]) if len(group) == 1 else "Geo. mean"
         for method, rival in PAIRS:
             points = statistics.difference(evidence, method, rival, group)
-            share = statistics.kept(evidence, method, rival, group)
+            share = statistics.retention_interval(evidence, method, rival, group)
             if points is None:
                 continue
             heldout = statistics.heldout_difference(evidence, method, rival, group)
@@ -50,11 +50,11 @@ def make(evidence: Evidence) -> Table:
             shown.append(
                 {
                     "Task": where,
-                    "Method": labels.run_label(method),
-                    "Against": labels.run_label(rival),
+                    "Run": labels.run_label(method),
+                    "Compared with": labels.run_label(rival),
                     "Points [95 %]": points.text(),
                     "Excludes 0": {True: "yes", False: "no", None: statistics.ABSENT}[points.certain],
-                    "Kept in % [95 %]": share.text(".1f") if share else statistics.ABSENT,
+                    "% of it [95 %]": share.text(".1f") if share else statistics.ABSENT,
                     "Held out, points": statistics.ABSENT if heldout is None else f"{heldout:+.1f}",
                     "Paper, points": statistics.ABSENT if theirs is None else f"{theirs:+.1f}",
                 }
@@ -62,19 +62,18 @@ def make(evidence: Evidence) -> Table:
             of_share = (share.value, share.low, share.high) if share else (None, None, None)
             key = group[0] if len(group) == 1 else "geometric_mean"
             numbers.append([key, method, rival, points.value, points.low, points.high, *of_share, heldout, theirs])
-    notes = statistics.notes(evidence, ())
+    notes = [captions.data_and_model(evidence)]
     if shown:
         several = len({run.seed for run in statistics.whole_runs(evidence.results)}) > 1
-        seeds = (
-            " (few seeds show too little of their spread)."
-            if several
-            else "; of one seed, so they say nothing of other seeds."
-        )
-        notes.append(f"Intervals: paired bootstrap over dev examples and seeds, {DRAWS:,} draws{seeds}")
+        seeds = "few seeds understate their spread" if several else "one seed: they say nothing of other seeds"
+        notes.append(f"Intervals: paired bootstrap over dev examples and seeds, {DRAWS:,} draws ({seeds}).")
         if any(row["Held out, points"] != statistics.ABSENT for row in shown):
-            notes.append("Held out: the difference on training rows that no run trains on.")
-    title = "Differences between methods"
-    return Table(title, pd.DataFrame(shown), pd.DataFrame(numbers, columns=FIELDS), tuple(notes))
+            notes.append("Held out: on training rows that no run trains on.")
+        notes.append(statistics.collapsed_phrase(statistics.whole_runs(evidence.results)))
+    title = "Differences between runs"
+    return Table(
+        title, pd.DataFrame(shown), pd.DataFrame(numbers, columns=FIELDS), tuple(note for note in notes if note)
+    )
 
 
 def _paper(evidence: Evidence, method: str, rival: str, tasks: list[str]) -> float | None:

@@ -1,12 +1,12 @@
-"""Trained models by the form they are deployed in: latency, throughput, size and score."""
+"""Latency, throughput, size and score of models in the forms in which they are deployed."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from nxm.report import labels, statistics
+from nxm.report import captions, labels, statistics
 from nxm.report.evidence import Evidence
-from nxm.report.figures.deployment import described
+from nxm.report.forms import absences, described
 from nxm.report.table import Table
 
 KEY = ["device", "model", "way", "dtype", "kernel"]
@@ -27,7 +27,7 @@ TIMES = [
 
 
 def make(evidence: Evidence) -> Table:
-    """Shown: one row a device, model and form, at the smallest and the largest point; the CSV has every point."""
+    """Return a row per device, model and form, at the smallest and the largest batch; the CSV has all."""
     rows = [row | {"device": file["device"]} for file in evidence.deployment for row in file["rows"]]
     scores = [score | {"device": file["device"]} for file in evidence.deployment for score in file["scores"]]
     table = pd.DataFrame(rows, columns=[*KEY, *TIMES], dtype=object).merge(
@@ -51,7 +51,7 @@ def make(evidence: Evidence) -> Table:
                     for row in (least, most)
                 },
                 "Speed-up": f"{least['speedup_over_dense_fp32']:.2f}, {most['speedup_over_dense_fp32']:.2f}",
-                "Sentences a second": f"{own['sentences_per_second'].max():.0f}",
+                "Sentences per second": f"{own['sentences_per_second'].max():.0f}",
                 "Sparse kernels ran": _proof(own),
             }
         )
@@ -68,21 +68,10 @@ def _notes(evidence: Evidence, shown: list[dict[str, str]]) -> list[str]:
     if not shown:
         notes = [f"Study {evidence.study}: no form has been measured."]
     else:
+        machines = dict.fromkeys(captions.machine_of(file) for file in evidence.deployment if file["rows"])
         notes = [
-            f"Study {evidence.study}. Speed-up: over the dense model in fp32 PyTorch, in the same rounds.",
+            f"Study {evidence.study}; {statistics.listed(machines)}.",
+            "Speed-up: over the dense model in fp32 PyTorch, in interleaved rounds.",
             "2:4 in dense kernels gains nothing. ~: the spread of the times is over 10 % of the median.",
         ]
-    absent: dict[str, None] = {}
-    for file in evidence.deployment:
-        if "absent" in file:
-            absent[f"{file['device'].upper()}: {file['absent']}"] = None
-        for row in file["rows"]:
-            if "absent" in row:
-                form = described(row) if "way" in row else "every form"
-                absent[f"{labels.run_label(row['model'])}, {form}: {row['absent']}"] = None
-    machines = {
-        statistics.machine_text(file["provenance"]["machine"]): None for file in evidence.deployment if file["rows"]
-    }
-    notes += [f"Absent: {reason}." for reason in absent]
-    notes += [f"Machine: {'; '.join(machines)}."] if machines else []
-    return notes
+    return [*notes, *absences(evidence.deployment)]

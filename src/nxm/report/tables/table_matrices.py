@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from nxm.report import statistics
+from nxm.report import captions, statistics
 from nxm.report.evidence import Evidence
 from nxm.report.table import Table
 
@@ -34,7 +34,7 @@ FIELDS = [
 
 
 def make(evidence: Evidence) -> Table:
-    """Shown: one row a device, dtype and way, over all shapes; the CSV has every product and the kernels' names."""
+    """Return a row per device, dtype and kernel, over all shapes; the CSV has every product and the kernels' names."""
     numbers = []
     for measured in evidence.matrices:
         for row in measured["rows"]:
@@ -49,7 +49,7 @@ def make(evidence: Evidence) -> Table:
             {
                 "Device": device.upper(),
                 "Type": dtype,
-                "Way": way,
+                "Kernel": way,
                 "Products": str(len(own)),
                 "Sparse kernels ran": f"{int(own['sparse_kernels'].sum())} of {len(own)}",
                 "Speed-up, median": f"{own['speedup_over_dense'].median():.2f}",
@@ -59,20 +59,17 @@ def make(evidence: Evidence) -> Table:
                 "Noisy": str(int(own["noisy"].astype(bool).sum())),
             }
         )
-    machines = {
-        statistics.machine_text(file["provenance"]["machine"]): None for file in evidence.matrices if file["rows"]
-    }
+    machines = dict.fromkeys(captions.machine_of(file) for file in evidence.matrices if file["rows"])
     lacking = table[table["absent"].notna()]
     absent = {f"{row.device.upper()}, {row.way}: {row.absent}": None for row in lacking.itertuples()}
     absent |= {f"{file['device'].upper()}: {file['absent']}": None for file in evidence.matrices if "absent" in file}
     if shown:
         notes = [
-            f"Study {evidence.study}. Masked: 2:4 in dense kernels.",
-            "Limit: the time that the bandwidth and the speed measured in the same run allow.",
-            "Noisy: the spread (10th to 90th percentile) is over 10 % of the median.",
+            f"Study {evidence.study}; {statistics.listed(machines)}. Masked: 2:4 in dense kernels.",
+            "Limit: the time that bandwidth and speed, measured in the same run, allow.",
+            "Noisy: a spread (10th to 90th percentile) over 10 % of the median.",
         ]
     else:
         notes = [f"Study {evidence.study}: no product has been measured."]
     notes += [f"Absent: {reason}." for reason in absent]
-    notes += [f"Machine: {'; '.join(machines)}."] if machines else []
     return Table("Products of single matrices", pd.DataFrame(shown), table, tuple(notes))

@@ -1,4 +1,4 @@
-"""The search: every cell of the grid, which is best on held-out rows and on dev, and what is in force."""
+"""The search: every trial, the best on held-out rows and on dev, and the values in force."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ from typing import Any
 
 import pandas as pd
 
-from nxm.report import labels, statistics
+from nxm.report import captions, labels, statistics
 from nxm.report.evidence import Evidence
 from nxm.report.table import Table
 
-FIELDS = ["task", "method", "cell", *statistics.SEARCHED, "epochs", "heldout", "dev", "seeds", "in_force", "failure"]
+FIELDS = ["task", "run", "trial", *statistics.SEARCHED, "epochs", "heldout", "dev", "seeds", "in_force", "failure"]
 
 
 def make(evidence: Evidence) -> Table:
-    """One row a task, method and cell: means over the grid's seeds."""
+    """Return a row per task, run and trial: means over the search's seeds."""
     title = "Hyper-parameters tried"
-    cells, failed_cells = statistics.trials_of(evidence.results), statistics.trials_of(evidence.failures)
-    if not cells and not failed_cells:
-        reason = f"Study {evidence.study} has no grid: its hyper-parameters were not searched for in it."
-        return Table(title, pd.DataFrame(), pd.DataFrame(columns=FIELDS), (statistics.study_phrase(evidence), reason))
+    trials, failed_trials = statistics.trials_of(evidence.results), statistics.trials_of(evidence.failures)
+    if not trials and not failed_trials:
+        reason = f"Study {evidence.study} has no search: its hyper-parameters come from elsewhere."
+        return Table(title, pd.DataFrame(), pd.DataFrame(columns=FIELDS), (captions.data_and_model(evidence), reason))
     own = statistics.whole_runs(evidence.results)
     in_force = {(run.task, run.name, *(run.hyperparameters.get(key) for key in statistics.SEARCHED)) for run in own}
-    failures = {(failure.task, failure.name, failure.trial): failure for failure in failed_cells}
+    failures = {(failure.task, failure.name, failure.trial): failure for failure in failed_trials}
     numbers: list[dict[str, Any]] = []
-    records = [*cells, *failed_cells]
+    records = [*trials, *failed_trials]
     for task in statistics.in_order((record.task for record in records), statistics.TASKS):
         for method in statistics.in_order((record.name for record in records), labels.RUNS):
             names = {record.trial: record for record in records if (record.task, record.name) == (task, method)}
             rows = []
             for name, record in names.items():
-                group = [run for run in cells if (run.task, run.name, run.trial) == (task, method, name)]
+                group = [run for run in trials if (run.task, run.name, run.trial) == (task, method, name)]
                 values = {key: record.hyperparameters.get(key) for key in statistics.SEARCHED}
                 heldout = [run.heldout.value for run in group if run.heldout]
                 failed = failures.get((task, method, name))
                 rows.append(
-                    {"task": task, "method": method, "cell": name, **values}
+                    {"task": task, "run": method, "trial": name, **values}
                     | {
                         "epochs": record.hyperparameters.get("epochs"),
                         "heldout": None if failed or not heldout else sum(heldout) / len(heldout),
@@ -50,12 +50,14 @@ def make(evidence: Evidence) -> Table:
     shown = pd.DataFrame(
         {
             "Task": [statistics.TASKS.get(task, task) for task in table["task"]],
-            "Method": [labels.run_label(method) for method in table["method"]],
+            "Run": [labels.run_label(method) for method in table["run"]],
         }
         | {
-            label: [statistics.ABSENT if pd.isna(value) else statistics.said(value) for value in table[key]]
-            for key, label in statistics.SEARCHED.items()
-            if (table.groupby(["task", "method"])[key].nunique() > 1).any()
+            labels.hyperparameter(key): [
+                statistics.ABSENT if pd.isna(value) else labels.value_label(key, value) for value in table[key]
+            ]
+            for key in statistics.SEARCHED
+            if (table.groupby(["task", "run"])[key].nunique() > 1).any()
         }
         | {
             "Epochs": table["epochs"].map("{:g}".format),
@@ -65,48 +67,51 @@ def make(evidence: Evidence) -> Table:
             "Failed": table["failure"].fillna(""),
         }
     )
-    if not failed_cells:
+    if not failed_trials:
         shown = shown.drop(columns="Failed")
     if not own:
         shown = shown.drop(columns="In force")
     if table["heldout"].isna().all():
         shown = shown.drop(columns="Held out")
-    effort = table.groupby("method", sort=False).apply(_cells_a_task)
+    effort = table.groupby("run", sort=False).apply(_trials_a_task)
     notes = (
-        f"{statistics.study_phrase(evidence)} Grid: {statistics.seeds_phrase(cells)}.",
-        "Score × 100 of the last epoch; bold: the best of its method and task. Held out: training rows that no run "
-        "trains on.",
+        statistics.study_phrase(evidence),
+        *captions.search(evidence),
+        f"Trials: {statistics.seeds_phrase(trials)}; the last epoch's score × 100; bold: the best of a run and task.",
+        "Held out: training rows that no run trains on.",
         _edges(table),
-        "Cells a task: " + ", ".join(f"{labels.run_label(m)} {effort[m]}" for m in statistics.methods_of(cells)) + ".",
+        "Trials per task: "
+        + ", ".join(f"{labels.run_label(m)} {effort[m]}" for m in statistics.methods_of(trials))
+        + ".",
         statistics.cost_phrase(evidence),
-        statistics.machine_phrase(cells),
+        statistics.machine_phrase(trials),
     )
     return Table(title, shown, table, tuple(note for note in notes if note))
 
 
 def _edges(table: pd.DataFrame) -> str:
-    """One sentence: whose values in force are the smallest or largest tried, so that better ones may lie outside."""
+    """Return a sentence on values in force that are the smallest or largest tried: better ones may lie outside."""
     found = []
-    for (task, method), rows in table.groupby(["task", "method"], sort=False):
-        for key, label in statistics.SEARCHED.items():
+    for (task, method), rows in table.groupby(["task", "run"], sort=False):
+        for key in statistics.SEARCHED:
             tried = pd.to_numeric(rows[key], errors="coerce").dropna()
             for value in tried[rows["in_force"]].unique():
                 if tried.nunique() > 2 and value in (tried.min(), tried.max()):
                     where = f"{labels.run_label(method)} on {statistics.TASKS.get(task, task)}"
-                    found.append(f"{where} ({label.lower()} {statistics.plain(value)})")
-    return f"In force at the edge of what was tried: {'; '.join(found)}." if found else ""
+                    found.append(f"{where} ({labels.hyperparameter(key).lower()} {labels.plain(value)})")
+    return f"In force at the edge of the values tried: {'; '.join(found)}." if found else ""
 
 
-def _cells_a_task(rows: pd.DataFrame) -> str:
-    """`3`, or, where tasks differ, `15 (MNLI) and 30 (CoLA)`."""
-    by_task = rows.groupby("task", sort=False)["cell"].nunique()
+def _trials_a_task(rows: pd.DataFrame) -> str:
+    """Return `3` or, where tasks differ, `15 (MNLI) and 30 (CoLA)`."""
+    by_task = rows.groupby("task", sort=False)["trial"].nunique()
     if by_task.nunique() == 1:
         return str(by_task.iloc[0])
     return statistics.listed(f"{count} ({statistics.TASKS.get(task, task)})" for task, count in by_task.items())
 
 
 def _scores(table: pd.DataFrame, key: str) -> list[str]:
-    best = table.groupby(["task", "method"])[key].transform("max")
+    best = table.groupby(["task", "run"])[key].transform("max")
     texts = []
     for value, top in zip(table[key], best, strict=True):
         text = statistics.ABSENT if pd.isna(value) else f"{value:.1f}"
