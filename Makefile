@@ -4,20 +4,22 @@ STUDY ?= embedded
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+NXM := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nxm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro plan test lint lock readme clean
+.PHONY: help setup repro plan show pages test lint lock clean
 
 help:
-	@echo "make repro               run the embedded study: every result, figure and table (about 20 min on 2 cores)"
-	@echo "make repro STUDY=seeds   run another study of profiles/: $(notdir $(basename $(wildcard profiles/*.yaml)))"
-	@echo "make repro JOBS=4        four stages side by side, each on its share of the cores and GPUs (on a CPU by default two)"
+	@echo "make repro               train the embedded study: every result, figure and table (about 15 min on 2 cores)"
+	@echo "make repro STUDY=seeds   another study: $(sort $(notdir $(patsubst %/,%,$(dir $(wildcard studies/*/study.yaml)))))"
+	@echo "make repro JOBS=4        four stages side by side, each on its share of the cores and GPUs (by default two on a CPU)"
 	@echo "make plan STUDY=...      say what that would run, and about how long it takes"
+	@echo "make show STUDY=...      print what is committed, without running anything"
 	@echo "make test                lint, unit tests and a small study end to end"
 	@echo "make lint                ruff and mypy alone"
-	@echo "make readme              rewrite README.md's generated blocks from the results"
+	@echo "make pages               render README.md and the studies' pages from the results"
 	@echo "make lock                renew requirements.lock from pyproject.toml"
-	@echo "make clean               remove the environment and what is cheap to make again; results, your data, checkpoints stay"
+	@echo "make clean               remove the environment and cheap caches; results, data and checkpoints stay"
 
 setup: $(READY)
 
@@ -29,10 +31,16 @@ $(READY): requirements.lock pyproject.toml
 	touch $@
 
 repro: $(READY)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m nxm.launch $(if $(JOBS),--jobs $(JOBS)) $(STUDY)
+	@$(NXM) repro $(if $(JOBS),--jobs $(JOBS)) $(STUDY)
 
 plan: $(READY)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m nxm.launch --plan $(if $(JOBS),--jobs $(JOBS)) $(STUDY)
+	@$(NXM) plan $(if $(JOBS),--jobs $(JOBS)) $(STUDY)
+
+show: $(READY)
+	@$(NXM) show $(STUDY)
+
+pages: $(READY)
+	@$(NXM) pages
 
 test: lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -42,11 +50,8 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-readme: $(READY)
-	$(BIN)/python -m nxm.report.readme
-
 lock:
 	bash tools/lock.sh $(PYTHON)
 
 clean:
-	rm -rf $(VENV) .cache/carriers .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .cache/carriers .cache/logs .pytest_cache .ruff_cache .mypy_cache

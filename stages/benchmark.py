@@ -1,4 +1,4 @@
-"""Stage benchmark: what the methods cost in training, as results/benchmark.json.
+"""Stage benchmark: the cost of the methods in training, as results/benchmark.json.
 
 python stages/benchmark.py
 """

@@ -1,6 +1,6 @@
 """Stage compare: bootstrap scores of every method on one task, as results/bootstrap/<task>.npz.
 
-Beside it, as <task>.json, what the best answer that is always the same scores.
+The score of the best constant answer goes to <task>.json.
 
 python stages/compare.py --task stsb
 """

@@ -1,4 +1,4 @@
-"""Stage figure: one figure of a study, from its results files alone, as figures/<name>.pdf and .png.
+"""Stage figure: one figure of a study, from results files alone, as figures/<name>.pdf and .png.
 
 python stages/figure.py --name figure2
 """

@@ -1,4 +1,4 @@
-"""Stage plan: the study's trainings, spelled out from params.yaml, as plan.yaml and values.json.
+"""Stage plan: the list of the study's trainings, as plan.yaml and values.json.
 
 python stages/plan.py   (in the study's folder, as every stage)
 """

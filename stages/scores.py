@@ -1,4 +1,4 @@
-"""Stage scores: what `dvc metrics` and `dvc plots` show, as paper_tables/scores.json and courses.csv.
+"""Stage scores: the data of `dvc metrics` and `dvc plots`, as paper_tables/scores.json and courses.csv.
 
 python stages/scores.py
 """

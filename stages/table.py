@@ -1,4 +1,4 @@
-"""Stage table: one table of a study, from its results files alone, as paper_tables/<name>.md, .csv and .tex.
+"""Stage table: one table of a study, from results files alone, as paper_tables/<name>.md, .csv and .tex.
 
 python stages/table.py --name table1
 """

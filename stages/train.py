@@ -2,7 +2,7 @@ r"""Train one run, variant or trial of the study in the working directory.
 
     accelerate launch --config_file hardware/auto.yaml stages/train.py nxm@stsb-nxm-seed0
 
-The name is the stage's, as `dvc stage list` shows it; its values come from params.yaml.
+The name is that of the stage, as in `dvc stage list`; its values come from params.yaml.
 """
 
 from __future__ import annotations

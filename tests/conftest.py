@@ -48,8 +48,7 @@ def tiny_bert() -> BertForSequenceClassification:
     return BertForSequenceClassification(tiny_config())
 
 
-@pytest.fixture
-def tiny_data() -> Dataset:
+def parity_data() -> Dataset:
     """64 sequences of 6 to 9 tokens whose class is the parity of their first token."""
     generator = torch.Generator().manual_seed(0)
     rows = []
@@ -57,3 +56,8 @@ def tiny_data() -> Dataset:
         ids = torch.randint(2, VOCABULARY, (6 + i % 4,), generator=generator).tolist()
         rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids[0] % 2, "length": len(ids)})
     return Dataset.from_list(rows)
+
+
+@pytest.fixture
+def tiny_data() -> Dataset:
+    return parity_data()

@@ -21,7 +21,8 @@ def copy_repository(folder: Path) -> None:
         check=True,
     )
     for name in filter(None, tracked.stdout.split("\0")):
-        if name.startswith(("results/", "figures/", "paper_tables/", "studies/")) or not (ROOT / name).exists():
+        made = {"results", "figures", "paper_tables", "dvc.lock"} & set(Path(name).parts) - {"src", "tests"}
+        if (made and not name.startswith(("src/", "tests/"))) or not (ROOT / name).exists():
             continue
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ use:
     GET       /api/{models,datasets}/<owner>/<name>/tree/<revision>
     HEAD, GET [/datasets]/<owner>/<name>/resolve/<revision>/<path>     (with Range)
 
-It can break off in the middle of a file, answer with an error, and serve other bytes than it states.
+It can break off in the middle of a file, answer with an error and serve bytes other than those it states.
 By hand: `python tests/hub_server.py FOLDER`, then `HF_ENDPOINT=<what it prints>` for the client.
 """
 
@@ -31,12 +31,12 @@ from nxm.data.tasks import Task
 
 
 class HubServer:
-    """Serves `folder` while the `with` block runs; `endpoint` is its address.
+    """Serve `folder` while the `with` block runs; `endpoint` is its address.
 
-    Misbehaviour, by the file's name (last part of its path), to be set before a request:
+    Faults, by the file's name (last part of its path), to be set before a request:
         break_off: number of next GETs that send half of what was asked for, then close the connection.
         unavailable: set of files answered with status 503 to every GET after a broken one.
-        replace: bytes served in place of the file, while its metadata stay as they were.
+        replace: bytes served in place of the file, with unchanged metadata.
     `gets` counts the GET requests for each file's name.
     """
 
@@ -58,7 +58,7 @@ class HubServer:
         self._server.server_close()
 
     def commit(self, kind: str, name: str) -> str:
-        """The commit of a repository: 40 hexadecimal digits, other ones when any file changes."""
+        """Return the commit of a repository, 40 hexadecimal digits that depend on every file."""
         digest = hashlib.sha1()
         repository = self.folder / kind / name
         for path in sorted(repository.rglob("*")):
@@ -72,7 +72,7 @@ def _sha256(path: Path) -> str:
 
 
 def _large(path: Path) -> bool:
-    """Files that the Hub keeps by Git LFS, and states the sha256 of."""
+    """Return whether the Hub stores a file in Git LFS and states its sha256."""
     return path.suffix in {".safetensors", ".parquet", ".bin"}
 
 
@@ -187,7 +187,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
 
 
 def make_tiny_bert(folder: Path) -> None:
-    """A BERT of 2 layers, 32 wide, with random weights, and a WordPiece tokenizer: a folder as the Hub has them."""
+    """Write a BERT of 2 layers, 32 wide, with random weights and a WordPiece tokenizer, in the Hub's layout."""
     import torch
     from transformers import BertConfig, BertForMaskedLM
 
@@ -205,7 +205,7 @@ def make_tiny_bert(folder: Path) -> None:
 
 
 def make_tiny_distilbert(folder: Path) -> None:
-    """A DistilBERT of 1 layer with random weights, and the tokenizer of `make_tiny_bert`."""
+    """Write a DistilBERT of 1 layer with random weights and the tokenizer of `make_tiny_bert`."""
     import torch
     from transformers import DistilBertConfig, DistilBertForMaskedLM
 
@@ -218,7 +218,7 @@ def make_tiny_distilbert(folder: Path) -> None:
 
 
 def _write_tokenizer(folder: Path) -> int:
-    """Returns the number of words."""
+    """Write a tokenizer and return its number of words."""
     from transformers import BertTokenizer
 
     folder.mkdir(parents=True)
@@ -246,7 +246,7 @@ def _write_tokenizer(folder: Path) -> int:
 
 
 def make_table(task: Task, rows: int) -> pa.Table:
-    """Made-up rows of a task, in its schema."""
+    """Return synthetic rows of a task, in its schema."""
     words = ["a", "the", "plane", "man", "is", "not", "taking", "off"]
     columns: dict[str, list] = {
         name: [
@@ -261,7 +261,7 @@ def make_table(task: Task, rows: int) -> pa.Table:
 
 
 def make_glue(folder: Path, tasks: list[Task], rows: int, *, hub: bool) -> None:
-    """Cut-down GLUE under made-up rows: `hub` names files as nyu-mll/glue does, else <task>/<split>.parquet."""
+    """Write synthetic tables, named as in nyu-mll/glue if `hub`, else <task>/<split>.parquet."""
     for task in tasks:
         (folder / task.name).mkdir(parents=True)
         for split in task.splits:

@@ -1,4 +1,4 @@
-"""A made-up study: result files of the right shape with plausible numbers, for tests of the report."""
+"""A synthetic study: result files of the right shape with plausible numbers, and the params.yaml that plans them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from nxm.config import read_yaml
 from nxm.files import write_text
-from nxm.study.results import Failure, Result, bootstrap_path, result_path, write_predictions, write_result
+from nxm.report.evidence import Evidence
+from nxm.study.results import (
+    Failure,
+    Result,
+    bootstrap_path,
+    place_of,
+    result_path,
+    write_predictions,
+    write_result,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+EMPTY = Evidence("empty", [], None)
 
 METRICS = {"stsb": "spearman", "mrpc": "f1", "cola": "matthews"}
 DENSE = {"stsb": 84.0, "mrpc": 88.0, "cola": 45.0, "mnli": 80.0, "sst2": 91.0, "qnli": 88.0, "rte": 64.0}
-KEPT = {
+RETENTION = {
     "dense": 1.0,
     "admm_unstructured": 0.97,
     "asp": 0.88,
     "nxm": 0.95,
-    "nxm_paper": 0.6,
     "distil": 0.95,
     "distil_nxm": 0.88,
     "distil_nxm_kd": 0.93,
@@ -28,29 +41,70 @@ LABELS = ("spearman", "f1", "matthews", "accuracy")
 PLUS = {"nxm_plus": 0.99, "asp_plus": 0.975, "gmp_plus": 0.97, "sr_ste_plus": 0.96, "dense_plus": 1.01}
 VARIANTS = {"nxm_plus/no-teacher": 0.97, "nxm_plus/permuted": 0.991, "asp_plus/pattern-1-4": 0.9}
 STUDENT = ("distil", "distil_nxm", "distil_nxm_kd")
+DISTILLATION = {"task": 0.5, "logits": 0.5, "hidden": 1.0, "temperature": 2.0}
+# rho: share of the dense score, similarity
+SWEEP = {0.05: (0.86, 0.95), 0.15: (0.92, 0.98), 0.7: (0.93, 0.9985), 0.9: (0.88, 1.0)}
+PAPER_SWEEP = {0.003: (0.5, 0.5), 0.006: (0.58, 0.53), 0.01: (0.66, 0.6)}
+SEARCHED = {3e-5: 0.7, 9e-5: 0.9, 0.0003: 0.92}  # learning rate: share of the run's score
+
+_BASE = {"epochs": 10, "learning_rate": 9e-5, "batch_size": 32}
+_ADMM = {
+    **_BASE,
+    **{"method": "admm", "set": "2:4", "recipe": "proximal", "rho": 0.35, "interval": "epoch"},
+    **{"schedule": "constant", "dual_step": "full", "freeze_at": 0.7},
+}
+_ONE_SHOT = {**_BASE, "method": "one_shot", "set": "2:4"}
+_TAUGHT = {"teacher": "dense", "distillation": DISTILLATION}
+_EXTRAS = {"start": "dense", "dropout": 0.0, "noise": 0.3, **_TAUGHT}
+RUNS = {  # as in params.yaml; the hyper-parameters of `make_result`
+    "dense": _BASE | {"epochs": 5},
+    "admm_unstructured": _ADMM | {"set": "50 %"},
+    "asp": _ONE_SHOT,
+    "nxm": _ADMM,
+    "distil": _BASE | _TAUGHT | {"start": "student"},
+    "distil_nxm": _ADMM | {"start": "distil"},
+    "distil_nxm_kd": _ADMM | _TAUGHT | {"start": "distil"},
+    "nxm_plus": _ADMM | _EXTRAS,
+    "asp_plus": _ONE_SHOT | _EXTRAS,
+    "gmp_plus": _ONE_SHOT | _EXTRAS | {"method": "gradual", "interval": 8, "prune_until": 0.5},
+    "sr_ste_plus": _ONE_SHOT | _EXTRAS | {"method": "sr_ste", "decay": 2e-4},
+    "dense_plus": _BASE | _EXTRAS,
+}
+_PAPER_RECIPE = {"recipe": "paper", "freeze_at": 1.0}
+
+
+def make_params(
+    study: str, tasks: tuple[str, ...], seeds: tuple[int, ...], runs: list[str], **changes: Any
+) -> dict[str, Any]:
+    """Return the values of a params.yaml: the repository's, with other runs and neither variants nor a search."""
+    own = {"study": study, "tasks": list(tasks), "seeds": list(seeds), "runs": {name: RUNS[name] for name in runs}}
+    return read_yaml(ROOT / "params.yaml") | {"variants": {}} | own | changes
 
 
 def make_result(
     study: str = "embedded",
     task: str = "stsb",
-    method: str = "nxm",
+    run: str = "nxm",
     seed: int = 1,
-    cell: str | None = None,
+    variant: str | None = None,
+    trial: str | None = None,
     score: float | None = None,
     rho: float = 0.35,
     similarity: float = 0.993,
     learning_rate: float = 9e-5,
 ) -> Result:
     """A result with numbers drawn from its own name, the same at every call."""
-    draw = random.Random(f"{task} {method} {seed} {cell}")
-    score = DENSE[task] * (KEPT | PLUS).get(method, 0.9) + draw.gauss(0, 0.4) if score is None else score
-    steps, epochs = 47, 5 if method == "dense" else 10
-    sparse = method not in ("dense", "distil", "dense_plus")
-    admm = sparse and method not in ("asp", "asp_plus", "gmp_plus", "sr_ste_plus")
-    paper = method == "nxm_paper"
-    layers = 3 if method in STUDENT else 6
+    draw = random.Random(f"{task} {run} {seed} {variant or trial}")
+    score = DENSE[task] * (RETENTION | PLUS).get(run, 0.9) + draw.gauss(0, 0.4) if score is None else score
+    steps, epochs = 47, 5 if run == "dense" else 10
+    sparse = run not in ("dense", "distil", "dense_plus")
+    admm = sparse and run not in ("asp", "asp_plus", "gmp_plus", "sr_ste_plus")
+    paper = (variant or "").startswith("paper-")
+    layers = 3 if run in STUDENT else 6
     targets, total = 6 * layers, 12_060_000 + 1_774_464 * layers
     in_targets = 1_769_472 * layers
+    pattern = {"admm_unstructured": "unstructured 50 %"}.get(run, "1:4" if variant == "pattern-1-4" else "2:4")
+    density = (0.25 if pattern == "1:4" else 0.5) if sparse else 1.0
     shape = [1 - 0.75 * 0.55**e + draw.gauss(0, 0.004) for e in range(1, epochs + 1)]
     metric = METRICS.get(task, "accuracy")
     metrics = {"accuracy_m": score + 0.2, "accuracy_mm": score - 0.2} if task == "mnli" else {metric: score}
@@ -64,25 +118,23 @@ def make_result(
             "dual_step": "full",
             "freeze_at": 1.0 if paper else 0.7,
         }
-    if method in PLUS:
-        pattern = {"n_nonzero": 1, "group_size": 4} if cell == "pattern-1-4" else None
-        hyperparameters |= {"start": "dense", "dropout": 0.0, "noise": 0.0 if cell == "no-teacher" else 0.3}
-        if method != "dense_plus":
-            hyperparameters |= {"permute": cell == "permuted", "pattern": pattern}
-    if method in ("distil", "distil_nxm_kd") or (method in PLUS and cell != "no-teacher"):
-        hyperparameters["distillation"] = {"task": 0.5, "logits": 0.5, "hidden": 1.0, "temperature": 2.0}
+    if run in PLUS:
+        hyperparameters |= {"start": "dense", "dropout": 0.0, "noise": 0.0 if variant == "no-teacher" else 0.3}
+        if run != "dense_plus":
+            hyperparameters |= {"permute": variant == "permuted", "set": pattern}
+    if run in ("distil", "distil_nxm_kd") or (run in PLUS and variant != "no-teacher"):
+        hyperparameters["distillation"] = DISTILLATION
     return Result.model_validate(
         {
             "study": study,
             "task": task,
-            "method": method,
+            "run": run,
+            "variant": variant,
+            "trial": trial,
             "seed": seed,
-            "cell": cell,
             "metric": {"name": metric, "value": score},
             "metrics": metrics,
-            "heldout": {"name": metric, "value": score + 1.0}
-            if method in PLUS or (cell or "").startswith("lr")
-            else None,
+            "heldout": {"name": metric, "value": score + 1.0} if run in PLUS or trial else None,
             "hyperparameters": hyperparameters,
             "epochs": [
                 {
@@ -95,12 +147,12 @@ def make_result(
             ],
             "admm": _admm(draw, steps, 10 if paper else 7, None if paper else 329, rho, similarity) if admm else None,
             "sparsity": {
-                "pattern": ("unstructured 50 %" if method == "admm_unstructured" else "2:4") if sparse else None,
+                "pattern": pattern if sparse else None,
                 "targets": targets,
-                "density": 0.5 if sparse else 1.0,
+                "density": density,
                 "parameters": total,
                 "target_parameters": in_targets,
-                "nonzero_parameters": total - (in_targets // 2 if sparse else 0),
+                "nonzero_parameters": total - int(in_targets * (1 - density)),
             },
             "model": {"layers": layers, "hidden_size": 384},
             "wall_seconds": 60 + 12 * epochs + draw.random(),
@@ -121,16 +173,19 @@ def make_result(
     )
 
 
-def make_failure(study: str = "embedded", task: str = "stsb", method: str = "nxm", **changes: Any) -> Failure:
-    """A grid's cell that could not be trained."""
+def make_failure(
+    study: str = "embedded", task: str = "stsb", run: str = "nxm", variant: str | None = None, **changes: Any
+) -> Failure:
+    """A trial (or a variant) that could not be trained."""
     values = {
+        "variant": variant,
+        "trial": None if variant else "lr1",
         "seed": 1,
-        "cell": "lr1",
         "hyperparameters": {"epochs": 5, "learning_rate": 1.0, "batch_size": 32},
         "failure": "the loss became nan at step 3",
         "wall_seconds": 90.0,
     }
-    return Failure.model_validate({"study": study, "task": task, "method": method} | values | changes)
+    return Failure.model_validate({"study": study, "task": task, "run": run} | values | changes)
 
 
 def _admm(
@@ -176,69 +231,84 @@ def _admm(
 
 
 def make_study(
-    root: Path,
+    folder: Path,
     study: str = "embedded",
     tasks: tuple[str, ...] = ("stsb",),
     seeds: tuple[int, ...] = (1,),
     **scores: float,
 ) -> list[Result]:
-    """Write a whole study below `root`: all methods, a sweep, a tuning, a benchmark; `scores` by method override."""
+    """Write a whole study into a folder: all runs, a sweep, a search, a benchmark; `scores` by run override."""
+    variants = {f"nxm/rho{rho:g}": {"values": {"rho": rho}, "against": None} for rho in SWEEP}
+    variants |= {
+        f"nxm/paper-rho{rho:g}": {"values": _PAPER_RECIPE | {"rho": rho}, "against": None} for rho in PAPER_SWEEP
+    }
+    tried = {run: {"values": {"learning_rate": list(SEARCHED)}} for run in ("asp", "nxm")}
+    search = {"by": None, "seeds": list(seeds), "runs": tried}
+    params = make_params(study, tasks, seeds, list(RETENTION), variants=variants, search=search)
     results = []
     for task in tasks:
         for seed in seeds:
-            results += [
-                make_result(study, task, method, seed, score=scores.get(method))
-                for method in KEPT
-                if method != "nxm_paper"
-            ]
-            for rho, kept, similarity in (
-                (0.05, 0.86, 0.95),
-                (0.15, 0.92, 0.98),
-                (0.7, 0.93, 0.9985),
-                (0.9, 0.88, 1.0),
-            ):
-                results.append(
-                    make_result(study, task, "nxm", seed, f"rho{rho:g}", DENSE[task] * kept, rho, similarity)
-                )
-            for rho, kept, similarity in ((0.003, 0.5, 0.5), (0.006, 0.58, 0.53), (0.01, 0.66, 0.6)):
-                results.append(
-                    make_result(study, task, "nxm_paper", seed, f"rho{rho:g}", DENSE[task] * kept, rho, similarity)
-                )
-            for method in ("asp", "nxm"):
-                for rate, kept in ((3e-5, 0.7), (9e-5, 0.9), (0.0003, 0.92)):
-                    score = DENSE[task] * kept * KEPT[method]
-                    results.append(make_result(study, task, method, seed, f"lr{rate:g}", score, learning_rate=rate))
-    for result in results:
-        write_result(result_path(root, result.study, result.task, result.method, result.seed, result.cell), result)
-    path = root / "results" / study / "benchmark.json"
-    path.write_text(json.dumps(make_benchmark(study)))
+            results += [make_result(study, task, run, seed, score=scores.get(run)) for run in RETENTION]
+            for prefix, sweep in (("rho", SWEEP), ("paper-rho", PAPER_SWEEP)):
+                for rho, (share, similarity) in sweep.items():
+                    own = {"variant": f"{prefix}{rho:g}", "score": DENSE[task] * share}
+                    results.append(make_result(study, task, "nxm", seed, **own, rho=rho, similarity=similarity))
+            for run in tried:
+                for rate, share in SEARCHED.items():
+                    score = DENSE[task] * share * RETENTION[run]
+                    own = {"trial": f"lr{rate:g}", "score": score, "learning_rate": rate}
+                    results.append(make_result(study, task, run, seed, **own))
+    _write(folder, params, results)
+    write_text(folder / "results" / "benchmark.json", json.dumps(make_benchmark(study)))
     for stage, files in (("matrices", make_matrices(study)), ("deployment", make_deployment(study))):
         for measured in files:
-            write_text(root / "results" / study / stage / f"{measured['device']}.json", json.dumps(measured))
+            write_text(folder / "results" / stage / f"{measured['device']}.json", json.dumps(measured))
     return results
 
 
-def make_ablation(root: Path, study: str = "ablation", tasks: tuple[str, ...] = ("stsb",)) -> list[Result]:
-    """Write NxM+, its rivals and variants with two seeds, beside the dense model, and their bootstrap draws."""
+def make_ablation(folder: Path, study: str = "ablation", tasks: tuple[str, ...] = ("stsb",)) -> list[Result]:
+    """Write the dense model, NxM+, its rivals and variants with two seeds, and their bootstrap draws."""
     names = {"dense": 1.0, **PLUS, **VARIANTS}
+    variants = {
+        "nxm_plus/no-teacher": {"values": {"teacher": None, "distillation": None, "noise": 0.0}},
+        "nxm_plus/permuted": {"values": {"permute": True}},
+        "asp_plus/pattern-1-4": {"values": {"set": "1:4"}},
+    }
+    params = make_params(study, tasks, (1, 2), ["dense", *PLUS], variants=variants)
     results = [
         make_result(
-            study, task, name.partition("/")[0], seed, name.partition("/")[2] or None, DENSE[task] * kept + seed
+            study, task, name.partition("/")[0], seed, name.partition("/")[2] or None, score=DENSE[task] * share + seed
         )
         for task in tasks
         for seed in (1, 2)
-        for name, kept in names.items()
+        for name, share in names.items()
     ]
-    for result in results:
-        write_result(result_path(root, result.study, result.task, result.method, result.seed, result.cell), result)
+    _write(folder, params, results)
     for task in tasks:
         splits = 2 if task == "mnli" else 1
         noise = np.random.default_rng(0).normal(size=(200, splits)).astype(np.float32)
         draws = {
-            name: DENSE[task] * kept + 1.5 + noise * (1 + 0.05 * i) for i, (name, kept) in enumerate(names.items())
+            name: DENSE[task] * share + 1.5 + noise * (1 + 0.05 * i) for i, (name, share) in enumerate(names.items())
         }
-        write_predictions(bootstrap_path(root, study, task), draws)
+        write_predictions(bootstrap_path(folder, task), draws)
     return results
+
+
+def _write(folder: Path, params: dict[str, Any], results: list[Result]) -> None:
+    write_text(folder / "params.yaml", json.dumps(params, indent=1))  # YAML contains JSON
+    for result in results:
+        write_result(result_path(folder, place_of(result)), result)
+
+
+def texts_of(figure: Figure) -> str:
+    """All texts of a figure, on one line."""
+    found = figure.findobj(lambda artist: hasattr(artist, "get_text"))
+    return " ".join(" ".join(artist.get_text() for artist in found).split())
+
+
+def make_draws(shift: float, seed: int) -> np.ndarray:
+    """Bootstrap scores around 70 + shift, (1000, 1) fp32."""
+    return np.random.default_rng(seed).normal(70 + shift, 0.5, size=(1000, 1)).astype(np.float32)
 
 
 def make_deployment(study: str = "embedded") -> list[dict[str, Any]]:

@@ -1,83 +1,75 @@
-"""How commands end: bad input and a full disk are said in a line, a bug keeps its traceback."""
+"""The command nxm: its help, its start and its errors. (nxm check and nxm export have tests of their own.)"""
 
 from __future__ import annotations
 
-import errno
+import os
 import subprocess
 import sys
 
 import pytest
+import typer
 
 from nxm import UserError, cli
 
 
-def fails_with(error: BaseException):
-    def main() -> None:
-        raise error
-
-    return main
+def nxm(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nxm", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | variables)
 
 
-def test_success_exits_with_zero():
-    with pytest.raises(SystemExit) as ended:
-        cli.run(lambda: None)
-    assert ended.value.code == 0
+def test_help_fits_a_screen_and_lists_every_command():
+    done = nxm("--help", COLUMNS="80")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) <= 40
+    for command in cli.app.registered_commands:
+        assert command.callback.__name__ in done.stdout
 
 
-def test_bad_input_is_one_message_without_a_traceback(capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.run(fails_with(UserError("seeds = 'x': should be numbers")))
-    assert ended.value.code == 1
-    assert capsys.readouterr().err == "error: seeds = 'x': should be numbers\n"
+def test_help_imports_no_heavy_package():
+    code = (
+        "import sys; from nxm import cli\n"
+        "try: cli.app(['--help'])\n"
+        "finally: print('heavy:', *sorted({'torch', 'numpy', 'pandas', 'pyarrow', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1].strip() == "heavy:"
 
 
-def test_a_full_disk_is_named_with_the_file(capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.run(fails_with(OSError(errno.ENOSPC, "No space left on device", "models/x")))
-    assert ended.value.code == 1
-    said = capsys.readouterr().err
-    assert "no space left on the disk for models/x, or a limit on it is reached" in said
-    assert "make room and run the same command again" in said
+def test_a_wrong_use_is_status_2():
+    assert nxm("nonesuch").returncode == 2
+    done = nxm("export", "model", "out", "--to", "nonesuch")
+    assert done.returncode == 2
+    assert "torch-2of4" in done.stderr
 
 
 @pytest.mark.parametrize(
-    "write",
+    ("error", "status", "printed"),
     [
-        "import torch; cli.run(lambda: torch.save(torch.zeros(10**6), 'a.pt'))",
-        "import torch; from safetensors.torch import save_file\n"
-        "cli.run(lambda: save_file({'a': torch.zeros(10**6)}, 'a.safetensors'))",
-        "cli.run(lambda: open('a.txt', 'w').write('x' * 10**7))",
+        (UserError("seeds = 'x': should be numbers"), 1, "error: seeds = 'x': should be numbers"),
+        (KeyboardInterrupt(), 130, "interrupted; finished work is saved"),
+        (typer.Exit(3), 3, ""),
     ],
-    ids=["torch", "safetensors", "python"],
 )
-def test_a_disk_that_fills_up_is_said_whoever_writes(tmp_path, write):
-    """With a limit on the size of files in place of a full disk: the same errors but for their number."""
-    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))\nfrom nxm import cli\n"
-    done = subprocess.run(
-        [sys.executable, "-c", limited + write], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: no space left on the disk")
-    assert "Traceback" not in done.stderr
+def test_errors_in_a_command_end_it_as_those_of_a_stage_do(error, status, printed, monkeypatch, capsys):
+    app = typer.Typer(cls=cli.app.info.cls)
 
+    @app.callback()
+    def options() -> None: ...
 
-def test_an_interrupted_command_says_that_it_can_go_on(capsys):
+    @app.command()
+    def fail() -> None:
+        raise error
+
     with pytest.raises(SystemExit) as ended:
-        cli.run(fails_with(KeyboardInterrupt()))
-    assert ended.value.code == 130
-    assert "interrupted; what is done is kept" in capsys.readouterr().err
+        app(["fail"])
+    assert ended.value.code == status
+    assert capsys.readouterr().err.startswith(printed)
 
 
-def test_a_reader_that_has_gone_gets_no_traceback():
-    code = "from nxm import cli; cli.run(lambda: [print(i) for i in range(100_000)])"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"0\n"
-        process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait() == 1
+def test_a_shell_completes_commands_and_formats():
+    def completed(words: str, position: int) -> list[str]:
+        request = {"_NXM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(position)}
+        return nxm(**request).stdout.split()
 
-
-@pytest.mark.parametrize("error", [RuntimeError("bug"), PermissionError(errno.EACCES, "denied")])
-def test_anything_else_keeps_its_traceback(error):
-    with pytest.raises(type(error)):
-        cli.run(fails_with(error))
+    assert completed("nxm ex", 1) == ["export"]
+    assert completed("nxm export --to torch", 3) == ["torch-int8", "torch-2of4"]

@@ -11,17 +11,15 @@ from pathlib import Path
 import pytest
 
 from copied import ROOT, call, copy_repository
-from nxm.study.profiles import write_study
 
-SCORES, COURSES = (Path("paper_tables/embedded") / name for name in ("scores.json", "courses.csv"))
+SCORES, COURSES = (Path("paper_tables") / name for name in ("scores.json", "courses.csv"))
 
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory) -> Path:
-    """A repository with a commit, another study beside the main one, and a score that has changed since."""
+    """A repository with a commit, and a score of the main study that has changed since."""
     folder = tmp_path_factory.mktemp("compared") / "repository"
     copy_repository(folder)
-    write_study(folder, "seeds")
     for path in (SCORES, COURSES):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, folder / path)
@@ -48,7 +46,7 @@ def test_metrics_diff_has_both_sides(changed):
     assert found == {"stsb.nxm": {"old": old, "new": old + 1.5, "diff": pytest.approx(1.5)}}
 
 
-def test_plots_diff_has_both_sides_by_task_and_method(changed):
+def test_plots_diff_has_both_sides_by_task_and_run(changed):
     found = json.loads(dvc(changed, "plots", "diff", "HEAD", "--targets", str(COURSES), "--json"))
     rows = [row for plot in found["data"][str(COURSES)] for row in plot["content"]["data"]["values"]]
     assert {row["rev"] for row in rows} == {"HEAD", "workspace"}

@@ -1,4 +1,4 @@
-"""tools/half_weights.py: weights that travel in half the bytes."""
+"""tools/half_weights.py: weights in half precision."""
 
 import importlib.util
 from pathlib import Path
@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from nxm.data.tasks import get_task
 from nxm.errors import UserError
-from nxm.training.trainer import load_model
+from nxm.training.load import load_model
 from tiny_models import MODELS, save_model
 
 PLACE = Path(__file__).parents[1] / "tools" / "half_weights.py"

@@ -21,23 +21,29 @@ import smoke_source
 from copied import call, copy_repository, environment
 from nxm.config import read_yaml
 from nxm.files import sha256_file
-from nxm.launch.schedule import pending_stages
+from nxm.launch.project import Project
 from nxm.study.results import read_failures, read_result, read_study, same_apart_from_times
 from nxm.study.settings import load_study
 
-TARGET = Path("studies/smoke/dvc.yaml")
-NXM = Path("results/smoke/mnli/nxm/seed0.json")
+SMOKE = Path("studies/smoke")
+NXM = SMOKE / "results/mnli/nxm/seed0.json"
+NXM_STAGE = "nxm@mnli-nxm-seed0"
 FIRST_LOG = "first-launch.log"  # beside the repository
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1800)]  # the first test waits for two launches
 
 
 def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return call(folder, sys.executable, "-m", "dvc", *arguments)
+    """Plain DVC in the study's folder, as a user may run it."""
+    return call(folder / SMOKE, sys.executable, "-m", "dvc", *arguments)
+
+
+def nxm(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return call(folder, sys.executable, "-m", "nxm", *arguments)
 
 
 def launch(folder: Path, jobs: int = 1, log: IO | int = subprocess.PIPE) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "nxm.launch.schedule", "--jobs", str(jobs), "smoke"],
+        [sys.executable, "-m", "nxm", "repro", "smoke", "--jobs", str(jobs)],
         cwd=folder,
         env=environment(folder),
         stdout=log,
@@ -47,7 +53,7 @@ def launch(folder: Path, jobs: int = 1, log: IO | int = subprocess.PIPE) -> subp
     )
 
 
-def run_launch(folder: Path, jobs: int = 1, timeout: float = 600) -> tuple[int, str]:
+def run_launch(folder: Path, jobs: int = 1, timeout: float = 900) -> tuple[int, str]:
     """Exit status and what was printed; a launch that takes too long is stopped whole, and disturbs no later test."""
     process = launch(folder, jobs)
     try:
@@ -58,9 +64,13 @@ def run_launch(folder: Path, jobs: int = 1, timeout: float = 600) -> tuple[int, 
     return process.returncode, output
 
 
-def pending(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.chdir(folder)
-    return pending_stages(TARGET)
+def pending(folder: Path, monkeypatch: pytest.MonkeyPatch, allow_missing: bool = False) -> list[str]:
+    monkeypatch.chdir(folder / SMOKE)
+    project = Project()
+    try:
+        return project.pending(allow_missing)
+    finally:
+        project.close()
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +85,7 @@ def repository(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def finished(repository) -> tuple[Path, str]:
     """The study, killed in the middle of a training (as by `kill -9`) and started again; the second launch's output."""
-    checkpoints = repository / "checkpoints/smoke/mnli/nxm/seed0"
+    checkpoints = repository / SMOKE / "checkpoints/mnli/nxm/seed0"
     deadline = time.monotonic() + 900
     with (repository.parent / FIRST_LOG).open("w") as log:  # a pipe that nobody reads would fill up
         process = launch(repository, log=log)
@@ -86,7 +96,7 @@ def finished(repository) -> tuple[Path, str]:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert not (repository / NXM).exists()
-    assert not (repository / "models/smoke/mnli/nxm/seed0").exists()
+    assert not (repository / SMOKE / "models/mnli/nxm/seed0").exists()
     status, output = run_launch(repository)
     assert status == 0, output
     return repository, output
@@ -94,30 +104,30 @@ def finished(repository) -> tuple[Path, str]:
 
 def test_a_killed_study_goes_on_from_its_checkpoint_to_the_end(finished):
     folder, output = finished
-    study = load_study(folder / "studies/smoke/params.yaml")
+    study = load_study(folder / SMOKE / "params.yaml")
     for name in study.figures:
-        assert (folder / f"figures/smoke/{name}.pdf").read_bytes().startswith(b"%PDF")
-        assert (folder / f"figures/smoke/{name}.png").stat().st_size > 10_000
+        assert (folder / SMOKE / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert (folder / SMOKE / f"figures/{name}.png").stat().st_size > 10_000
     for name in study.tables:
         for ending in ("md", "csv", "tex"):
-            assert (folder / f"paper_tables/smoke/{name}.{ending}").stat().st_size > 0
-    results = read_study(folder / "results", "smoke")
-    assert {(r.method, r.cell) for r in results} == {
+            assert (folder / SMOKE / f"paper_tables/{name}.{ending}").stat().st_size > 0
+    results = read_study(folder / SMOKE)
+    assert {(r.full_name, r.trial) for r in results} == {
         ("dense", None),
         ("asp", None),
         ("asp", "lr0.0005"),
         ("asp", "lr0.002"),
         ("admm_unstructured", None),
         ("nxm", None),
-        ("nxm", "rho1.0"),
+        ("nxm/rho1.0", None),
+        ("nxm/paper-rho0.01", None),
         ("nxm", "lr0.002"),
-        ("nxm_paper", "rho0.01"),
         ("distil", None),
         ("distil_nxm", None),
         ("distil_nxm_kd", None),
         ("nxm_plus", None),
+        ("nxm_plus/permuted", None),
         ("nxm_plus", "lr0.001"),
-        ("nxm_plus", "permuted"),
         ("sr_ste_plus", None),
         ("dense_plus", None),
         ("distil_nxm_plus", None),
@@ -130,10 +140,10 @@ def test_a_killed_study_goes_on_from_its_checkpoint_to_the_end(finished):
     }
     for result in results:
         assert set(result.metrics) == {"accuracy_m", "accuracy_mm"}
-        assert result.sparsity.density == pytest.approx(density.get(result.method, 0.5))
+        assert result.sparsity.density == pytest.approx(density.get(result.name, 0.5))
     assert "training 1 of" in output
-    assert "paper_tables/smoke/:" in output.splitlines()[-3]
-    assert not any((folder / "checkpoints").rglob("checkpoint-*"))
+    assert "studies/smoke/paper_tables/:" in output.splitlines()[-3]
+    assert not any((folder / SMOKE / "checkpoints").rglob("checkpoint-*"))
 
 
 def test_the_killed_training_ended_as_one_that_was_not_killed(finished):
@@ -141,68 +151,67 @@ def test_the_killed_training_ended_as_one_that_was_not_killed(finished):
     folder, output = finished
     resumed = read_result(folder / NXM)
     first_epoch = re.compile(r"'loss': .*'epoch': '1'\}")
-    after_the_kill = output.partition("nxm@mnli-0':")[2].partition("Running stage")[0]
+    after_the_kill = output.partition(f"'{NXM_STAGE}'")[2].partition("Running stage")[0]
     assert "nxm on mnli, seed 0" in after_the_kill
     assert not first_epoch.search(after_the_kill)  # it went on from the checkpoint
-    done = dvc(folder, "repro", "--force", "--single-item", f"{TARGET}:nxm@mnli-0")
+    done = dvc(folder, "repro", "--force", "--single-item", NXM_STAGE)
     assert done.returncode == 0, done.stderr
     assert first_epoch.search(done.stdout)  # this one began anew
     whole = read_result(folder / NXM)
     assert whole.provenance.model_sha256 == resumed.provenance.model_sha256
     assert same_apart_from_times(whole, resumed)
     # Times differ, so DVC would rerun what reads the results; take them as they are.
-    assert dvc(folder, "repro", str(TARGET)).returncode == 0
+    assert dvc(folder, "repro").returncode == 0
 
 
 def test_every_sparse_model_on_disk_obeys(finished):
     folder, _ = finished
     methods = ("asp", "nxm", "distil_nxm", "distil_nxm_kd", "admm_unstructured")
     for method in (*methods, "nxm_plus", "sr_ste_plus", "distil_nxm_plus"):
-        done = call(folder, sys.executable, "-m", "nxm.check", f"models/smoke/mnli/{method}/seed0")
+        done = nxm(folder, "check", str(SMOKE / f"models/mnli/{method}/seed0"))
         assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_values_in_force_are_the_best_of_the_grid_on_rows_held_out(finished):
     folder, output = finished
-    results = read_study(folder / "results", "smoke")
-    study = load_study(folder / "studies/smoke/params.yaml")
+    results = read_study(folder / SMOKE)
     for method in ("asp", "nxm", "nxm_plus"):
-        cells = [run for run in results if run.method == method and str(run.cell).startswith("lr")]
+        cells = [run for run in results if run.name == method and run.trial]
         best = max(cells, key=lambda run: run.heldout.value).heldout.value
         winners = [run.hyperparameters["learning_rate"] for run in cells if run.heldout.value == best]
-        (whole,) = (run for run in results if (run.method, run.cell) == (method, None))
+        (whole,) = (run for run in results if run.name == method and run.whole)
         assert whole.hyperparameters["learning_rate"] in winners
-        assert getattr(study, method)["mnli"].learning_rate == whole.hyperparameters["learning_rate"]
+        chosen = json.loads((folder / SMOKE / f"results/chosen/mnli/{method}.json").read_text())
+        assert chosen["values"] == {"learning_rate": whole.hyperparameters["learning_rate"]}
         assert f"{method} on mnli: learning_rate {whole.hyperparameters['learning_rate']:g}" in output
 
 
 def test_several_jobs_run_what_is_missing_in_its_order(finished):
     folder, _ = finished
-    for name in ("asp/lr0.002/seed9.json", "nxm/lr0.002/seed9.json", "asp/seed0.json"):
-        (folder / "results/smoke/mnli" / name).unlink()
+    for name in ("search/mnli/asp/lr0.002/seed9.json", "search/mnli/nxm/lr0.002/seed9.json", "mnli/asp/seed0.json"):
+        (folder / SMOKE / "results" / name).unlink()
     status, output = run_launch(folder, jobs=2)
     assert status == 0, output
     assert (
-        output.index("asp on mnli, seed 9")
+        output.index("asp on mnli, lr0.002, seed 9")
         < output.index("asp on mnli: learning_rate")
         < output.index("asp on mnli, seed 0")
     )
-    assert (
-        "everything is up to date"
-        in call(folder, sys.executable, "-m", "nxm.launch.schedule", "--plan", "smoke").stdout
-    )
+    assert "everything is up to date" in nxm(folder, "plan", "smoke").stdout
 
 
-def test_what_is_not_here_is_announced_made_again_and_followed_by_what_reads_it(finished):
+def test_a_missing_model_is_trained_again_with_what_reads_it(finished):
     folder, _ = finished
-    shutil.rmtree(folder / "models/smoke/mnli/dense")
-    (folder / "results/smoke/mnli/distil/seed0.json").unlink()
-    status, output = run_launch(folder)  # with as many cores as before: the model is the same, and what reads it stays
+    shutil.rmtree(folder / SMOKE / "models/mnli/dense")
+    shutil.rmtree(folder / ".dvc/cache")
+    (folder / SMOKE / "results/mnli/distil/seed0.json").unlink()
+    only_changed = nxm(folder, "plan", "smoke", "--allow-missing")
+    assert re.search(r"stages to run: .*1 x baseline.*1 x distil\b", only_changed.stdout)
+    assert "are up to date, but what they made is not here" in only_changed.stdout
+    status, output = run_launch(folder)  # with as many cores as before: the model is the same
     assert status == 0, output
-    assert re.search(r"\d+ stages to run: .*1 x baseline.*1 x distil\b", output)
-    assert "are up to date, but what they made is not here" in output
     assert output.index("dense on mnli, seed 0") < output.index("distil on mnli, seed 0")
-    again = call(folder, sys.executable, "-m", "nxm.launch.schedule", "--plan", "smoke")
+    again = nxm(folder, "plan", "smoke")
     assert "everything is up to date" in again.stdout, again.stdout
 
 
@@ -211,32 +220,32 @@ def test_a_stage_that_fails_stops_no_other_and_is_told(finished, jobs):
     folder, _ = finished
     path = folder / "src/nxm/report/figures/figure2.py"
     before = edited(path, "def draw(", "raise RuntimeError('no figure 2 today')\n\n\ndef draw(")
-    (folder / "figures/smoke/figure3.png").unlink()
-    (folder / "paper_tables/smoke/table1.md").unlink()
+    (folder / SMOKE / "figures/figure3.png").unlink()
+    (folder / SMOKE / "paper_tables/table1.md").unlink()
     try:
         status, output = run_launch(folder, jobs)
         assert status == 1
         assert "no figure 2 today" in output
         assert "study smoke: a stage failed" in output
-        assert (folder / "figures/smoke/figure3.png").exists()
-        assert (folder / "paper_tables/smoke/table1.md").exists()
+        assert "figure@figure2" in output
+        assert (folder / SMOKE / "figures/figure3.png").exists()
+        assert (folder / SMOKE / "paper_tables/table1.md").exists()
     finally:
         path.write_text(before)
-    assert dvc(folder, "repro", str(TARGET)).returncode == 0
+    assert dvc(folder, "repro").returncode == 0
 
 
 def test_the_report_is_made_without_a_run_and_a_search_that_diverged_and_says_so(finished):
     folder, _ = finished
-    profile, tables = folder / "profiles/smoke.yaml", folder / "paper_tables/smoke"
-    student, cells = "distil_nxm_plus:\n  mnli:\n    epochs: 3\n    learning_rate: ", "nxm: {learning_rate: "
+    settings, tables = folder / SMOKE / "study.yaml", folder / SMOKE / "paper_tables"
     whole = (tables / "table1.md").read_text()
-    before = edited(profile, student + "1e-3", student + "1e30")
+    before = edited(settings, "distil_nxm_plus: {<<: *plus,", "distil_nxm_plus: {<<: *plus, learning_rate: 1e30,")
     try:
-        edited(profile, cells + "[2e-3, 1e30]", cells + "[1e30]")
+        edited(settings, "nxm: {values: {learning_rate: [2e-3, 1e30]}}", "nxm: {values: {learning_rate: [1e30]}}")
         status, output = run_launch(folder)
         assert status == 1
         assert "study smoke: a stage failed" in output
-        assert "the grid has chosen nothing for nxm on mnli" in output
+        assert "the search has chosen nothing for nxm on mnli" in output
         assert "| Student, NxM+ " in whole
         assert "| Student, NxM+ " not in (tables / "table1.md").read_text()
         assert "| Student, NxM " in (tables / "table1.md").read_text()
@@ -244,7 +253,7 @@ def test_the_report_is_made_without_a_run_and_a_search_that_diverged_and_says_so
         (row,) = [line for line in rows if line.startswith("| MNLI") and "| NxM " in line]
         assert "diverged" in row
     finally:
-        profile.write_text(before)
+        settings.write_text(before)
     status, output = run_launch(folder)
     assert status == 0, output
     assert (tables / "table1.md").read_text() == whole
@@ -256,18 +265,20 @@ def test_a_second_launch_does_nothing_and_says_so(finished):
     assert "nothing to do, everything is up to date" in output
 
 
-def test_without_data_and_models_a_fresh_clone_has_nothing_to_do(finished, monkeypatch):
+def test_without_data_and_models_a_fresh_clone_has_nothing_changed_and_everything_to_run(finished, monkeypatch):
     folder, _ = finished
-    for name in ("data", "models", ".dvc/cache"):
-        (folder / name).rename(folder / f"{name}-away")
+    away = [folder / SMOKE / "data", folder / SMOKE / "models", folder / ".dvc/cache"]
+    for path in away:
+        path.rename(path.with_name(f"{path.name}-away"))
     try:
-        done = dvc(folder, "repro", "--allow-missing", "--dry", str(TARGET))
+        done = dvc(folder, "repro", "--allow-missing", "--dry")
         assert done.returncode == 0, done.stderr
         assert "Running stage" not in done.stdout
-        assert pending(folder, monkeypatch) == []
+        assert pending(folder, monkeypatch, allow_missing=True) == []
+        assert {"fetch", NXM_STAGE, "table@table1"} <= set(pending(folder, monkeypatch))
     finally:
-        for name in ("data", "models", ".dvc/cache"):
-            (folder / f"{name}-away").rename(folder / name)
+        for path in away:
+            path.with_name(f"{path.name}-away").rename(path)
 
 
 def edited(path: Path, old: str, new: str) -> str:
@@ -287,123 +298,128 @@ def test_editing_a_figure_reruns_that_figure_alone(finished, monkeypatch):
         path.write_text(before)
 
 
-def test_changing_rho_retrains_no_dense_and_no_asp(finished, monkeypatch):
+def test_a_changed_value_reruns_its_own_runs_in_one_plain_dvc_repro(finished):
     folder, _ = finished
-    path = folder / "studies/smoke/params.yaml"
-    before = edited(path, "rho: 0.35", "rho: 0.36")
+    params = folder / SMOKE / "params.yaml"
+    before = edited(
+        params,
+        "learning_rate: 0.001, batch_size: 16, decay: 0.0002",
+        "learning_rate: 0.002, batch_size: 16, decay: 0.0002",
+    )
     try:
-        kinds = {name.partition("@")[0] for name in pending(folder, monkeypatch)}
-        assert {"nxm", "nxm_rho", "admm_unstructured", "distil_nxm", "figure", "table"} <= kinds
-        assert not kinds & {"fetch", "prepare", "baseline", "asp", "distil"}
-    finally:
-        path.write_text(before)
-
-
-def test_a_mistyped_key_stops_a_stage_with_its_name(finished):
-    folder, _ = finished
-    path = folder / "studies/smoke/params.yaml"
-    before = edited(path, "freeze_at:", "freze_at:")
-    try:
-        done = call(
-            folder,
-            sys.executable,
-            "stages/train.py",
-            "--params",
-            str(path),
-            "--method",
-            "nxm",
-            "--task",
-            "mnli",
-            "--seed",
-            "0",
+        done = dvc(folder, "repro")
+        assert done.returncode == 0, done.stderr
+        ran = set(re.findall(r"^Running stage '([^']*)'", done.stdout, flags=re.MULTILINE))
+        trained = {name for name in ran if name.startswith(("baseline", "asp", "nxm", "distil", "compress", "trial"))}
+        assert trained == {"compress@mnli-sr_ste_plus-seed0"}
+        assert (
+            read_result(folder / SMOKE / "results/mnli/sr_ste_plus/seed0.json").hyperparameters["learning_rate"] == 2e-3
         )
-        assert done.returncode == 1
-        assert "unknown key 'admm_unstructured.mnli.freze_at'; did you mean 'freeze_at'?" in done.stderr
-        assert "Traceback" not in done.stderr
+    finally:
+        params.write_text(before)
+    assert dvc(folder, "repro").returncode == 0
+
+
+def test_a_mistyped_key_stops_every_command_with_its_name(finished):
+    folder, _ = finished
+    path = folder / SMOKE / "study.yaml"
+    before = edited(path, "freeze_at: 0.7}", "freze_at: 0.7}")
+    try:
+        for done in (nxm(folder, "plan", "smoke"), nxm(folder, "repro", "smoke")):
+            assert done.returncode == 1
+            assert "run 'admm_unstructured' on mnli: unknown key 'freze_at'; did you mean 'freeze_at'?" in done.stderr
+            assert "Traceback" not in done.stderr
     finally:
         path.write_text(before)
+    assert "everything is up to date" in nxm(folder, "plan", "smoke").stdout
 
 
 def test_a_diverging_training_stops_with_the_step_and_leaves_no_result(finished):
     folder, _ = finished
-    path = folder / "studies/smoke/params.yaml"
-    before = edited(
-        path, "  mnli:\n    epochs: 3\n    learning_rate: 0.001", "  mnli:\n    epochs: 3\n    learning_rate: 1e30"
-    )
+    params = folder / SMOKE / "params.yaml"
+    before = edited(params, "seeds: [0]\n", "seeds: [7]\n")
+    edited(params, "dense: {epochs: 3, learning_rate: 0.001", "dense: {epochs: 3, learning_rate: 1e30")
     try:
-        done = call(
-            folder,
-            *(sys.executable, "stages/train.py", "--params", str(path)),
-            *("--method", "dense", "--task", "mnli", "--seed", "7"),
-        )
+        script = ("stages/train.py", "baseline@mnli-dense-seed7")
+        done = call(folder / SMOKE, sys.executable, f"../../{script[0]}", script[1])
     finally:
-        path.write_text(before)
+        params.write_text(before)
     assert done.returncode == 1
     assert "diverged; lower the learning rate" in done.stderr
-    assert not (folder / "results/smoke/mnli/dense/seed7.json").exists()
+    assert not (folder / SMOKE / "results/mnli/dense/seed7.json").exists()
 
 
-def test_a_diverging_cell_of_the_grid_has_left_its_reason_and_the_rest_went_on(finished):
+def test_a_diverging_trial_has_left_its_reason_and_the_rest_went_on(finished):
     folder, _ = finished
-    failures = read_failures(folder / "results", "smoke")
-    assert [failure.method for failure in failures] == ["nxm", "nxm_plus"]
+    failures = read_failures(folder / SMOKE)
+    assert [failure.name for failure in failures] == ["nxm", "nxm_plus"]
     for failure in failures:
-        assert (failure.cell, failure.hyperparameters["learning_rate"]) == ("lr1e30", 1e30)
+        assert (failure.trial, failure.hyperparameters["learning_rate"]) == ("lr1e30", 1e30)
         assert "diverged" in failure.failure
-        assert failure.failure in (folder / "paper_tables/smoke/table_tuning.md").read_text()
+        assert failure.failure in (folder / SMOKE / "paper_tables/table_tuning.md").read_text()
 
 
 def test_nxm_plus_starts_from_the_dense_model_and_is_compared_with_its_variant(finished):
     folder, second = finished
     output = (folder.parent / FIRST_LOG).read_text() + second
-    runs = {(run.method, run.cell): run for run in read_study(folder / "results", "smoke")}
-    dense = folder / "models/smoke/mnli/dense/seed0/model.safetensors"
-    for place in (("nxm_plus", None), ("nxm_plus", "lr0.001"), ("nxm_plus", "permuted"), ("sr_ste_plus", None)):
+    runs = {(run.full_name, run.trial): run for run in read_study(folder / SMOKE)}
+    dense = folder / SMOKE / "models/mnli/dense/seed0/model.safetensors"
+    for place in (("nxm_plus", None), ("nxm_plus", "lr0.001"), ("nxm_plus/permuted", None), ("sr_ste_plus", None)):
         assert runs[place].provenance.weights_sha256 == sha256_file(dense)
         assert runs[place].provenance.weights == "the fine-tuned dense model"
-    plus, permuted = runs["nxm_plus", None], runs["nxm_plus", "permuted"]
+    plus, permuted = runs["nxm_plus", None], runs["nxm_plus/permuted", None]
     changed = {key for key, value in plus.hyperparameters.items() if permuted.hyperparameters[key] != value}
     assert changed == {"permute", "importance"}
-    assert output.index("nxm_plus on mnli, seed 9") < output.index("nxm_plus on mnli: learning_rate")
+    assert output.index("nxm_plus on mnli, lr0.001, seed 9") < output.index("nxm_plus on mnli: learning_rate")
     first_whole_run = re.search(r"(?<!distil_)nxm_plus on mnli, seed 0", output)  # the student does not wait for it
     assert output.index("nxm_plus on mnli: learning_rate") < first_whole_run.start()
-    assert "permuted" in (folder / "paper_tables/smoke/table_ablation.md").read_text()
+    assert "permuted" in (folder / SMOKE / "paper_tables/table_ablation.md").read_text()
 
 
 @pytest.mark.parametrize(
-    ("method", "start"), [("nxm", "data/smoke/source/weights"), ("nxm_plus", "models/smoke/mnli/dense/seed1")]
+    ("stage", "start"),
+    [
+        ("nxm@mnli-nxm-seed1", "data/source/weights"),
+        ("compress@mnli-nxm_plus-seed1", "models/mnli/dense/seed1"),
+    ],
 )
-def test_two_processes_train_to_the_same_weights_as_one(method, start, finished):
+def test_two_processes_train_to_the_same_weights_as_one(stage, start, finished):
     """Same global batches, by gloo on the CPU, without dropout and noise, which each process draws; equal to rounding.
 
     NxM+ with a teacher's hidden states and the activations' norms, both sums over the tokens of all processes.
     """
-    folder, _ = finished
-    if not (folder / start).exists():
-        shutil.copytree(folder / "models/smoke/mnli/dense/seed0", folder / start)
-    config = folder / start / "config.json"
+    study = finished[0] / SMOKE
+    if not (study / start).exists():
+        shutil.copytree(study / "models/mnli/dense/seed0", study / start)
+    config = study / start / "config.json"
     values = json.loads(config.read_text())
     values |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config.unlink()  # DVC's cache may be linked to it
     config.write_text(json.dumps(values))
-    settings = read_yaml(folder / "studies/smoke/params.yaml")
-    settings["nxm_plus"]["mnli"] |= {"importance": "activations", "schedule": "constant", "noise": 0.0}
-    (folder / "studies/smoke/two.json").write_text(json.dumps(settings))
+    before = (study / "params.yaml").read_text()
+    settings = read_yaml(study / "params.yaml")
+    settings |= {"seeds": [1], "search": {"by": None, "seeds": [], "runs": {}}}
+    settings["runs"]["nxm_plus"] |= {"importance": "activations", "schedule": "constant", "noise": 0.0}
+    run = stage.split("-")[1]
     trained = {}
-    for hardware in ("auto", "cpu2"):
-        done = call(
-            folder,
-            *("accelerate", "launch", "--config_file", f"hardware/{hardware}.yaml", "stages/train.py"),
-            *("--params", "studies/smoke/two.json", "--method", method, "--task", "mnli", "--seed", "1"),
-            ACCELERATE_USE_CPU="1",
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        model = folder / f"models/smoke/mnli/{method}/seed1"
-        trained[hardware] = load_file(model / "model.safetensors")
-        model.rename(folder / f"models/{hardware}-{method}")
-    before = load_file(folder / start / "model.safetensors")
+    try:
+        (study / "params.yaml").write_text(json.dumps(settings))  # JSON is YAML
+        for hardware in ("auto", "cpu2"):
+            done = call(
+                study,
+                *("accelerate", "launch", "--config_file", f"../../hardware/{hardware}.yaml", "../../stages/train.py"),
+                stage,
+                ACCELERATE_USE_CPU="1",
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+            model = study / f"models/mnli/{run}/seed1"
+            trained[hardware] = load_file(model / "model.safetensors")
+            model.rename(study / f"models/{hardware}-{run}")
+    finally:
+        (study / "params.yaml").write_text(before)
+    start_weights = load_file(study / start / "model.safetensors")
     for name, one in trained["auto"].items():
         if name.endswith("key.bias"):  # softmax does not see it: its gradient is rounding, which Adam blows up
             continue
-        began = before.get(name, before.get(name.removeprefix("bert."), torch.zeros_like(one)))
+        began = start_weights.get(name, start_weights.get(name.removeprefix("bert."), torch.zeros_like(one)))
         assert (one - trained["cpu2"][name]).norm() <= 1e-3 * (one - began).norm(), name

@@ -1,4 +1,4 @@
-"""Tiny random models of several architectures, saved as a trained one is: with its tokenizer and its pattern."""
+"""Tiny random models of several architectures, saved like trained ones with a tokenizer and a pattern."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ MODELS = {
 
 
 def save_model(folder: Path, model: PreTrainedModel, pattern: NM | None = TWO_OF_FOUR, spread: float = 8.0) -> Path:
-    """A sparse model and its tokenizer; `spread` times the usual weights, so that answers depend on the input."""
+    """Save a sparse model and its tokenizer; `spread` multiplies the weights, so that answers depend on the input."""
     folder.mkdir(parents=True)
     with torch.no_grad():
         targets = find_targets(model)

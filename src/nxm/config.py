@@ -1,4 +1,4 @@
-"""YAML files as frozen, checked objects; an unknown key is an error that names it and the nearest known one."""
+"""YAML files as frozen, validated objects; an unknown key is an error that names it and the nearest known one."""
 
 from __future__ import annotations
 
@@ -23,18 +23,22 @@ PositiveInt = Annotated[int, Field(gt=0)]
 
 
 class Settings(BaseModel):
-    """Base of every block of params.yaml: immutable, and no key beyond those declared."""
+    """Base of every block of settings: immutable, and without keys beyond those declared."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def listed(names: Iterable[object]) -> str:
-    """Names in order, as messages give them: `a, b`."""
+    """Return names in alphabetical order for a message: "a, b"."""
     return ", ".join(sorted(map(str, names)))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML 1.2 mapping (ruamel: `3e-5` is a number, which PyYAML would call a string)."""
+    """Read a mapping in YAML 1.2, in which `3e-5` is a number. (PyYAML reads it as a string.)
+
+    Raises:
+        UserError: the file is missing, is no YAML or has something other than a mapping.
+    """
     try:
         loaded = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -47,7 +51,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def explain(where: object, problem: Any, model: type[BaseModel]) -> str:
-    """Return the line that tells a person what pydantic found at a key of `model`, and what would be right."""
+    """Return a message of one line for a problem that pydantic found.
+
+    Args:
+        where: the file, for the start of the message.
+        problem: an entry of `ValidationError.errors()`.
+        model: the model that was validated, for the known keys.
+    """
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = _known_keys(model, problem["loc"][:-1])

@@ -1,12 +1,12 @@
-"""What is said to a person who gave us something that cannot be right."""
+"""Errors caused by bad input; commands print the message without a traceback."""
 
 
 class UserError(ValueError):
-    """Bad input: the message names the thing, the value and what would be right. Commands print it without a traceback.
+    """Bad input. The message names the setting or file, its value and what would be right.
 
-    A ValueError, so that users of the library may catch it as one.
+    It is a ValueError, so that users of the library may catch it as one.
     """
 
 
 class Diverged(UserError):
-    """A training whose loss is no longer a finite number."""
+    """The loss or a prediction of a training is no longer a finite number."""

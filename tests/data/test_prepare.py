@@ -1,4 +1,4 @@
-"""Tokenised datasets: what is in them, and that equal inputs give equal bytes."""
+"""Contents of tokenised datasets, and equal bytes for equal inputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS = Prepare(train_examples=20, sample_seed=3, max_length=16)
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """What fetch leaves, for three tasks."""
+    """A folder as fetch writes it, with three tasks."""
     folder = tmp_path_factory.mktemp("source")
     make_tiny_bert(folder / "weights")
     make_glue(folder / "glue", [TASKS["stsb"], TASKS["mnli"], TASKS["sst2"]], ROWS, hub=False)
@@ -36,7 +36,7 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copied(source, tmp_path) -> Path:
-    """The same, to be damaged."""
+    """A copy of it, to be damaged."""
     return Path(shutil.copytree(source, tmp_path / "copied"))
 
 
@@ -96,7 +96,7 @@ def drawn(source: Path, out: Path, examples: int | None, seed: int) -> list[tupl
 
 @pytest.fixture
 def unlike(copied) -> Path:
-    """A source in which every training row has a label of its own."""
+    """A source in which every training row has a different label."""
     path = copied / "glue/stsb/train.parquet"
     table = pq.ParquetFile(path).read()
     labels = pa.array([5.0 * row / ROWS for row in range(ROWS)], pa.float32())
@@ -235,7 +235,7 @@ def test_work_on_loaded_datasets_leaves_the_folder_as_it_is(source, tmp_path):
 
 def test_the_stage_prints_what_is_wrong_without_a_traceback(tmp_path):
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "stages/prepare.py"), "--params", "nowhere.yaml", "--task", "stsb"],
+        [sys.executable, str(REPOSITORY / "stages/prepare.py"), "--task", "stsb"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY / "src")},
         capture_output=True,
@@ -243,5 +243,5 @@ def test_the_stage_prints_what_is_wrong_without_a_traceback(tmp_path):
         timeout=60,
     )
     assert done.returncode == 1
-    assert "nowhere.yaml: there is no such file" in done.stderr
+    assert "params.yaml: there is no such file" in done.stderr
     assert "Traceback" not in done.stderr

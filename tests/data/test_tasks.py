@@ -26,7 +26,7 @@ def replaced(table: pa.Table, column: str, row: int, value: object) -> pa.Table:
 def test_the_seven_tasks_and_their_official_rows():
     assert list(TASKS) == ["mnli", "sst2", "qnli", "cola", "stsb", "mrpc", "rte"]
     assert {name for name, task in TASKS.items() if task.group == "large"} == {"mnli", "qnli", "sst2"}
-    # A checksum over the counts; where the official files are at hand, test_sources compares each
+    # a checksum over the counts; with the official files at hand, test_fetch compares each
     assert sum(task.rows["train"] for task in TASKS.values()) == 585_252
     assert list(MNLI.evaluation.items()) == [("validation_matched", "_m"), ("validation_mismatched", "_mm")]
 
@@ -108,9 +108,9 @@ def test_official_rows_are_demanded_where_the_source_is_whole():
         (
             STSB,
             lambda t: t.drop_columns("sentence2"),
-            "column 'sentence2' is missing; expected are sentence1, sentence2",
+            "column 'sentence2' is missing; expected sentence1, sentence2",
         ),
-        (STSB, lambda t: t.append_column("label", t["label"]), "column 'label' stands 2 times"),
+        (STSB, lambda t: t.append_column("label", t["label"]), "column 'label' occurs 2 times"),
         (STSB, lambda t: replaced(t, "label", 3, 5.5), "column 'label', row 3: 5.5 is not within 0.0 … 5.0"),
         (STSB, lambda t: replaced(t, "label", 4, math.nan), "column 'label', row 4: nan is not within"),
         (STSB, lambda t: replaced(t, "sentence1", 2, None), "column 'sentence1', row 2: no value"),

@@ -1,4 +1,4 @@
-"""Exports: the same answers as the source, the pattern kept, and nothing written that is wrong."""
+"""Exports give the same outputs as their source, obey its pattern and are not written if they are wrong."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_reference_packing_brings_2of4_back_and_nothing_else(dtype):
     W = torch.randn(64, 128)
     W = int8.quantise(W)[0] if dtype == "int8" else W.to(semi_structured.DTYPES[dtype])
     assert semi_structured.survives_packing(W * NM(2, 4).mask(W.float()))
-    assert not semi_structured.survives_packing(W)  # the packer drops half of it in silence
+    assert not semi_structured.survives_packing(W)  # the packer silently drops half of it
 
 
 def test_only_what_is_worth_it_is_packed(sparse, tmp_path):
@@ -295,10 +295,10 @@ def test_an_integer_layer_is_the_product_of_integers_and_near_its_source(bias):
 @pytest.mark.parametrize("rows", [1, 32, 33])
 def test_packed_integers_are_multiplied_as_cusparselt_takes_them(rows, monkeypatch):
     def stand_in(packed, columns, out_dtype):
-        """What torch's operator promises: (out, in) times (in, tokens), of whole multiples."""
+        """Compute what torch's operator promises: (out, in) times (in, tokens), in sizes that it takes."""
         assert columns.dtype == packed.dtype == torch.int8
         assert columns.shape[0] % 16 == columns.shape[1] % 16 == 0
-        assert columns.t().is_contiguous()  # integers are multiplied with a transposed operand alone
+        assert columns.t().is_contiguous()  # for integers cuSPARSELt needs a transposed operand
         assert not columns.is_contiguous()
         return packed.to(out_dtype) @ columns.to(out_dtype)
 

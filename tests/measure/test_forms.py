@@ -1,4 +1,4 @@
-"""Models in the forms that they are deployed in: what is compared, what is absent and why. No test reads a clock."""
+"""Models in the forms of deployment: comparisons, and reasons for absent forms. No test reads a clock."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SETTINGS = Deployment(
 
 @pytest.fixture
 def study() -> Study:
-    """Only what the stage reads."""
+    """The part of a study that the stage reads."""
     return Study.model_construct(study="tiny", tasks=["rte"], deployment=SETTINGS)
 
 
@@ -150,7 +150,7 @@ def test_rows_of_a_model_that_was_trained_anew_are_measured_again(
 ) -> None:
     monkeypatch.setattr(forms, "write_json", lambda path, content: pytest.fail("no space left"))
     with pytest.raises(pytest.fail.Exception):
-        run_deployment(study, "cpu", folder, unit_timer)  # all units are kept, the result is not written
+        run_deployment(study, "cpu", folder, unit_timer)  # all units are recorded, the result is not written
     monkeypatch.undo()
     torch.manual_seed(9)
     shutil.rmtree(folder / "models/rte/nxm/seed3")
@@ -204,7 +204,7 @@ def test_integers_for_a_gpu_run_in_dense_kernels_anywhere(folder: Path, name: st
     found, exact = running[name].answer(inputs)["logits"], outputs(trained.model, inputs)["logits"]
     assert 0 < np.abs(found - exact).max() < 0.1 * np.abs(exact).max()
     half = forms._Running(trained, Form("eager", "bf16"), CPU)
-    integers = sum(W.numel() for W in find_targets(trained.model).values())  # a byte each, and a scale an output
+    integers = sum(W.numel() for W in find_targets(trained.model).values())  # one byte each, and one scale per output
     scales = 4 * sum(len(W) for W in find_targets(trained.model).values())
     assert running[name].size == half.size - integers + scales
 
@@ -218,7 +218,7 @@ def test_compiled_forms_are_all_compiled_before_they_are_timed(folder: Path) -> 
             before = compiled["unique_graphs"]
             running, absent = forms._prepare(models, Form("compiled", dtype), CPU)
             assert absent == []
-            assert compiled["unique_graphs"] == before + 4  # two architectures, each with one for a batch of one
+            assert compiled["unique_graphs"] == before + 4  # two architectures, each with one more for batch size 1
             for own in running.values():
                 for batch in (1, 3):
                     own.call(random_inputs(own.trained, batch, 8))()

@@ -1,4 +1,4 @@
-"""Products of single matrices: what is compared, what is refused, what the roofline says. No test reads a clock."""
+"""Products of single matrices: comparisons, absent ways and the roofline. No test reads a clock."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTINGS = Matrices(devices=["cpu"], shapes=[[32, 64], [64, 32]], points=[[1, 16
 
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch) -> Study:
-    """Small products; the large ones that give the ceilings too."""
+    """A study with small products, also for the ceilings."""
     monkeypatch.setattr(products, "CEILING_SIZE", {"cpu": 64, "cuda": 64})
     monkeypatch.setattr(products, "COPY_BYTES", {"cpu": 4096, "cuda": 4096})
     return Study.model_construct(study="tiny", matrices=SETTINGS)
@@ -109,7 +109,7 @@ def test_a_way_whose_output_is_wrong_gets_no_time(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_a_library_refuses_is_absent_with_its_reason(monkeypatch) -> None:
-    """Such as `_int_mm` on CUDA, which refuses few rows."""
+    """For example, `_int_mm` on CUDA refuses few rows."""
 
     def refuse(x: torch.Tensor, W: torch.Tensor) -> Product:
         if NM(2, 4).contains(W):

@@ -175,7 +175,7 @@ def test_the_callbacks_do_their_work_in_every_step(folder: Path, study: Study, m
         callback = made[name]
         assert isinstance(callback, step.AdmmCallback)
         assert len(callback.iterations) == rounds  # each timed projection was one
-        assert callback.frozen_at_step is None  # else the rest would time a fixed mask
+        assert callback.frozen_at_step is None  # otherwise the others would time a fixed mask
     assert made["dense"] is None
     assert made["nxm"].settings.recipe == "proximal"
     assert made["nxm_paper"].settings.recipe == "paper"

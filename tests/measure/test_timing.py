@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def returned_timer(call: timing.Call, device: torch.device) -> float:
-    """For calls that return the seconds that they would have taken."""
+    """Return the seconds that a call returns."""
     return float(call())
 
 

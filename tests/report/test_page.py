@@ -12,48 +12,22 @@ import pytest
 import smoke_source
 from nxm import report
 from nxm.errors import UserError
-from nxm.report import Evidence, facts, page, paper
+from nxm.report import page, paper, statistics
+from nxm.report.evidence import Evidence, read_evidence
 from nxm.report.page import blocks
 from nxm.report.page.numbers import NUMBERS, number
-from nxm.study.results import result_path, write_result
-from synthetic_study import (
-    PLUS,
-    VARIANTS,
-    make_ablation,
-    make_deployment,
-    make_result,
-    make_study,
-)
+from nxm.study.results import place_of, result_path, write_result
+from synthetic_study import EMPTY, PLUS, ROOT, VARIANTS, make_ablation, make_deployment, make_result, make_study
 
-ROOT = Path(__file__).resolve().parents[2]
 TEXTS = sorted({ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "studies").glob("*/README.md")})
-EMPTY = Evidence("empty", [], None)
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
-    """A study of three tasks (MNLI among them) and two seeds."""
-    root = tmp_path_factory.mktemp("many")
-    make_study(root, "several", ("stsb", "mnli", "cola"), (1, 2))
-    return report.read_evidence(root, "several")
-
-
-@pytest.fixture(scope="module")
-def ablation(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
-    """NxM+, its rivals and three variants on two tasks with two seeds."""
-    root = tmp_path_factory.mktemp("ablation")
-    make_ablation(root, tasks=("stsb", "cola"))
-    compared = {name: name.partition("/")[0] for name in VARIANTS}
-    return replace(report.read_evidence(root, "ablation"), variants=compared)
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """The embedded study and one in studies/, each with a template."""
     make_study(tmp_path)
-    make_ablation(tmp_path)
+    make_ablation(tmp_path / "studies" / "ablation")
     (tmp_path / "docs").mkdir()
-    (tmp_path / "studies" / "ablation").mkdir(parents=True)
     (tmp_path / "studies" / "ablation" / "study.yaml").touch()
     (tmp_path / "docs" / "README.md.j2").write_text(
         '# nxm\n\n{{ headline() }}\n\nNxM is {{ above("nxm", "asp") }}.\n{{ table("table1") }}\n'
@@ -145,14 +119,14 @@ def test_pages_are_written_once_and_then_not_stale(repository: Path) -> None:
     text = expected[0].read_text()
     assert text.startswith("<!-- Generated from docs/README.md.j2 and the results files.")
     assert "\n# nxm\n\nOn STS-B (1,500" in text
-    evidence = report.read_evidence(repository, "embedded")
+    evidence = read_evidence(repository)
     assert f"NxM is {number('above', evidence, ['nxm', 'asp'])}.\n**Table 1." in text
 
 
 def test_a_changed_result_makes_its_page_stale(repository: Path) -> None:
     page.write_pages(repository)
     run = make_result(score=11.0)
-    write_result(result_path(repository, run.study, run.task, run.method, run.seed), run)
+    write_result(result_path(repository, place_of(run)), run)
     assert page.stale_pages(repository) == [repository / "README.md"]
 
 
@@ -161,14 +135,15 @@ def test_a_template_takes_its_own_study_and_any_other_by_name(repository: Path) 
         '{{ score("nxm_plus") }} {{ score("nxm", study="embedded") }}'
     )
     page.write_pages(repository)
-    own, other = (report.read_evidence(repository, name).results for name in ("ablation", "embedded"))
-    scores = [facts.task_score(own, "nxm_plus", "stsb").mean, facts.task_score(other, "nxm", "stsb").mean]
+    own, other = (read_evidence(folder).results for folder in (repository / "studies" / "ablation", repository))
+    scores = [statistics.task_score(own, "nxm_plus", "stsb").mean, statistics.task_score(other, "nxm", "stsb").mean]
     text = (repository / "studies" / "ablation" / "README.md").read_text()
     assert text.endswith(" ".join(f"{score:.1f}" for score in scores))
 
 
 def test_a_study_without_results_has_none_to_show(tmp_path: Path) -> None:
     (tmp_path / "studies" / "new").mkdir(parents=True)
+    (tmp_path / "studies" / "new" / "study.yaml").touch()
     text = '{{ headline(study="new") }} {{ table("table1", study="new") }} {{ timing(study="new") }}'
     assert render(tmp_path, text) == " ".join(["Study new has no results yet."] * 3)
 
@@ -179,7 +154,7 @@ def test_a_study_without_results_has_none_to_show(tmp_path: Path) -> None:
         ('{{ gain("nxm") }}', "'gain' is undefined; known: above,"),
         ("{{ missing }}", "'missing' is undefined"),
         ('\n{{ score("nxm") ', "docs/page.md.j2:2: "),
-        ('\n\n{{ score("nxm", study="none") }}', "page.md.j2:3: there is no study 'none'; known: embedded, ablation"),
+        ('\n\n{{ score("nxm", study="none") }}', ":3: there is no study 'none'; known are embedded, ablation"),
         ('{{ score("nxn") }}', "no run of nxn; it has dense, "),
         ('{{ score("nxm_plus/no-such", study="ablation") }}', "it has nxm_plus/no-teacher and nxm_plus/permuted"),
         ('{{ score("nxm", task="rte") }}', "the study has no task rte; it has stsb"),
@@ -225,7 +200,7 @@ def test_a_number_is_what_the_table_of_the_ablation_shows(ablation: Evidence) ->
     assert number("points", ablation, pair, "stsb") == f"{row['difference']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
     assert number("score", ablation, own, "stsb") == f"{row['mean']:.1f}"
     assert number("retention", ablation, own, "stsb") == f"{row['kept']:.1f} %"
-    dense = [run.train_seconds for run in facts.runs_of(ablation.results, "dense") if run.task == "stsb"]
+    dense = [run.train_seconds for run in statistics.runs_of(ablation.results, "dense") if run.task == "stsb"]
     assert number("time", ablation, own, "stsb") == f"{row['seconds'] * len(dense) / sum(dense):.2f}"
     low, high = number("retention_interval", ablation, ["nxm_plus"], "stsb").removesuffix(" %").split(" to ")
     value = number("retention", ablation, ["nxm_plus"], "stsb").removesuffix(" %")
@@ -233,16 +208,16 @@ def test_a_number_is_what_the_table_of_the_ablation_shows(ablation: Evidence) ->
 
 
 def test_a_number_without_a_task_is_the_geometric_mean(ablation: Evidence) -> None:
-    mean = facts.average_score(ablation.results, "nxm_plus", ["cola", "stsb"]).mean
+    mean = statistics.average_score(ablation.results, "nxm_plus", ["cola", "stsb"]).mean
     assert number("score", ablation, ["nxm_plus"]) == number("score", ablation, ["nxm_plus"], ["stsb", "cola"])
     assert number("score", ablation, ["nxm_plus"]) == f"{mean:.1f}"
     variants = ["nxm_plus/no-teacher", "nxm_plus/permuted"]
-    points = facts.difference(ablation, *variants, ["cola", "stsb"])
+    points = statistics.difference(ablation, *variants, ["cola", "stsb"])
     assert number("points", ablation, variants) == points.text(".1f")
 
 
 def test_a_number_over_some_tasks_leaves_the_others_out(many: Evidence) -> None:
-    some = facts.average_score(
+    some = statistics.average_score(
         [run for run in many.results if run.task != "cola"], "nxm", ["mnli_m", "mnli_mm", "stsb"]
     )
     assert number("score", many, ["nxm"], ["mnli", "stsb"]) == f"{some.mean:.1f}"
@@ -259,7 +234,7 @@ def test_a_number_in_words_holds_whichever_is_ahead(ablation: Evidence) -> None:
 
 
 def test_the_numbers_of_admm_come_from_its_iterations(many: Evidence) -> None:
-    own = [run for run in facts.runs_of(many.results, "nxm") if run.task == "cola"]
+    own = [run for run in statistics.runs_of(many.results, "nxm") if run.task == "cola"]
     least = min(iteration.similarity for run in own for iteration in run.admm.iterations if iteration.similarity)
     assert 0 <= 100 * least - float(number("similarity", many, ["nxm"], "cola").removesuffix(" %")) < 0.01
     counts = [sum(swap.count for swap in run.admm.swaps[1:-1]) for run in own]
@@ -283,7 +258,7 @@ def test_the_constant_answer_and_the_best_trial(many: Evidence) -> None:
         number("above_constant", floors, ["nxm"], "cola")
         == f"{float(number('score', many, ['nxm'], 'cola')) - 3:.1f} points above"
     )
-    trials = [run for run in facts.grid_cells(many.results) if (run.method, run.task) == ("nxm", "cola")]
+    trials = [run for run in statistics.trials_of(many.results) if (run.name, run.task) == ("nxm", "cola")]
     assert number("best_trial", many, ["nxm"], "cola") == f"{max(run.heldout.value for run in trials):.1f}"
     with pytest.raises(UserError, match="needs one task"):
         number("best_trial", many, ["nxm"])
@@ -302,7 +277,7 @@ def test_every_number_is_documented() -> None:
 def evidence(**scores: list[float]) -> Evidence:
     """Runs on STS-B with these scores by seed."""
     runs = [
-        make_result(method=run, seed=seed, score=value)
+        make_result(run=run, seed=seed, score=value)
         for run, by_seed in scores.items()
         for seed, value in enumerate(by_seed, start=1)
     ]
@@ -336,10 +311,10 @@ def test_the_headline_claims_nothing_without_all_three() -> None:
 
 def test_the_headline_ends_with_the_geometric_mean_of_several_tasks(many: Evidence) -> None:
     lines = blocks.headline(many).splitlines()
-    assert len(lines) == len(facts.tasks_of(many.results)) + 1
-    columns = facts.columns_of(facts.whole_runs(many.results))
-    means = {run: facts.average_score(many.results, run, columns) for run in ("dense", "nxm", "asp")}
-    tasks = facts.listed(facts.TASKS[task] for task in facts.tasks_of(many.results))
+    assert len(lines) == len(statistics.tasks_of(many.results)) + 1
+    columns = statistics.columns_of(statistics.whole_runs(many.results))
+    means = {run: statistics.average_score(many.results, run, columns) for run in ("dense", "nxm", "asp")}
+    tasks = statistics.listed(statistics.TASKS[task] for task in statistics.tasks_of(many.results))
     assert lines[-1].startswith(f"- Geometric mean over {tasks}, seed")
     assert blocks.mean(many) == lines[-1].removeprefix("- ")
     assert f"NxM retains **{100 * means['nxm'].mean / means['dense'].mean:.1f} %** of the dense score" in lines[-1]
@@ -351,7 +326,7 @@ def test_the_headline_ends_with_the_geometric_mean_of_several_tasks(many: Eviden
 def test_nxm_plus_is_compared_with_its_best_rival_and_the_dense_model_with_the_same_extras(ablation: Evidence) -> None:
     """In the synthetic study that rival is ASP+."""
     names = ("dense", "nxm_plus", "asp_plus", "dense_plus")
-    scores = {name: facts.task_score(ablation.results, name, "stsb") for name in names}
+    scores = {name: statistics.task_score(ablation.results, name, "stsb") for name in names}
     share = {name: 100 * scores[name].mean / scores["dense"].mean for name in names}
     _, stsb, both = blocks.best(ablation).splitlines()
     assert f"NxM+ retains **{share['nxm_plus']:.1f} %** of the dense score" in stsb
@@ -377,7 +352,7 @@ def test_the_verdict_table_has_a_row_per_run(ablation: Evidence) -> None:
     assert head == "| Run | Score | % of dense | 95 % interval |"
     assert dense.startswith("| Dense | ")
     assert dense.endswith(" | 100.0 | – |")
-    score = facts.method_score(ablation.results, "nxm_plus", ["cola", "stsb"])
+    score = statistics.method_score(ablation.results, "nxm_plus", ["cola", "stsb"])
     share, interval = (number(name, ablation, ["nxm_plus"]) for name in ("retention", "retention_interval"))
     assert plus == f"| NxM+ | {score} | {share} | {interval} |".replace(" %", "")
 

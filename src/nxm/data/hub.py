@@ -46,8 +46,9 @@ def open_repository(source: Source, kind: Literal["model", "dataset"]) -> Reposi
 
     assert source.name is not None
     asked = f"{kind} {source.name} at revision {source.revision or 'main'}"
+    look_up = HfApi().model_info if kind == "model" else HfApi().dataset_info
     with _explained(lambda: asked):
-        info = HfApi().repo_info(source.name, repo_type=kind, revision=source.revision, files_metadata=True)
+        info = look_up(source.name, revision=source.revision, files_metadata=True)
     if not info.sha:
         raise UserError(f"{asked}: the Hub names no commit for it")
     manifest = {

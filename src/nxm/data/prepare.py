@@ -1,8 +1,8 @@
-"""A task's sentences as the numbers a model reads: sampled, tokenised, saved with `datasets`.
+"""Sample and tokenise a task's data, and save it as `datasets`.
 
-Columns of every split: `input_ids` (int32), `attention_mask` (int8), `token_type_ids` (int8, where the tokenizer gives
-them), `labels` (int64 classes or float32 scores) and `length` (int32, tokens), which batches are grouped by. Nothing
-is padded here: the collator pads each batch to its longest row.
+Columns of every split: `input_ids` (int32), `attention_mask` (int8), `token_type_ids` (int8, if the tokenizer returns
+them), `labels` (int64 classes or float32 scores) and `length` (int32, tokens), by which batches are grouped. Nothing is
+padded here: the collator pads each batch to its longest row.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers import PreTrainedTokenizerBase
 
-_BATCH = 8192  # rows tokenised at once: bounds the memory that Python lists take (MNLI has 393k rows)
+_BATCH = 8192  # rows tokenised at once; bounds the memory of Python lists (MNLI has 393k rows)
 _TYPES = {"input_ids": pa.int32(), "attention_mask": pa.int8(), "token_type_ids": pa.int8()}
 
 
 def prepare(task_name: str, source: Path, settings: Prepare, out: Path) -> None:
     """Tokenise the splits of a task and save them as a `datasets.DatasetDict` in the folder `out`.
 
-    Of the training split, at most `settings.most_examples(task)` rows are drawn: the first of a permutation of all rows
-    by `numpy.random.default_rng(settings.sample_seed)`, so a smaller sample is part of a larger one of the same seed.
-    The permutation's last `settings.heldout_examples` rows become the split `heldout`: none of them is in any sample,
-    and they are the same for samples of any size. Rows are kept in the order of the original table. The bytes written
-    depend on the inputs, the settings and the versions of the libraries alone.
+    At most `settings.most_examples(task)` rows of the training split are drawn: the first of a permutation of all rows
+    by `numpy.random.default_rng(settings.sample_seed)`, so that a smaller sample is part of a larger one of the same
+    seed. The permutation's last `settings.heldout_examples` rows are the split `heldout`: no sample contains them, and
+    they are the same for samples of any size. Rows stay in the order of the original table. The bytes written depend on
+    the inputs, the settings and the versions of the libraries alone.
 
     Args:
-        source: what `nxm.data.fetch.fetch` left: weights/, glue/<task>/, perhaps student/.
-        out: the folder to make; one that exists is replaced when everything is written.
+        source: the folder written by `nxm.data.fetch.fetch`: weights/, glue/<task>/, perhaps student/.
+        out: the folder to create; an existing one is replaced once everything is written.
 
     Raises:
-        UserError: an unknown task, missing or unfit data, as many rows held out as there are, sequences longer than the
-            model can read, or a student with another vocabulary than the weights.
+        UserError: the task is unknown, data is missing or unfit, all rows would be held out, sequences are longer than
+            the model can read, or the student's vocabulary is not that of the weights.
     """
     from datasets import Dataset, DatasetDict
 
@@ -61,16 +61,16 @@ def prepare(task_name: str, source: Path, settings: Prepare, out: Path) -> None:
         datasets = DatasetDict()
         for split, table in tables.items():
             tokenised = _tokenise(task, tokenizer, table, settings.max_length, f"{task.name} {split}")
-            # Of the content alone: datasets' own hashes its objects, in whatever way its version does
+            # a hash of the content alone; that of datasets depends on its version
             fingerprint = hashlib.sha256(_ipc_bytes(tokenised)).hexdigest()[:16]
             datasets[split] = Dataset(tokenised, fingerprint=fingerprint)
         datasets.save_to_disk(folder)
-        # The name of this module when results first recorded the folder's sha256, which the manifest is part of.
+        # this module's former name: results record the sha256 of the folder, which includes the manifest
         origin = "nxm.prepare"
         files = {path.relative_to(folder).as_posix(): origin for path in folder.rglob("*") if path.is_file()}
         described = {
             "task": task.name,
-            # The task's own: what is set for another one leaves this one's files as they are
+            # this task's settings, so that a change for another task leaves these files unchanged
             "settings": settings.model_dump(exclude={"train_examples_by_task"})
             | {"train_examples": settings.most_examples(task.name)},
             "rows": {split: table.num_rows for split, table in tables.items()},
@@ -80,13 +80,13 @@ def prepare(task_name: str, source: Path, settings: Prepare, out: Path) -> None:
 
 
 def load_prepared(path: Path) -> DatasetDict:
-    """What `prepare` saved, each file compared with its sha256.
+    """Load the datasets that `prepare` saved, after comparing each file with its sha256.
 
-    The datasets are held in memory (MNLI: some 150 MB), not mapped: `map` and `filter` on them then leave no cache
-    files in the folder, whose checksum is part of results.
+    The datasets are loaded into memory (MNLI: some 150 MB), not mapped: `map` and `filter` then leave no cache files in
+    the folder, whose checksum is part of results.
 
     Raises:
-        UserError: the folder is missing, incomplete or not what was written.
+        UserError: the folder is missing or incomplete, or a file has changed.
     """
     from datasets import DatasetDict
 
@@ -128,7 +128,7 @@ def _load_split(task: Task, split: str, folder: Path) -> pa.Table:
 
 
 def _sample(task: Task, table: pa.Table, settings: Prepare) -> dict[str, pa.Table]:
-    """The rows to train on, and those held out if any are."""
+    """Return the splits `train` and, if rows are held out, `heldout`."""
     rows, heldout = table.num_rows, settings.heldout_examples
     if heldout >= rows:
         raise UserError(
@@ -166,7 +166,7 @@ def _tokenise(task: Task, tokenizer: PreTrainedTokenizerBase, table: pa.Table, m
 def _check_student(
     task: Task, tokenizer: PreTrainedTokenizerBase, folder: Path, table: pa.Table, max_length: int
 ) -> None:
-    """Teacher and student read the same prepared numbers, so they must mean the same words to both."""
+    """Raise UserError unless the student's tokenizer agrees with the teacher's: both read the same prepared data."""
     student = _load_tokenizer(folder, max_length)
     sample = table.slice(0, 256)
     same = student.get_vocab() == tokenizer.get_vocab() and (

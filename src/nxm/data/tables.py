@@ -78,13 +78,16 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def check_table(task: Task, split: str, table: pa.Table, *, official: bool, where: str = "") -> pa.Table:
-    """Check a table as a split of a task and bring it to `task.schema`: same columns, order and types, one chunk.
+    """Check a split of a task and return it with the columns, order and types of `task.schema`, in one chunk.
 
-    Columns beyond the schema's are dropped. `official` also demands GLUE's own number of rows; stand-ins may be cut
-    down. `where` names the origin in messages.
+    Args:
+        table: further columns are dropped.
+        official: require GLUE's number of rows; stand-ins may have fewer.
+        where: the origin, for messages.
 
     Raises:
-        UserError: naming task, split, column, row and value, and what would be right.
+        UserError: a column is missing or of another type, a label is out of range, or a number of rows is wrong; the
+            message names task, split, column, row and value.
     """
     place = f"task {task.name}, split {split}" + (f" ({where})" if where else "")
     if split not in task.rows:
@@ -93,9 +96,9 @@ def check_table(task: Task, split: str, table: pa.Table, *, official: bool, wher
     for field in task.schema:
         indices = table.schema.get_all_field_indices(field.name)
         if len(indices) != 1:
-            problem = "is missing" if not indices else f"stands {len(indices)} times"
+            problem = "is missing" if not indices else f"occurs {len(indices)} times"
             raise UserError(
-                f"{place}: column '{field.name}' {problem}; expected are {', '.join(task.schema.names)}, "
+                f"{place}: column '{field.name}' {problem}; expected {', '.join(task.schema.names)}; "
                 f"found {', '.join(table.column_names) or 'none'}"
             )
         column = table.column(indices[0])
@@ -112,7 +115,7 @@ def check_table(task: Task, split: str, table: pa.Table, *, official: bool, wher
 
     low, high = task.score_range if task.score_range is not None else (0, task.num_labels - 1)
     labels = checked["label"]
-    # "not inside" rather than "outside": a NaN is neither below nor above
+    # "not inside" rather than "outside": NaN is neither below nor above
     bad = pc.invert(pc.and_(pc.greater_equal(labels, low), pc.less_equal(labels, high)))
     if pc.any(bad).as_py():
         row = pc.index(bad, True).as_py()
@@ -125,7 +128,7 @@ def check_table(task: Task, split: str, table: pa.Table, *, official: bool, wher
 
 
 def _castable(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether a column of one type can stand for another without changing what it says."""
+    """Return whether a column can be cast without changing the meaning of its values."""
     if pa.types.is_string(wanted):
         return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
     if pa.types.is_floating(wanted):

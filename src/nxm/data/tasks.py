@@ -23,6 +23,7 @@ class Task:
     """One task of GLUE.
 
     Attributes:
+        label: its name in tables and figures.
         sentences: the one or two text columns, in the order in which the model reads them.
         classes: names of labels 0, 1, ...; empty: the label is a float within `score_range`.
         rows: the official number of rows of each split that has labels, training first.
@@ -129,25 +130,25 @@ TASKS: dict[str, Task] = {  # in the order of the paper's tables
 
 
 def get_task(name: str) -> Task:
-    """The entry of a task. Raises UserError that lists the known ones."""
+    """Return the entry of a task. Raises UserError, which lists the known ones."""
     if name not in TASKS:
         raise UserError(f"task {name!r} is unknown; known are {', '.join(TASKS)}")
     return TASKS[name]
 
 
 def compute_metrics(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """All metrics of a task in percent points (score x 100), the paper's first.
+    """Return all metrics of a task in percent points (score x 100), the paper's first.
+
+    The correlation with a constant is undefined, since its variance is 0. It counts as 0.0, so that a collapsed model
+    is the worst of a search and not a NaN in it. F1 without any positive prediction is 0.0 for the same reason.
 
     Args:
-        predictions: a model's logits, (n, num_labels) floats; for classes also the chosen classes, (n,) integers;
-            for regression the scores, (n, 1) or (n,) floats.
+        predictions: a model's logits, (n, num_labels) floats; for classification also classes, (n,) integers; for
+            regression scores, (n, 1) or (n,) floats.
         labels: (n,) classes or scores.
 
-    A correlation with a constant has no value (its variance is 0): it counts as 0.0, no correlation found, so that a
-    collapsed model is the worst of a grid and not a NaN in it. F1 without any positive is 0.0 for the same reason.
-
     Raises:
-        UserError: the numbers of predictions and labels differ.
+        UserError: the numbers of predictions and labels differ, or are 0.
         Diverged: a prediction is NaN or infinite.
     """
     import numpy as np
@@ -167,7 +168,7 @@ def compute_metrics(task: Task, predictions: np.ndarray, labels: np.ndarray) -> 
         )
 
     if task.regression:
-        # float64: the ranks and moments of a bf16 model's scores must not depend on its rounding of sums
+        # float64, so that moments of a bf16 model's scores do not depend on the rounding of sums
         scores, truth = predictions.astype(np.float64), labels.astype(np.float64)
         if np.ptp(scores) == 0 or np.ptp(truth) == 0:
             values = {"spearman": 0.0, "pearson": 0.0}

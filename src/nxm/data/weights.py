@@ -56,7 +56,7 @@ def check_weights(folder: Path, place: str) -> None:
     except ValueError as error:
         raise UserError(f"{place}: config.json is not JSON: {error}") from None
     if not isinstance(config, dict) or "model_type" not in config:
-        raise UserError(f"{place}: config.json has no 'model_type'; expected is a Hugging Face model's configuration")
+        raise UserError(f"{place}: config.json has no 'model_type'; expected a Hugging Face model's configuration")
     try:
         with safe_open(folder / "model.safetensors", framework="numpy") as tensors:  # compares header and length
             if not tensors.keys():

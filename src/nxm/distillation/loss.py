@@ -13,10 +13,12 @@ from nxm.errors import UserError
 
 
 def matching_layers(student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
-    """Pairs (student, teacher) of hidden states, index 0 being the embeddings' output.
+    """Return pairs (student, teacher) of hidden states, where index 0 is the output of the embeddings.
 
-    Spread evenly, the last on the last: 3 of 6 layers gives (0, 0), (1, 2), (2, 4), (3, 6). Raises ValueError when the
-    teacher has fewer layers than the student.
+    They are spread evenly, and the last is paired with the last: 3 of 6 layers gives (0, 0), (1, 2), (2, 4), (3, 6).
+
+    Raises:
+        UserError: the teacher has fewer layers than the student.
     """
     if teacher_layers < student_layers:
         raise UserError(f"a teacher of {teacher_layers} layers cannot guide a student of {student_layers}")
@@ -29,19 +31,22 @@ def distillation_loss(
     attention_mask: Tensor,
     settings: Distillation,
 ) -> Tensor:
-    """The weighted sum of the task's loss, the distance to the teacher's logits and to its hidden states.
+    """Return the weighted sum of the task's loss, the distance to the teacher's logits and to its hidden states.
 
-    - logits, classes: T^2 KL(teacher / T || student / T) (Hinton et al., arXiv 1503.02531), the mean over the batch;
-      a single output (regression): the squared error to the teacher's score.
-    - hidden: mean squared error over real tokens of matching hidden states, the mean over the pairs. It needs equal
-      widths. With several processes the tokens are those of all of them together.
+    - logits: for classes T^2 KL(teacher / T || student / T) (Hinton et al., arXiv 1503.02531), the mean over the batch;
+      for a single output (regression) the squared error to the teacher's score.
+    - hidden: mean squared error over the real tokens of matching hidden states, the mean over the pairs, which need
+      equal widths. With several processes the tokens are those of all of them together.
 
     Args:
-        student, teacher: model outputs with `logits` (batch, classes), `hidden_states` (layers + 1 of (batch, length,
-            width)) where `settings.hidden` > 0; the student's also with `loss`.
+        student, teacher: model outputs with `logits` (batch, classes) and, where `settings.hidden` > 0, `hidden_states`
+            (layers + 1 of (batch, length, width)); the student's also with `loss`.
         attention_mask: (batch, length), 1 at real tokens.
 
-    Returns a scalar. Raises ValueError on unequal widths.
+    Returns: a scalar.
+
+    Raises:
+        UserError: the widths differ.
     """
     loss = settings.task * student["loss"]
     if settings.logits > 0:
@@ -70,7 +75,7 @@ def _hidden_loss(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], atten
         )
     real = attention_mask.unsqueeze(-1).to(student[0].dtype)
     tokens = real.sum()
-    if PartialState().num_processes > 1:  # whose gradients are averaged: each has its part of the batch's tokens
+    if PartialState().num_processes > 1:  # gradients are averaged over processes, each with its own number of tokens
         tokens = reduce(tokens, reduction="mean")
     entries = tokens * student[0].shape[-1]
     pairs = matching_layers(len(student) - 1, len(teacher) - 1)

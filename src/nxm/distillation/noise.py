@@ -1,24 +1,25 @@
-"""Sentences that nobody wrote, for a teacher to answer."""
+"""Augmentation for distillation: sentences with replaced tokens, for which the teacher provides the labels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-NOISY_SHARE = 0.5  # of a batch's examples have tokens replaced, where `noise` is above 0
+NOISY_SHARE = 0.5  # the share of a batch's examples that get noise
 
 
 def replace_tokens(input_ids: Tensor, replaceable: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Sentences that nobody wrote, for a teacher to answer: tokens replaced by others of the same batch.
+    """Replace tokens by others of the same batch, in examples chosen with probability `NOISY_SHARE`.
 
-    (TinyBERT replaces words by a language model's guesses, arXiv 1909.10351; drawing them from the batch needs none.)
+    TinyBERT (arXiv 1909.10351) replaces words by a language model's predictions; drawing them from the batch needs no
+    such model. Draws from torch's global generator.
 
     Args:
         input_ids: (batch, length) int64.
         replaceable: (batch, length) bool: neither padding nor special tokens.
-        share: of the tokens of a chosen example; an example is chosen with probability `NOISY_SHARE`.
+        share: the probability that a replaceable token of a chosen example is replaced.
 
-    Returns: the new input_ids, and which examples were chosen, (batch,) bool. Draws from torch's global generator.
+    Returns: the new input_ids, and the mask of the chosen examples, (batch,) bool.
     """
     pool = input_ids[replaceable]
     noisy = torch.rand(len(input_ids), device=input_ids.device) < NOISY_SHARE

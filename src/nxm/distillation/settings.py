@@ -13,7 +13,7 @@ class Distillation(Settings):
     """The weights of the knowledge-distillation loss's terms (`nxm.distillation.loss.distillation_loss`)."""
 
     task: Annotated[float, Field(ge=0.0)]  # the loss on the labels
-    logits: Annotated[float, Field(ge=0.0)]  # toward the teacher's logits
+    logits: Annotated[float, Field(ge=0.0)]  # the distance to the teacher's logits
     hidden: Annotated[float, Field(ge=0.0)]  # mean squared error of matching hidden states
     temperature: Positive  # classification only; regression matches the score itself
 

@@ -1,17 +1,17 @@
-"""Trained models in the formats that they are deployed in.
+"""Export of trained models in formats for deployment.
 
-- `nxm.export.onnx.write_onnx`: ONNX in fp32, for any batch and length. Zeros stand in dense matrices.
-- `nxm.export.onnx.write_int8`: ONNX with 8-bit weights and activations, for CPUs. Zeros stand in dense matrices.
-- `nxm.export.x86.write_x86`: the same as PyTorch's own exported program, for x86 CPUs.
-- `nxm.export.semi_structured.write_2of4`: bf16 or fp16, and which matrices are 2:4; `load_2of4` packs them for the
-  2:4 kernels of a GPU, as they are or in 8-bit integers (`nxm.export.int8`).
+- `nxm.export.onnx.write_onnx`: ONNX in fp32, for any batch and length; matrices are dense and contain the zeros.
+- `nxm.export.onnx.write_int8`: ONNX with 8-bit weights and activations, for CPUs; matrices are dense likewise.
+- `nxm.export.x86.write_x86`: 8-bit weights and activations as a program of `torch.export`, for x86 CPUs.
+- `nxm.export.semi_structured.write_2of4`: bf16 or fp16 with a list of the 2:4 matrices; `load_2of4` packs them for the
+  2:4 kernels of a GPU, in half precision or in 8-bit integers (`nxm.export.int8`).
 
-    python -m nxm.export sparse-model model.onnx --to onnx
+    nxm export sparse-model model.onnx --to onnx
 
-Every writer asserts first that the model keeps the pattern that its config.json claims, turns -0.0 into +0.0, runs
-source and copy on real sentences, and writes nothing when their outputs differ by more than its stated tolerance.
+Every writer first asserts that the model obeys the pattern that its config.json names and turns -0.0 into +0.0. It then
+runs source and copy on real sentences and writes nothing if their outputs differ by more than its tolerance.
 
-There is no compressed checkpoint among them, that is one whose file leaves the zeros out: no maintained format has one.
+There is no compressed checkpoint, whose file would omit the zeros, because no maintained format offers one.
 compressed-tensors had `sparse-24-bitmask` and dropped it in 2026, as did vLLM and transformers (0.20 has the name and
-no compressor), and PyTorch's packed tensors are laid out for one kind of GPU, so they are made when a model is loaded.
+no compressor). PyTorch's packed tensors have the layout of one kind of GPU, so they are made when a model is loaded.
 """

@@ -1,11 +1,11 @@
 """Linear layers in 8-bit integers for a GPU, dense or 2:4. (For CPUs: `nxm.export.onnx.write_int8`.)
 
-Both are quantised symmetrically, weights once by output channel, activations as they come by input row:
+Weights and activations are quantised symmetrically, weights once per output channel, activations at each call per row:
 
     W_q = round(W / s_W),  X_q = round(X / s_X),  Y = s_X s_W' * (X_q W_q') + b
 
-Zeros stay zeros, so a 2:4 matrix is 2:4 in integers too. Products of integers are exact: dense and 2:4 kernels give the
-same numbers.
+Zeros stay zeros, so that a 2:4 matrix is 2:4 in integers too. Products of integers are exact, so that dense and 2:4
+kernels give the same numbers.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 LEVELS = 127
-ROWS = 32  # inputs are padded to a multiple: CUDA's dense product wants more than 16 rows, cuSPARSELt multiples of 16
+ROWS = 32  # inputs are padded to a multiple: CUDA's dense product needs more than 16 rows, cuSPARSELt multiples of 16
 
 
 def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row in 8-bit integers, its largest magnitude at 127; a row of zeros stays zeros.
+    """Quantise each row to 8-bit integers with its largest magnitude at 127; a row of zeros stays zeros.
 
     Args:
         rows: `(n, d)`, any floating dtype.
@@ -34,12 +34,11 @@ def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Int8Linear(nn.Module):
-    """A Linear layer whose product is one of 8-bit integers; inputs and outputs as before, for inference alone.
+    """A Linear layer that multiplies 8-bit integers, for inference; types of inputs and outputs are unchanged.
 
     Args:
-        linear: of fp32, bf16 or fp16.
-        pack: brings the integers `(out, in)` into cuSPARSELt's 2:4 layout; None: they are multiplied as they are, on
-            any device.
+        linear: a layer in fp32, bf16 or fp16.
+        pack: converts the integers `(out, in)` into cuSPARSELt's 2:4 layout; None: the layer is dense, for any device.
     """
 
     def __init__(self, linear: nn.Linear, pack: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -71,7 +70,7 @@ def use_int8(
     """Replace the Linear layers of the named weights by `Int8Linear`, in place.
 
     Args:
-        pack: gives for a name what packs its matrix; None: all stay dense.
+        pack: returns for a name the function that packs its matrix; None: all stay dense.
     """
     for name in names:
         module = name.removesuffix(".weight")

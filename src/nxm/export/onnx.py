@@ -1,4 +1,4 @@
-"""ONNX, in fp32 and with 8-bit weights, checked in ONNX Runtime."""
+"""Export to ONNX in fp32 and with 8-bit weights, verified in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from torch import Tensor
 
 from nxm.export.trained import EXAMPLES, Example, Trained, outputs, write_compared
 
-ONNX_TOLERANCE = 1e-4  # relative error of the outputs: other orders of fp32 sums
+ONNX_TOLERANCE = 1e-4  # relative error of the outputs; the order of fp32 sums differs
 INT8_TOLERANCE = 0.1  # 8 bits for weights and activations
 
 
 def write_onnx(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPLES) -> float:
     """Write the model as ONNX in fp32, for any batch size and length.
 
-    Inputs are those of its tokenizer that it takes, int64 `(batch, length)`; outputs are named as in transformers
-    (`logits`, ...).
+    Inputs are the tokenizer's outputs that the model takes, int64 `(batch, length)`; outputs have the names of
+    transformers (`logits`, ...).
 
     Args:
-        examples: sentences, or pairs of them, on which ONNX Runtime's outputs are compared with the model's.
+        examples: sentences or pairs of sentences, on which ONNX Runtime's outputs are compared with the model's.
 
     Returns: the relative error of the outputs.
 
     Raises:
-        UserError: it is over `ONNX_TOLERANCE`; nothing is written then.
+        UserError: the error exceeds `ONNX_TOLERANCE`; nothing is written then.
     """
 
     def make(temporary: Path) -> None:
@@ -45,16 +45,16 @@ def write_onnx(trained: Trained, path: Path, examples: Sequence[Example] = EXAMP
 def write_int8(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPLES) -> float:
     """Write the model as ONNX with 8-bit weights, for CPUs (ONNX Runtime's dynamic quantisation).
 
-    Weights, embeddings among them, are quantised once, symmetrically and by output channel, so that zeros stay zeros
-    and an N:M pattern holds in the integers too; activations are quantised as they come, by tensor. Products of
+    Weights, including embeddings, are quantised once, symmetrically and per output channel, so that zeros stay zeros
+    and the integers obey an N:M pattern too. Activations are quantised at each call, per tensor. Products of
     activations (attention) stay in fp32.
 
-    Arguments, returns and errors are those of `write_onnx`, with `INT8_TOLERANCE`.
+    Arguments, return value and errors are those of `write_onnx`, with `INT8_TOLERANCE`.
     """
 
     def make(temporary: Path) -> None:
         model = _to_onnx(trained, examples)
-        del model.graph.value_info[:]  # shapes from before torch's optimizer, some of which contradict the graph
+        del model.graph.value_info[:]  # shapes from before torch's optimizer; some contradict the graph
         with tempfile.TemporaryDirectory(dir=temporary.parent, prefix=f"{temporary.name}.") as folder:
             plain, ready = Path(folder, "plain.onnx"), Path(folder, "ready.onnx")
             onnx.save(model, plain)
@@ -65,27 +65,27 @@ def write_int8(trained: Trained, path: Path, examples: Sequence[Example] = EXAMP
 
 
 def run_onnx(path: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """The outputs of an ONNX file by name."""
+    """Run an ONNX file and return its outputs by name."""
     session = open_session(path)
     found = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
     return dict(zip((output.name for output in session.get_outputs()), found, strict=True))
 
 
 def open_session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
-    """ONNX Runtime on the CPU. `threads`: 0 lets it take all cores."""
+    """Open an ONNX file in ONNX Runtime on the CPU, with this number of threads; 0: all cores."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Threads that spin while they wait take the cores from whatever else runs, other sessions and PyTorch among it.
+    # threads that spin while waiting take cores from other sessions and from PyTorch
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _to_onnx(trained: Trained, examples: Sequence[Example]) -> onnx.ModelProto:
-    # The exporter takes a dimension of one for a fixed one: show it two examples.
+    # the exporter takes a dimension of size 1 as fixed, so show it two examples
     inputs = trained.encode([*examples[:2], *examples[:1]][:2])
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=trained.max_length)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside torch, and that inputs share the names of dimensions
+        warnings.simplefilter("ignore")  # deprecations inside torch, and shared names of dimensions
         program = torch.onnx.export(
             trained.model,
             (),

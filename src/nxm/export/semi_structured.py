@@ -1,8 +1,8 @@
-"""PyTorch's 2:4 kernels: which matrices they take, which of them they are faster for, and models packed for them.
+"""Export for PyTorch's 2:4 kernels: their limits, their speed, and models packed for them.
 
-Packed tensors are laid out for one kind of GPU and one library version, and PyTorch stores them by pickle alone. So
-the export is a plain `from_pretrained` folder in half precision whose config.json says, as `nxm_2of4`, which matrices
-are to be packed and in what they are multiplied; `load_2of4` packs them on the GPU that will run them.
+The layout of packed tensors depends on the GPU and the library's version, and PyTorch stores them by pickle alone. The
+export is therefore a plain `from_pretrained` folder in half precision. The entry `nxm_2of4` of its config.json lists
+the matrices to pack and the type of their products; `load_2of4` packs them on the GPU that will run them.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from nxm.export.trained import (
 from nxm.models.save import save_model
 from nxm.sets.nm import NM
 
-HALF_TOLERANCE = 0.05  # relative error of the outputs in bf16 or fp16 beside fp32
+HALF_TOLERANCE = 0.05  # relative error of the outputs in bf16 or fp16, compared with fp32
 INT8_TOLERANCE = 0.1  # with 8 bits for weights and activations, the rest in bf16
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}  # what target matrices are multiplied in
-STORED = DTYPES | {"int8": torch.bfloat16}  # what the model is stored in, and all else computed
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}  # of the products with target matrices
+STORED = DTYPES | {"int8": torch.bfloat16}  # of the stored model and of all other operations
 BACKENDS: dict[str, type[SparseSemiStructuredTensor]] = {
     "cusparselt": SparseSemiStructuredTensorCUSPARSELT,
     "cutlass": SparseSemiStructuredTensorCUTLASS,
@@ -54,8 +54,8 @@ PATTERN = NM(2, 4)
 
 
 def why_not(shape: tuple[int, int] | torch.Size, dtype: torch.dtype, backend: str) -> str | None:
-    """Why a matrix of this shape cannot be packed, by PyTorch's own limits; None where it can."""
-    limits = BACKENDS[backend]._DTYPE_SHAPE_CONSTRAINTS  # no public name says them
+    """Return the reason why PyTorch cannot pack a matrix of this shape, or None if it can."""
+    limits = BACKENDS[backend]._DTYPE_SHAPE_CONSTRAINTS  # they have no public name
     if dtype not in limits:
         return f"{backend} has no 2:4 kernel for {dtype}"
     rows, columns = limits[dtype].sparse_min_rows, limits[dtype].sparse_min_cols
@@ -65,7 +65,7 @@ def why_not(shape: tuple[int, int] | torch.Size, dtype: torch.dtype, backend: st
 
 
 def why_no_gpu(device: torch.device) -> str | None:
-    """Why this device cannot run 2:4 kernels; None where it can."""
+    """Return the reason why this device cannot run 2:4 kernels, or None if it can."""
     if device.type != "cuda":
         return f"no 2:4 kernel in PyTorch for {device.type}"
     major, minor = torch.cuda.get_device_capability(device)
@@ -75,14 +75,15 @@ def why_no_gpu(device: torch.device) -> str | None:
 
 
 def pack_matrix(W: Tensor, backend: str, where: str = "matrix", algorithm: int = 0) -> SparseSemiStructuredTensor:
-    """Pack a 2:4 matrix of fp16, bf16 or int8 on a GPU for its kernels.
+    """Pack a 2:4 matrix in fp16, bf16 or int8 on a GPU for its kernels.
 
     Args:
-        algorithm: cuSPARSELt's number for a way to multiply, as its search gives it; 0 is its own choice.
+        where: name of the matrix, for messages.
+        algorithm: cuSPARSELt's number of an algorithm, as its search returns it; 0 is its default.
 
     Raises:
-        UserError: the device has no such kernels, the shape does not fit, or W is not 2:4 (the packer would drop what
-            does not fit without a word).
+        UserError: the device has no 2:4 kernels, the shape does not fit, or W is not 2:4 (the packer would silently
+            drop values).
     """
     if reason := why_no_gpu(W.device) or why_not(W.shape, W.dtype, backend):
         raise UserError(f"{where}: {reason}")
@@ -92,14 +93,14 @@ def pack_matrix(W: Tensor, backend: str, where: str = "matrix", algorithm: int =
 
 
 def pack(model: PreTrainedModel, names: Iterable[str], dtype: str, backend: str = "cusparselt") -> None:
-    """Replace the named weights of a half-precision model on a GPU by packed ones, in place; for inference alone.
+    """Replace the named weights of a half-precision model on a GPU by packed ones, in place, for inference.
 
     Args:
-        dtype: "int8" also turns them, and their inputs, into integers (`nxm.export.int8`); else the model's own.
+        dtype: the model's type, or "int8" to convert weights and their inputs to integers (`nxm.export.int8`).
 
     Raises:
-        UserError: as `pack_matrix`, naming the matrix, or for integers without cuSPARSELt; the model may then be
-            packed in part.
+        UserError: as `pack_matrix`, with the name of the matrix, or "int8" with a backend other than cuSPARSELt; the
+            model may then be packed in part.
     """
     if dtype == "int8":
         if backend != "cusparselt":
@@ -119,20 +120,20 @@ def _packed_integers(W: Tensor, where: str) -> Tensor:
 
 
 def survives_packing(W: Tensor) -> bool:
-    """Whether a matrix of fp16, bf16 or int8 comes back equal from CUTLASS's packed layout: the proof where no GPU is.
+    """Return whether a matrix in fp16, bf16 or int8 is unchanged after packing to CUTLASS's layout and unpacking.
 
-    By torch's own reference conversion, which runs on any device.
+    Uses torch's reference conversion, which needs no GPU.
     """
     packed, meta = sparse_semi_structured_from_dense_cutlass(W)
     return torch.equal(sparse_semi_structured_to_dense_cutlass(packed, meta), W)
 
 
 def is_faster(out_features: int, in_features: int, tokens: int, dtype: str, backend: str = "cusparselt") -> bool:
-    """The rule of `--auto`, by measuring: whether on this GPU the 2:4 product of a Linear layer takes less time.
+    """Measure whether on this GPU a Linear layer takes less time with a 2:4 kernel (the rule of `--auto`).
 
     Args:
-        tokens: rows of the layer's input, that is batch x length.
-        dtype: with "int8" the layer that turns its inputs into integers is timed beside the dense one in bf16.
+        tokens: rows of the layer's input, batch x length.
+        dtype: with "int8" the layer converts its inputs to integers and is compared with the dense layer in bf16.
 
     Raises:
         UserError: the device has no 2:4 kernels, or they do not take this shape.
@@ -160,24 +161,25 @@ def write_2of4(
     only: Callable[[int, int], bool] | None = None,
     examples: Sequence[Example] = EXAMPLES,
 ) -> dict[str, str]:
-    """Write a folder that `load_2of4` packs: weights in half precision, all at once.
+    """Write a folder with weights in half precision, to be packed by `load_2of4`.
 
     Args:
-        dtype: what the matrices are multiplied in: "bf16", which on Hopper has more 2:4 kernels than "fp16", or
-            "int8", where the folder is in bf16 and integers are made when it is loaded.
-        only: whether a matrix is to be packed, given its outputs and inputs (`is_faster`); None: all that fit a kernel.
+        dtype: type of the products: "fp16"; "bf16", which has more 2:4 kernels on Hopper; or "int8", with weights in
+            bf16 that are converted when the folder is loaded.
+        only: given a matrix's numbers of outputs and inputs, returns whether to pack it (`is_faster`); None: pack all
+            that fit a kernel.
         examples: as in `write_onnx`.
 
     Returns: the matrices that stay dense, with the reason.
 
     Raises:
-        UserError: the model is not 2:4, or its outputs change by more than `HALF_TOLERANCE`, `INT8_TOLERANCE`.
+        UserError: the model is not 2:4, or its outputs change by more than `HALF_TOLERANCE` or `INT8_TOLERANCE`.
     """
     if trained.pattern is None:
         raise UserError(f"{trained.folder}: config.json names no sparsity pattern; there is nothing to pack")
     weights = dict(trained.model.named_parameters())
     own = {name: weights[name] for name in trained.pattern[1]}
-    assert_pattern(own, PATTERN, str(trained.folder))  # 1:4 is 2:4 as well
+    assert_pattern(own, PATTERN, str(trained.folder))  # 1:4 is also 2:4
     reasons = {}
     for name, W in own.items():
         stored = W.detach().to(STORED[dtype])
@@ -200,12 +202,12 @@ def write_2of4(
 
 
 def load_2of4(folder: Path, device: str | torch.device = "cuda", backend: str = "cusparselt") -> PreTrainedModel:
-    """Load a folder written by `write_2of4` on a GPU, with its matrices packed.
+    """Load a folder written by `write_2of4` on a GPU and pack its matrices.
 
     The outputs of the packed model are compared with those of the dense one in the same precision.
 
     Raises:
-        UserError: the folder is not such a one, the device has no 2:4 kernels, or the outputs differ.
+        UserError: `write_2of4` did not write the folder, the device has no 2:4 kernels, or the outputs differ.
     """
     device = torch.device(device)
     if reason := why_no_gpu(device):
@@ -223,7 +225,7 @@ def load_2of4(folder: Path, device: str | torch.device = "cuda", backend: str = 
 
 
 def _unpacked(model: PreTrainedModel, names: Iterable[str], dtype: str) -> PreTrainedModel:
-    """What computes as the packed model does, in dense kernels, on any device."""
+    """Return a model that computes as the packed one does but in dense kernels, on any device."""
     if dtype != "int8":
         return model
     model = copy.deepcopy(model)
@@ -234,9 +236,9 @@ def _unpacked(model: PreTrainedModel, names: Iterable[str], dtype: str) -> PreTr
 def assert_sparse_is_as_exact(
     sparse: Mapping[str, np.ndarray], dense: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray], where: str
 ) -> None:
-    """Raise UserError when a packed model is further from fp32 than twice its dense self in the same precision.
+    """Raise UserError if a packed model's error, compared with fp32, is over twice that of its dense copy.
 
-    Both round alike and differ in the order of sums alone, so their errors must be of one size.
+    Both copies have the same precision and differ only in the order of sums, so their errors must be of similar size.
     """
     found, expected = relative_error(sparse, exact), relative_error(dense, exact)
     if not found <= 2.0 * expected:

@@ -1,4 +1,4 @@
-"""A trained model as the exports take it: loaded, its pattern asserted, with real inputs to compare on."""
+"""Trained models as the exports take them: loaded, with their pattern asserted and inputs to compare outputs on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nxm.sets.saved import load_config, read_pattern, report
 
 Example = str | tuple[str, str]
 
-# Sentences of everyday English, of different lengths, as pairs: what an export is compared on unless others are given.
+# Pairs of everyday English sentences of different lengths, on which outputs are compared by default.
 EXAMPLES: tuple[Example, ...] = (
     ("A plane is taking off.", "An air plane is taking off."),
     ("Rain fell.", "The dog slept under the table all afternoon."),
@@ -40,10 +40,11 @@ EXAMPLES: tuple[Example, ...] = (
 
 @dataclass(frozen=True)
 class Trained:
-    """A `from_pretrained` folder, loaded.
+    """A loaded `from_pretrained` folder.
 
-    model: fp32, on the CPU, for inference; no -0.0 in its sparse matrices.
-    pattern: the constraint set and the names of the matrices that config.json claims for it; None: a dense model.
+    Attributes:
+        model: in fp32 on the CPU, in eval mode, without -0.0 in its sparse matrices.
+        pattern: the constraint set and the names of its matrices according to config.json; None: a dense model.
     """
 
     folder: Path
@@ -53,12 +54,12 @@ class Trained:
 
     @property
     def max_length(self) -> int:
-        """Tokens that the model reads at most."""
+        """The largest number of tokens that the model can read."""
         positions = getattr(self.model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
         return min(self.tokenizer.model_max_length, positions)
 
     def encode(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """Token ids and what else this model takes, shape `(examples, longest)`, int64, padded to the longest."""
+        """Return token ids and the model's other inputs, int64 `(examples, longest)`, padded to the longest example."""
         first, second = zip(*((e, None) if isinstance(e, str) else e for e in examples), strict=True)
         pairs = None if None in second else list(second)
         batch = self.tokenizer(
@@ -69,11 +70,11 @@ class Trained:
 
 
 def load_trained(folder: Path) -> Trained:
-    """Load a folder saved by `save_pretrained`, with whatever head its config names.
+    """Load a folder saved by `save_pretrained`, with the head that its config names.
 
     Raises:
-        UserError: it is no model folder, its class is none of transformers', or a matrix leaves the pattern that
-            config.json claims.
+        UserError: it is no model folder, transformers does not have its class, or a matrix violates the pattern in
+            config.json.
     """
     config = load_config(folder)
     name = (config.architectures or ["none"])[0]
@@ -94,12 +95,12 @@ def load_trained(folder: Path) -> Trained:
         assert_pattern({name: weights[name] for name in names}, constraint, str(folder))
         with torch.no_grad():
             for name in names:
-                weights[name].add_(0.0)  # -0.0 + 0.0 is +0.0; packers take -0.0 for a value
+                weights[name].add_(0.0)  # -0.0 + 0.0 is +0.0; packers count -0.0 as a value
     return Trained(folder, model.eval(), tokenizer, pattern)
 
 
 def assert_pattern(weights: Mapping[str, Tensor], constraint: SparseSet, where: str) -> None:
-    """Raise UserError that names what does not keep the pattern; nothing may be dropped in silence by a packer."""
+    """Raise UserError, with their number, if matrices violate the pattern: a packer would silently drop values."""
     broken = [matrix.name for matrix in report(dict(weights), constraint) if not matrix.holds]
     if broken:
         raise UserError(
@@ -110,13 +111,13 @@ def assert_pattern(weights: Mapping[str, Tensor], constraint: SparseSet, where: 
 
 @torch.inference_mode()
 def outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """The model's answers by name (`logits`, ...), fp32."""
+    """Return the model's outputs by name (`logits`, ...), fp32."""
     answers = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
     return {name: value.float().cpu().numpy() for name, value in answers.items() if isinstance(value, Tensor)}
 
 
 def relative_error(found: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> float:
-    """||found - reference|| / ||reference||, the largest over the outputs; infinite where `found` has a NaN."""
+    """Return the largest ||found - reference|| / ||reference|| over the outputs; infinite if `found` has a NaN."""
     errors = [
         np.linalg.norm(found[name] - reference[name]) / max(np.linalg.norm(reference[name]), np.finfo(np.float32).tiny)
         for name in reference
@@ -126,7 +127,7 @@ def relative_error(found: Mapping[str, np.ndarray], reference: Mapping[str, np.n
 
 
 def assert_agreement(error: float, tolerance: float, path: Path, what: str) -> None:
-    """Raise UserError when an export's outputs are off by more than its tolerance."""
+    """Raise UserError if the error of an export's outputs exceeds its tolerance."""
     if not error <= tolerance:
         raise UserError(
             f"{path}: not written: outputs of the {what} differ from the model's by {error:.1e} (relative), "
@@ -143,16 +144,17 @@ def write_compared(
     tolerance: float,
     what: str,
 ) -> float:
-    """Make a file under a temporary name, compare its answers with the model's, then rename it.
+    """Write a file under a temporary name, compare its outputs with the model's, then rename it.
 
     Args:
         make: writes the file.
-        answer: its outputs by name, given the tokenizer's tensors.
+        answer: returns the file's outputs by name, given the tokenizer's tensors.
+        what: name of the export, for messages.
 
     Returns: the relative error of the outputs.
 
     Raises:
-        UserError: it is over the tolerance; nothing is written then.
+        UserError: the error exceeds the tolerance; nothing is written then.
     """
     with new_file(path) as temporary:
         make(temporary)

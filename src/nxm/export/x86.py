@@ -1,8 +1,8 @@
-"""8-bit integers for x86 CPUs by PyTorch's own way (PT2E: quantised after `torch.export`, compiled by Inductor).
+"""Export to 8-bit integers for x86 CPUs by PyTorch (PT2E: quantised after `torch.export`, compiled by Inductor).
 
-Only Linear layers become integers: weights symmetrically, by output channel, so that zeros stay zeros and an N:M
-pattern holds in the integers too; activations by tensor, with ranges that are measured once on examples. The file is
-an exported program; `open_x86` compiles it for the machine at hand, which takes seconds and a C++ compiler.
+Only Linear layers are quantised. Weights are quantised symmetrically per output channel, so that zeros stay zeros and
+the integers obey an N:M pattern too; activations per tensor, with ranges measured once on examples. The file is a
+program of `torch.export`; `open_x86` compiles it for this machine, which takes seconds and needs a C++ compiler.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from nxm.errors import UserError
 from nxm.export.trained import EXAMPLES, Example, Trained, write_compared
 
-X86_TOLERANCE = 0.1  # relative error of the outputs: 8 bits for weights and activations
+X86_TOLERANCE = 0.1  # relative error of the outputs, with 8 bits for weights and activations
 
 Program = Callable[[Mapping[str, Tensor]], dict[str, np.ndarray]]
 
@@ -32,13 +32,14 @@ def write_x86(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPL
     """Write the model as an exported program with 8-bit Linear layers, for any batch size and length.
 
     Args:
-        examples: sentences, or pairs of them, of the kind that the model will read: they give the ranges of its
-            activations, and on them the outputs are compared with the model's.
+        examples: sentences or pairs of sentences like those that the model will read; the ranges of activations are
+            measured and the outputs compared on them.
 
     Returns: the relative error of the outputs.
 
     Raises:
-        UserError: it is over `X86_TOLERANCE`, or the program cannot be compiled here; nothing is written then.
+        UserError: the error exceeds `X86_TOLERANCE`, or PyTorch cannot compile the program here; nothing is written
+            then.
     """
 
     def make(temporary: Path) -> None:
@@ -52,10 +53,13 @@ def write_x86(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPL
 
 
 def open_x86(path: Path) -> Program:
-    """Open a file written by `write_x86`; the call takes the tokenizer's tensors and gives outputs by name, fp32.
+    """Open a file written by `write_x86`.
 
-    It is compiled by the first call, and by the first of a batch of one. Open files of your own alone: PyTorch has no
-    way to load exported programs that refuses pickles, though the files written here hold none for weights.
+    Open only files that you trust: PyTorch cannot load exported programs without allowing pickles, although the weights
+    in files written here are not pickled.
+
+    Returns: a function that takes the tokenizer's tensors and returns outputs by name, fp32. Its first call, and its
+    first call with batch size 1, compile the program.
 
     Raises:
         UserError: the file is no exported program, or (at a call) PyTorch cannot compile it here.
@@ -67,7 +71,7 @@ def open_x86(path: Path) -> Program:
         raise UserError(f"{path}: no exported program: {error}") from None
     compiled = torch.compile(program.module(), dynamic=True)
 
-    # Inductor has kernels for integers only where weights are frozen, and may compile again for another batch.
+    # Inductor has integer kernels for frozen weights alone, and may compile again for another batch size
     @inductor.patch(freezing=True)
     @torch.no_grad()
     def run(inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -82,7 +86,7 @@ def open_x86(path: Path) -> Program:
 
 
 class _Answers(nn.Module):
-    """A model whose answers are a plain dictionary of tensors."""
+    """A model whose outputs are a plain dictionary of tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -94,7 +98,7 @@ class _Answers(nn.Module):
 
 @torch.no_grad()
 def _quantised(trained: Trained, examples: Sequence[Example]) -> torch.export.ExportedProgram:
-    # The exporter takes a dimension of one for a fixed one: show it two examples.
+    # the exporter takes a dimension of size 1 as fixed, so show it two examples
     inputs = trained.encode([*examples[:2], *examples[:1]][:2])
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=trained.max_length)
     shapes = ({name: {0: batch, 1: length} for name in inputs},)
@@ -111,7 +115,7 @@ def _quantised(trained: Trained, examples: Sequence[Example]) -> torch.export.Ex
 
 
 def _drop_unused(graph: fx.GraphModule) -> None:
-    """Take away the fp32 weights that integers have replaced; the converter leaves them, and they would be saved."""
+    """Remove the fp32 weights that integers have replaced; the converter leaves them, and they would be saved."""
     used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
     for name, _ in list(graph.named_parameters()):
         if name not in used:

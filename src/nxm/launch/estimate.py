@@ -1,4 +1,4 @@
-"""The time that a study takes: the work of its trainings, by the speed of those that are done."""
+"""Estimates of a study's time, from the work of its trainings and the speed of those that are done."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from nxm.study.plan import Training, composed, trainings
 from nxm.study.results import Result, place_of, read_study, result_path
 from nxm.study.settings import Study
 
-# Cost of an example relative to the dense model's: a student has half the layers, a teacher's answer is a third of a step.
+# Cost of an example in units of the dense model's: a student has half the layers; a teacher only has a forward pass
 _STUDENT, _TEACHER = 0.5, 1 / 3
 
 
 def estimate_seconds(study: Study, stages: Sequence[str], timed: Sequence[Result], jobs: int) -> float | None:
-    """Return the seconds that the trainings among `stages` (DVC's names) will take; None when no run was timed yet.
+    """Return the seconds that the trainings among `stages` (DVC's names) take; None without a timed run.
 
-    Each task goes by the speed of its own runs, since its sentences have their own length; one without any by that of
-    all. Other stages are not counted: most take seconds, those that measure times some minutes. With several `jobs` the
-    runs timed are taken to have run so too.
+    A task's speed is that of its own runs, since sentences differ in length between tasks, or else that of all runs.
+    Other stages are not counted: most take seconds, measurements a few minutes. With several `jobs`, the timed runs are
+    assumed to have run side by side too.
     """
     work: dict[str, float] = defaultdict(float)
     for stage in stages:
@@ -52,7 +52,7 @@ def _seconds_per_unit(study: Study, timed: Sequence[Result], task: str) -> float
 
 
 def timed_runs(study: Study) -> list[Result]:
-    """Return the runs to judge a study's time by: its own, or, where it has none, other studies' of the same weights."""
+    """Return timed runs of a study, or else those of other studies with the same weights."""
     own = read_study(".")
     if own:
         return own
@@ -63,10 +63,10 @@ def timed_runs(study: Study) -> list[Result]:
 
 
 def say_progress(study: Study, timed: Sequence[Result]) -> str | None:
-    """Return a line for the start of a training: which of how many, and about how long all the rest takes.
+    """Return a line for the start of a training: its number, the number of all, and about how long the rest takes.
 
-    Judged by the speed of what this launch has trained so far, else of earlier runs. None outside `nxm repro`: plain
-    `dvc repro` does not say how much it will do. (The order may change, so the place in the plan says nothing.)
+    The speed is that of the trainings of this launch, or else of earlier ones. None outside `nxm repro`, since plain
+    `dvc repro` does not announce its stages. The order may change, so trainings are numbered as they start.
     """
     plan = [stage for stage in os.environ.get(PLAN, "").splitlines() if stage in planned(study)]
     current = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
@@ -91,7 +91,7 @@ def say_duration(seconds: float) -> str:
 
 
 def stage_units(study: Study, stage: str) -> float:
-    """Return examples x cost of a training stage, evaluated ones counting a third; 0 for stages that train nothing."""
+    """Return examples x cost of a training stage, an evaluated example being a third; 0 for other stages."""
     training = planned(study).get(stage)
     if training is None:
         return 0.0

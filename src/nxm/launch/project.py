@@ -1,7 +1,7 @@
-"""A study's folder as a DVC project: its stages, those that are to run, and how one runs and is recorded.
+"""A study's folder as a DVC project: its stages, which of them must run, and running and recording one.
 
-Everything a command asks of DVC it asks of one index, read once: DVC's own commands read it again for each stage that
-runs, and write the whole dvc.lock after each, which in a large study costs more than a figure.
+A command reads DVC's index once. DVC's own commands read it again for each stage that runs and write the whole dvc.lock
+after each, which in a large study costs more than a figure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nxm.errors import UserError
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a study: the stages it needs, the paths it reads and makes, and whether DVC would run it.
+    """A stage of a study: the stages that it needs, and the paths that it reads and makes.
 
     `deps` and `outs` are absolute paths; `recorded` are the outputs that are in git and not in DVC's cache.
     """
@@ -44,12 +44,12 @@ class Stage:
 
     @property
     def is_report(self) -> bool:
-        """True for a stage that makes something of results files alone, of as many as there are."""
+        """True for a stage that reads results files alone, as many as exist."""
         return self.name.startswith(("compare", "figure", "table", "scores"))
 
     @property
     def is_timed(self) -> bool:
-        """True for a stage that measures times: it has the machine to itself, after all that can run without it."""
+        """True for a stage that measures times: it runs alone, after all stages that do not need it."""
         return self.name.startswith(("benchmark", "matrices", "deployment"))
 
 
@@ -57,7 +57,7 @@ class Project:
     """The stages of the study in the working directory, from one reading of DVC's index.
 
     Raises:
-        UserError: DVC cannot read the study (its message is passed on).
+        UserError: DVC cannot read the study. The message includes DVC's.
     """
 
     def __init__(self) -> None:
@@ -72,14 +72,14 @@ class Project:
         self.stages = {name: _described(self._stages[name], needs[name]) for name in order}
         self._unrecorded: list[PipelineStage] = []
 
-    # --- what is to run ---------------------------------------------------------------------------------------------
+    # --- stages to run ----------------------------------------------------------------------------------------------
 
     def pending(self, allow_missing: bool = False) -> list[str]:
-        """Return the names of the stages to run, in order: those that changed, and those that need one of them.
+        """Return the names of the stages to run, in order: those that changed and those that need one of them.
 
         Args:
-            allow_missing: data and models that are not on this machine make no stage pending, as with
-                `dvc repro --allow-missing`; a missing result, figure or table does.
+            allow_missing: do not run a stage because its data or model is missing on this machine, as with
+                `dvc repro --allow-missing`; missing results, figures and tables are made.
         """
         hashes = _Hashes()
         found: set[str] = set()
@@ -91,7 +91,7 @@ class Project:
 
     @staticmethod
     def _changed(stage: PipelineStage, hashes: _Hashes, allow_missing: bool) -> bool:
-        if stage.changed_stage():  # another command, or another list of dependencies or outputs
+        if stage.changed_stage():  # another command, dependency or output
             return True
         for dep in stage.deps:
             if isinstance(dep, ParamsDependency):
@@ -102,7 +102,7 @@ class Project:
         return any(hashes.changed(out, allow_missing=allow_missing and out.use_cache) for out in stage.outs)
 
     def with_makers(self, names: Iterable[str]) -> set[str]:
-        """Return stages, and those that make what they read and is not on this machine."""
+        """Return stages, with those that make their missing inputs."""
         found, todo = set(names), list(names)
         while todo:
             missing = [dep for dep in self.stages[todo.pop()].deps if not dep.exists()]
@@ -118,18 +118,24 @@ class Project:
     # --- running ----------------------------------------------------------------------------------------------------
 
     def start(self, name: str, log: Path | None = None) -> Callable[[int | None, int], bool]:
-        """Prepare a stage and return what runs its command: a call with a slot (None: the whole machine) and the jobs.
+        """Prepare a stage and return a function that runs its command and returns whether it succeeded.
 
-        The call may run in a thread; it returns whether the command succeeded. `start` and `finish` are for the main
-        thread.
+        The function's arguments are the slot (None: the whole machine) and the number of jobs. It may run in a thread;
+        `start` and `finish` must run in the main thread.
 
         Args:
-            log: a file that takes what the command prints; None: it prints to this process's own output.
+            log: a file for the output of the command; None: the output of this process.
+
+        Raises:
+            UserError: an input of the stage does not exist.
         """
         stage = self._stages[name]
-        with self._locked():
-            stage.remove_outs(ignore_remove=False, force=False)
-            stage.save_deps()
+        try:
+            with self._locked():
+                stage.save_deps()
+                stage.remove_outs(ignore_remove=False, force=False)
+        except DvcException as error:
+            raise UserError(f"stage {name}: {_messages(error)}") from None
         environment = {"DVC_STAGE": stage.addressing, "DVC_ROOT": self._repo.root_dir}
 
         def run(slot: int | None, jobs: int) -> bool:
@@ -144,10 +150,10 @@ class Project:
         return run
 
     def finish(self, name: str) -> None:
-        """Take a finished stage's outputs into DVC's cache; `record` then writes it into dvc.lock.
+        """Save a finished stage's outputs in DVC's cache; `record` writes it into dvc.lock.
 
         Raises:
-            UserError: the stage did not make what it should.
+            UserError: the stage did not make one of its outputs.
         """
         stage = self._stages[name]
         try:
@@ -181,7 +187,7 @@ class Project:
 
 
 class _Hashes:
-    """The hashes of files on disk, each computed once per command, compared with those recorded in dvc.lock."""
+    """The hashes of files on disk, each computed once, for comparison with those in dvc.lock."""
 
     def __init__(self) -> None:
         self._found: dict[str, Any] = {}
@@ -207,7 +213,7 @@ def _read_params(path: str) -> dict[str, Any]:
 
 
 def _look_up(values: Mapping[str, Any], name: str) -> Any:
-    """Return the value at `runs.dense`; None where there is none."""
+    """Return the value at a path such as `runs.dense`; None if it does not exist."""
     found: Any = values
     for part in name.split("."):
         if not isinstance(found, dict) or part not in found:

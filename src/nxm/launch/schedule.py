@@ -1,4 +1,4 @@
-"""Running a study: the stages that are not done, side by side, each as soon as what it needs is done.
+"""Running a study: its pending stages, side by side, each as soon as those that it needs are done.
 
 Plain DVC does the same, one stage after another: `dvc repro` in the study's folder.
 """
@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from graphlib import TopologicalSorter
@@ -28,27 +28,29 @@ from nxm.environment import JOBS, PLAN, STARTED, cores
 from nxm.errors import UserError
 from nxm.launch.estimate import estimate_seconds, say_duration, stage_units, timed_runs
 from nxm.launch.project import Project, Stage
+from nxm.study.plan import PLAN as PLAN_FILE
+from nxm.study.plan import write_plan
 from nxm.study.settings import Study
 from nxm.study.studies import write_study
 
-LOGS = Path(".cache/logs")  # below the study's folder: what each stage printed, where the terminal shows progress
+LOGS = Path(".cache/logs")  # below the study's folder: the output of each stage, while the terminal shows progress
 TAIL = 30  # lines of a failed stage's log that are shown
 
 Runner = Callable[[int | None, int], bool]  # slot (None: the whole machine), jobs -> success
 
 
 def repro(root: Path, name: str, jobs: int | None, *, allow_missing: bool = False) -> None:
-    """Run the stages of a study that are not done, in its folder.
+    """Run the pending stages of a study in its folder.
 
-    A stage that fails stops those that need it and no others; tables and figures are made without it. A stage whose
-    inputs changed while it was done again runs again.
+    A stage that fails stops those that need it and no others; tables and figures are made without it. Stages that
+    become pending as others finish run too.
 
     Args:
-        jobs: stages side by side; None: `default_jobs`.
-        allow_missing: run only what changed, not what is merely missing on this machine (data and models).
+        jobs: the number of stages side by side; None: `default_jobs`.
+        allow_missing: run stages that changed, not those whose data or model is missing on this machine.
 
     Raises:
-        UserError: a stage failed (the rest is done), or the study's settings are wrong.
+        UserError: a stage failed, after all others have run, or the study's settings are wrong.
     """
     jobs = default_jobs() if jobs is None else jobs
     study = enter(root, name)
@@ -65,7 +67,9 @@ def repro(root: Path, name: str, jobs: int | None, *, allow_missing: bool = Fals
         if "plan" in todo:  # it may change the list of stages
             todo = {"plan"}
         failed |= run_stages(study, project, project.with_makers(todo), jobs)
-        tried = (tried - that_need(project.stages, todo)) | todo  # again if what a stage needs has run since
+        if "plan" in failed:
+            break
+        tried = (tried - that_need(project.stages, todo)) | todo  # run a stage again if one that it needs has run since
         project.close()
         project = Project()
         pending = project.pending(allow_missing)
@@ -79,19 +83,21 @@ def repro(root: Path, name: str, jobs: int | None, *, allow_missing: bool = Fals
 
 
 def enter(root: Path, name: str) -> Study:
-    """Bring a study's generated files up to date, make its folder the working directory, and return the study."""
+    """Update a study's generated files, make its folder the working directory, and return the study."""
     if not (root / "dvc.yaml").is_file() or not (root / "params.yaml").is_file():
         raise UserError(f"{root}: no study here (dvc.yaml and params.yaml are missing); start in the repository's root")
     study = write_study(root, name)
     if study.root != ".":
         os.chdir(root / "studies" / name)
+    if not Path(PLAN_FILE).exists():  # a new study: DVC reads the plan before it could run the stage that makes it
+        write_plan(study, Path())
     return study
 
 
 def default_jobs() -> int:
     """Return the number of stages to run side by side: 2 on a CPU, 1 on a GPU or with several processes.
 
-    (Two trainings on one core each are faster than one on two cores.)
+    Two trainings on one core each are faster than one on two cores.
     """
     alone = _has_gpu() or "ACCELERATE_CONFIG" in os.environ or cores() < 2
     return 1 if alone else 2
@@ -106,7 +112,7 @@ def _has_gpu() -> bool:
 
 
 def _name_hardware(root: Path) -> None:
-    """Make the variables that stages read independent of the folder they run in."""
+    """Make the environment variables that stages read independent of the working directory."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     if (config := os.environ.get("ACCELERATE_CONFIG")) and (root / config).is_file():
         os.environ["ACCELERATE_CONFIG"] = str((root / config).resolve())
@@ -117,9 +123,9 @@ def _name_hardware(root: Path) -> None:
 
 
 def end_with_stages(number: int, frame: FrameType | None) -> NoReturn:
-    """Handle a signal that only this process gets, as batch systems send it: end the stages that run, then this.
+    """Handle a signal to this process alone, as batch systems send it: end the running stages, then this process.
 
-    (Ctrl-C reaches them by itself.)
+    Ctrl-C reaches the stages directly.
     """
     for stage in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -132,7 +138,7 @@ def end_with_stages(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def that_need(stages: Mapping[str, Stage], names: Collection[str]) -> set[str]:
-    """Return these stages and all that need them, directly or not."""
+    """Return stages and all that need them, directly or not."""
     found = set(names)
     for name in _in_order(stages):
         if stages[name].needs & found:
@@ -149,18 +155,18 @@ def stopped(stages: Mapping[str, Stage], failed: Collection[str]) -> set[str]:
     return found
 
 
-def _in_order(stages: Mapping[str, Stage]) -> Iterator[str]:
+def _in_order(stages: Mapping[str, Stage]) -> Iterable[str]:
     return TopologicalSorter({name: stage.needs & stages.keys() for name, stage in stages.items()}).static_order()
 
 
 def is_stopped(stage: Stage, failed: Collection[str]) -> bool:
-    """Tell whether a stage cannot run: one that it needs failed; of the report, which marks what is missing, all did."""
+    """Return whether a stage cannot run: one that it needs failed, or, for the report, which marks gaps, all."""
     lost = [up in failed for up in stage.needs]
     return bool(lost) and (all(lost) if stage.is_report else any(lost))
 
 
 def work_left(needs: Mapping[str, Collection[str]], costs: Mapping[str, float]) -> dict[str, float]:
-    """Return, for each stage, the cost of the most expensive chain of stages that starts with it."""
+    """Return for each stage the cost of the most expensive chain of stages that starts with it."""
     after = dict.fromkeys(costs, 0.0)
     for name in reversed(list(TopologicalSorter(needs).static_order())):
         for up in needs[name]:
@@ -172,23 +178,23 @@ def work_left(needs: Mapping[str, Collection[str]], costs: Mapping[str, float]) 
 
 
 class Events(Protocol):
-    """What `side_by_side` calls in the main thread as stages start and end."""
+    """The calls of `side_by_side` in the main thread as stages start and end."""
 
     def start(self, name: str) -> Runner:
-        """Prepare a stage; return what runs it, in a thread."""
+        """Prepare a stage; return the function that runs it in a thread."""
 
     def end(self, name: str, succeeded: bool) -> bool:
-        """Take up a stage that ended; return whether it is done."""
+        """Process the end of a stage; return whether it is done."""
 
 
 def side_by_side(stages: Mapping[str, Stage], costs: Mapping[str, float], jobs: int, events: Events) -> set[str]:
     """Run the stages that have a cost, `jobs` at a time, each after those that it needs.
 
     Args:
-        costs: what each stage takes, in any unit: what stands before the most work goes first.
+        costs: the cost of each stage, in any unit. Stages with the most work after them go first.
 
     Returns:
-        The stages that failed, and those that were not started since they need one that failed.
+        The stages that failed, and those that were not started because they need one that failed.
     """
     needs = {name: stages[name].needs & costs.keys() for name in costs}
     left = work_left(needs, costs)
@@ -219,7 +225,7 @@ def side_by_side(stages: Mapping[str, Stage], costs: Mapping[str, float], jobs: 
 
 
 def run_stages(study: Study, project: Project, names: set[str], jobs: int) -> set[str]:
-    """Run stages of a study; returns those that failed or were stopped. Shows what runs and what is left."""
+    """Run stages of a study while showing progress; return those that failed or were stopped."""
     plan = [name for name in project.stages if name in names]
     os.environ |= {PLAN: "\n".join(plan), JOBS: str(jobs)}
     os.environ.setdefault(STARTED, str(time.time()))
@@ -244,8 +250,10 @@ def _shown(study: Study, project: Project, plan: list[str], jobs: int) -> Iterat
 
 
 class _Display:
-    """Runs stages through a project. A terminal shows a line of progress and each stage's output goes to a file in LOGS;
-    elsewhere the stages print as they run."""
+    """Runs stages through a project and shows progress.
+
+    On a terminal it shows a line of progress, and the output of a stage goes to a file in LOGS. Elsewhere stages print.
+    """
 
     def __init__(self, study: Study, project: Project, plan: list[str], jobs: int, progress: Progress) -> None:
         self.study, self.project, self.plan, self.jobs, self.progress = study, project, plan, jobs, progress
@@ -260,7 +268,11 @@ class _Display:
         if not self.logged:
             print(f"Running stage '{name}'", flush=True)
         self._say()
-        return self.project.start(name, self._log(name) if self.logged else None)
+        try:
+            return self.project.start(name, self._log(name) if self.logged else None)
+        except UserError as error:
+            self._complain(error)
+            return lambda slot, jobs: False
 
     def end(self, name: str, succeeded: bool) -> bool:
         seconds = time.monotonic() - self.running.pop(name)
@@ -271,19 +283,22 @@ class _Display:
             try:
                 self.project.finish(name)
             except UserError as error:
-                self.progress.console.print(f"error: {error}", markup=False)
+                self._complain(error)
                 succeeded = False
-        if seconds > 20 or not self.running:  # dvc.lock is written whole each time: small stages share one writing
+        if seconds > 20 or not self.running:  # each time all of dvc.lock is written: small stages share it
             self.project.record()
         if self.logged:
             outcome = "done" if succeeded else "[red]failed[/red]"
             self.progress.console.print(f"{name}: {outcome} ({say_duration(seconds)})", highlight=False)
-            if not succeeded:
+            if not succeeded and self._log(name).exists():
                 lines = self._log(name).read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
                 self.progress.console.print("\n".join(lines), markup=False, highlight=False)
         self.progress.advance(self.bar)
         self._say()
         return succeeded
+
+    def _complain(self, error: UserError) -> None:
+        self.progress.console.print(f"error: {error}", markup=False, highlight=False)
 
     @property
     def logged(self) -> bool:
@@ -298,7 +313,8 @@ class _Display:
         seconds = estimate_seconds(self.study, waiting, self.timed, self.jobs)
         left = f", about {say_duration(seconds)}" if seconds else ""
         running = f" ({', '.join(self.running)})" if self.running else ""
-        text = f"{len(self.done)} of {len(self.plan)} done, {len(self.running)} running{running}, {len(waiting)} left{left}"
+        done = f"{len(self.done)} of {len(self.plan)} done"
+        text = f"{done}, {len(self.running)} running{running}, {len(waiting)} left{left}"
         self.progress.update(self.bar, description=text)
 
 
@@ -306,7 +322,7 @@ class _Display:
 
 
 def announce(study: Study, project: Project, pending: list[str], jobs: int) -> None:
-    """Print what is to do and about how long it takes."""
+    """Print the stages to run and about how long they take."""
     if not pending:
         print(f"study {study.study}: nothing to do, everything is up to date")
         return
@@ -326,14 +342,14 @@ def announce(study: Study, project: Project, pending: list[str], jobs: int) -> N
 
 
 def show(root: Path, name: str) -> None:
-    """Print what is committed of a study, without running anything."""
+    """Print the committed results of a study, without running anything."""
     enter(root, name)
     print(f"study {name}: committed results; nothing was run (`nxm repro {name}` runs it)")
     point_at_results()
 
 
 def point_at_results() -> None:
-    """Print Table 1 and say where the rest lies."""
+    """Print Table 1 and the paths of the other results."""
     tables, figures, here = Path("paper_tables"), Path("figures"), Path.cwd()
     table = tables / "table1.md"
     if table.is_file():
@@ -346,7 +362,7 @@ def point_at_results() -> None:
 
 
 def plan(root: Path, name: str, jobs: int | None, *, allow_missing: bool = False) -> None:
-    """Print what `repro` would run, and about how long that takes."""
+    """Print the stages that `repro` would run, and about how long they take."""
     study = enter(root, name)
     project = Project()
     announce(study, project, project.pending(allow_missing), default_jobs() if jobs is None else jobs)

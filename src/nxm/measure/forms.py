@@ -1,12 +1,12 @@
-"""Trained models in the forms that they are deployed in: latency, throughput, size, and the score that is left.
+"""Latency, throughput, size and score of trained models in the forms in which they are deployed.
 
-A form is a way to run a model: by PyTorch as it is (`fp32`, `bf16`, `fp16`), compiled by PyTorch, by ONNX Runtime, or
-in 8 bits (on a CPU by ONNX Runtime and by PyTorch's PT2E, on CUDA by `nxm.export.int8`); on CUDA PyTorch's forms also
-run with 2:4 kernels, in all target matrices or in the feed-forward ones.
-One unit is a form at a batch and length: all models in it and the reference, the dense model in fp32 as it is, are
-timed in rounds (`nxm.measure.timing`), so that every speed-up is over what ran side by side. A form whose outputs
-differ from
-the model's, or that the machine cannot run, is absent with the reason.
+A form is a way to run a model: by PyTorch in eager mode (`fp32`, `bf16`, `fp16`), compiled by PyTorch, by ONNX Runtime,
+or in 8 bits (on a CPU by ONNX Runtime and by PyTorch's PT2E, on CUDA by `nxm.export.int8`). On CUDA, PyTorch's forms
+also run with 2:4 kernels, either in all target matrices or in the feed-forward ones.
+
+A unit is a form at a batch and length. All models in this form and the reference, the dense model in eager fp32, are
+timed interleaved (`nxm.measure.timing`), so that a speed-up compares times of the same rounds. A form is absent, with
+the reason, if its outputs differ from the model's or the machine cannot run it.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ from nxm.models.targets import find_targets
 from nxm.study.settings import Study
 
 MODELS = ("dense", "asp", "nxm", "distil", "distil_nxm")
-BUDGET_SECONDS = 4.0  # a unit stops after this long, though not before five rounds
-COMPILED_TOLERANCE = 1e-4  # relative error of the outputs: other orders of fp32 sums
+BUDGET_SECONDS = 4.0  # per unit, beyond five rounds
+COMPILED_TOLERANCE = 1e-4  # relative error of the outputs; the order of fp32 sums differs
 DTYPES = STORED | {"fp32": torch.float32}
-FEED_FORWARD = ("intermediate.dense", "output.dense", "ffn.lin1", "ffn.lin2")  # BERT's names, DistilBERT's
+FEED_FORWARD = ("intermediate.dense", "output.dense", "ffn.lin1", "ffn.lin2")  # in BERT and DistilBERT
 ATTENTION_OUTPUT = "attention.output.dense"
 
 Runner = Callable[[Mapping[str, Tensor]], dict[str, np.ndarray]]
@@ -72,12 +72,12 @@ class Form:
 
 
 REFERENCE = Form("eager", "fp32")
-EXPORTED = ("onnx", "pt2e")  # written to a file first, for the CPU
+EXPORTED = ("onnx", "pt2e")  # written to a file first; run on the CPU
 COMPILED = ("compiled", "pt2e")
 _CPU_FORMS = {
     "fp32": [REFERENCE],
-    "bf16": [Form("eager", "bf16"), Form("eager", "bf16", "2:4")],  # the latter absent, with the reason
-    "fp16": [],  # no processor here computes in it
+    "bf16": [Form("eager", "bf16"), Form("eager", "bf16", "2:4")],  # the latter is absent, with the reason
+    "fp16": [],  # the CPUs at hand have no fp16 arithmetic
     "compiled": [Form("compiled", "fp32")],
     "onnx": [Form("onnx", "fp32")],
     "int8": [Form("onnx", "int8"), Form("pt2e", "int8")],
@@ -89,19 +89,20 @@ _CUDA_FORMS = {
     "fp16": [Form("eager", "fp16", kernel) for kernel in _KERNELS],
     "compiled": [Form("compiled", "bf16", kernel) for kernel in _KERNELS],
     "onnx": [],  # measured on the CPU
-    "int8": [Form("compiled", "int8", kernel) for kernel in _KERNELS],  # else what makes the integers is most of it
+    # eager, conversion to integers would take most of the time
+    "int8": [Form("compiled", "int8", kernel) for kernel in _KERNELS],
 }
 
 
 class _AbsentError(Exception):
-    """A form cannot be run; the message says why."""
+    """A form cannot be run; the message has the reason."""
 
 
 def run_deployment(study: Study, device_name: str, folder: Path, timer: Timer | None = None) -> Path:
-    """Measure the study's models on one device and write results/deployment/<device>.json.
+    """Measure a study's models on one device and write results/deployment/<device>.json.
 
-    Of the study's first task and of `deployment.seeds`. A killed run goes on after its last whole unit. Where the
-    machine has no such device the file says so.
+    The models are those of the study's first task and of `deployment.seeds`. A killed run continues after its last
+    complete unit. On a machine without the device the file has the reason.
 
     Args:
         device_name: "cpu" or "cuda".
@@ -111,7 +112,7 @@ def run_deployment(study: Study, device_name: str, folder: Path, timer: Timer | 
     Returns: the path of the file.
 
     Raises:
-        UserError: there is no dense model to compare with, or a length is beyond what a model reads.
+        UserError: there is no dense model to compare with, or a length exceeds what a model can read.
     """
     timer = timer or time_call
     settings = study.deployment
@@ -146,7 +147,7 @@ def run_deployment(study: Study, device_name: str, folder: Path, timer: Timer | 
         },
     )
     reference = _Running(models["dense"], REFERENCE, device)
-    # After eight programs from the same code PyTorch would run a model as it is, without a word.
+    # after eight programs from the same code PyTorch would silently run a model uncompiled
     loud = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
     with loud, tqdm(total=len(forms) * (len(points) + 1), desc=f"deployment {device_name}", unit=" units") as bar:
         for form in forms:
@@ -178,7 +179,8 @@ def run_deployment(study: Study, device_name: str, folder: Path, timer: Timer | 
 class _Running:
     """A model in a form, ready to run.
 
-    size: bytes of its weights as they lie in memory or in the file.
+    Attributes:
+        size: bytes of its weights in memory or of its file.
     """
 
     def __init__(self, trained: Trained, form: Form, device: torch.device) -> None:
@@ -193,27 +195,27 @@ class _Running:
             self._call = partial(_forward, torch.compile(model, dynamic=True) if form.way == "compiled" else model)
         if form.way in COMPILED:
             try:
-                for batch in (2, 1):  # of one is compiled apart; neither may fall into what is timed
+                for batch in (2, 1):  # batch size 1 is compiled separately; compile both before timing
                     self.answer(_on(trained.encode(EXAMPLES[:batch]), device, form))
-            except Exception as error:  # whatever a compiler, or the lack of one, raises
+            except Exception as error:  # a compiler, or its absence, may raise anything
                 raise _AbsentError(f"PyTorch could not compile: {_first_line(error)}") from None
 
     def answer(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """Outputs by name, fp32."""
+        """Return the outputs by name, fp32."""
         return {name: np.asarray(value, dtype=np.float32) for name, value in self._call(inputs).items()}
 
     def call(self, inputs: Mapping[str, Tensor]) -> Callable[[], object]:
-        """What is timed."""
+        """Return the call that is timed."""
         return partial(self._call, inputs)
 
 
 def _prepare(models: Mapping[str, Trained], form: Form, device: torch.device) -> tuple[dict[str, _Running], list[Row]]:
-    """The models in this form whose outputs are right, and rows for those that are absent."""
+    """Return the models in this form whose outputs are right, and rows with the reason for absent ones."""
     running, absent = {}, []
-    torch.compiler.reset()  # programs of earlier forms count towards PyTorch's limit of eight
+    torch.compiler.reset()  # programs of earlier forms would count towards PyTorch's limit of eight
     for name, trained in models.items():
         if form.kernel != "dense" and trained.pattern is None:
-            continue  # nothing is 2:4 in a dense model
+            continue  # a dense model has no 2:4 matrices
         try:
             running[name] = _Running(trained, form, device)
             _assert_right(running[name], trained, form, device)
@@ -229,7 +231,7 @@ def _assert_right(running: _Running, trained: Trained, form: Form, device: torch
     if form.kernel != "dense":
         dense = _torch_model(trained, Form("eager", form.dtype), device)
         assert_sparse_is_as_exact(found, outputs(dense, inputs), exact, str(trained.folder))
-    elif form.way not in EXPORTED:  # an export has compared itself
+    elif form.way not in EXPORTED:  # exports have compared their outputs already
         tolerance = {"fp32": COMPILED_TOLERANCE, "int8": INT8_TOLERANCE}.get(form.dtype, HALF_TOLERANCE)
         assert_agreement(relative_error(found, exact), tolerance, trained.folder, f"{form.way} {form.dtype} model")
 
@@ -252,7 +254,7 @@ def _torch_model(trained: Trained, form: Form, device: torch.device) -> PreTrain
 
 
 def is_feed_forward(name: str) -> bool:
-    """Whether a target matrix, by its name, is one of a block's feed-forward pair (BERT's kin and DistilBERT)."""
+    """Return whether a target matrix, by its name, belongs to a feed-forward layer (models like BERT, DistilBERT)."""
     module = name.removesuffix(".weight")
     return module.endswith(FEED_FORWARD) and not module.endswith(ATTENTION_OUTPUT)
 
@@ -289,7 +291,7 @@ def _pt2e(trained: Trained, form: Form) -> tuple[Callable[..., dict[str, np.ndar
 @torch.inference_mode()
 def _forward(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     answers = model(**inputs)
-    # Read on the CPU, as a user would: on a GPU the product is then whole, in order and done.
+    # copy to the CPU, as a user would: the GPU's work is then complete
     return {name: value.float().cpu() for name, value in answers.items() if isinstance(value, Tensor)}
 
 
@@ -351,7 +353,7 @@ def _measure(
 
 
 def random_inputs(trained: Trained, batch: int, length: int) -> dict[str, Tensor]:
-    """Random tokens without padding, in all the inputs that the model's tokenizer gives it."""
+    """Return random tokens without padding, with all inputs that the model takes from its tokenizer."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(trained.model.config.vocab_size, (batch, length), generator=draw)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
@@ -362,7 +364,7 @@ def random_inputs(trained: Trained, batch: int, length: int) -> dict[str, Tensor
 def _scores(
     running: Mapping[str, _Running], form: Form, task: Task, data: DatasetDict, device: torch.device
 ) -> list[Row]:
-    """The score on dev of each model in this form, in percent points: what the form costs beside time."""
+    """Return a row per model with its score on dev in this form, in percent points."""
     rows = []
     for name, own in running.items():
         metrics: dict[str, float] = {}
@@ -378,7 +380,7 @@ def _scores(
 
 
 def _predict(running: _Running, form: Form, rows: Dataset, device: torch.device, batch: int = 64) -> np.ndarray:
-    """Logits, `(rows, labels)`, in the rows' own order; batches of similar length pad least."""
+    """Return logits, `(rows, labels)`, in the order of `rows`; batches have similar lengths to reduce padding."""
     order = np.argsort(rows["length"], kind="stable")
     columns = [name for name in random_inputs(running.trained, 1, 1) if name in rows.column_names]
     found: dict[int, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""Rows of a long measurement, kept as they are made, so that a killed one goes on after its last whole row."""
+"""A journal of a long measurement, so that a killed one continues after its last complete unit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nxm.machine import libraries, machine
 
 
 class Journal:
-    """A file of JSON lines, one for each unit of work, in a folder that is the measurement's own.
+    """A file of JSON lines, one per unit of work.
 
-    What was measured with other settings, on another machine or with other versions is not gone on with: its file has
-    another name and is removed.
+    Rows measured with other settings, on another machine or with other versions are not reused: their file has another
+    name and is removed.
 
     Args:
-        folder: such as checkpoints/<study>/matrices-cpu.
-        settings: what decides the measurement.
+        folder: the measurement's folder, such as checkpoints/matrices-cpu, which has nothing else.
+        settings: the settings on which the measurement depends, as JSON.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -36,11 +36,11 @@ class Journal:
         self._done = self._read()
 
     def get(self, unit: str) -> list[dict[str, Any]] | None:
-        """The rows of a unit that is done, or None."""
+        """Return the rows of a completed unit, or None."""
         return self._done.get(unit)
 
     def add(self, unit: str, rows: list[dict[str, Any]]) -> None:
-        """Keep a unit's rows: on the disk before this returns."""
+        """Record a unit's rows; they are on the disk when this returns."""
         self._done[unit] = rows
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"unit": unit, "rows": rows}, allow_nan=False) + "\n")
@@ -48,13 +48,13 @@ class Journal:
             os.fsync(file.fileno())
 
     def clear(self) -> None:
-        """Remove the folder: the whole result is safe."""
+        """Remove the folder, once the complete result is saved."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _read(self) -> dict[str, list[dict[str, Any]]]:
         if not self._path.exists():
             return {}
         whole = [line for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1:] == "\n"]
-        self._path.write_text("".join(whole), encoding="utf-8")  # less the line that a kill cut off
+        self._path.write_text("".join(whole), encoding="utf-8")  # without a line that a kill cut off
         entries = [json.loads(line) for line in whole]
         return {entry["unit"]: entry["rows"] for entry in entries}

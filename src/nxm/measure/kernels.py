@@ -1,4 +1,4 @@
-"""Which kernels ran: the proof that a product said to be sparse was computed by sparse kernels."""
+"""Names of the kernels that ran, as proof that a 2:4 product was computed by sparse kernels."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SPARSE_PRODUCT = re.compile(r"sparse.*gemm|gemm.*sparse|spgemm|sptensorop|spmma
 
 
 def kernels_of(call: Callable[[], object], device: torch.device) -> list[str]:
-    """Run once under PyTorch's profiler; the names of what the device ran, each once, in alphabetical order.
+    """Run a call once under PyTorch's profiler and return the names of what the device ran, unique and sorted.
 
-    On CUDA these are the kernels; on a CPU, which has no such names, PyTorch's operators that did the work themselves.
+    On CUDA these are kernels; on a CPU, where kernels have no names, PyTorch's operators with time of their own.
     """
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
@@ -30,14 +30,14 @@ def kernels_of(call: Callable[[], object], device: torch.device) -> list[str]:
             for event in seen.key_averages()
             if event.device_type == wanted
             and (event.self_device_time_total if on_gpu else event.self_cpu_time_total) > 0
-            and not event.key.startswith("[")  # the profiler's own marks
+            and not event.key.startswith("[")  # the profiler's own events
         }
     )
 
 
 def are_sparse(kernels: Iterable[str]) -> bool:
-    """Whether one of these kernels multiplies a sparse matrix, by its name.
+    """Return whether one of these kernels multiplies a sparse matrix, by its name.
 
-    cuSPARSELt's are called `sm80_xmma_sparse_gemm_...` and the like, CUTLASS's `...SparseGemm...` or `...spgemm...`.
+    cuSPARSELt's kernels have names such as `sm80_xmma_sparse_gemm_...`, CUTLASS's `...SparseGemm...` or `...spgemm...`.
     """
     return any(_SPARSE_PRODUCT.search(kernel) for kernel in kernels)

@@ -1,14 +1,13 @@
-"""Products of single matrices, dense and 2:4: their time, which kernels ran, how near the machine's limits they are.
+"""Time, kernels and roofline of products with single matrices, dense and 2:4.
 
-One unit is a shape at a batch and length in one dtype; its ways are timed in rounds (`nxm.measure.timing`), on CUDA by
-device
-events around the kernel alone (`nxm.measure.timing.time_kernel`). A way whose output is wrong gives a row without a
-time.
+A unit is a shape at a batch and length in one dtype. Its ways to multiply are timed interleaved
+(`nxm.measure.timing`), on CUDA by device events around the kernel alone (`time_kernel`). A way whose output is wrong
+gets a row without a time.
 
 The roofline: a product of `tokens` inputs with a matrix (out, in) takes 2 x tokens x out x in operations and must read
-and write its matrices once. From the bandwidth and the speed that this machine reached in the same run follows a time
-that no product can be much under; `share` is that time over the one measured. (The bandwidth is the main memory's:
-on a CPU, small matrices that stay in a cache may exceed it.)
+and write its matrices once. The bandwidth and speed that this machine reached in the same run give a lower bound of its
+time; `share` is that bound divided by the measured time. (The bandwidth is that of main memory. On a CPU, small
+matrices that stay in a cache may exceed it.)
 """
 
 from __future__ import annotations
@@ -38,16 +37,19 @@ from nxm.study.settings import Matrices, Study
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 DEVICE_DTYPES = {"cpu": ("fp32", "bf16", "int8"), "cuda": ("bf16", "fp16", "int8")}
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 2e-3, "int8": 0.0}  # relative error; integers are exact
-BUDGET_SECONDS = 2.0  # a unit stops after this long, though not before five rounds
-CEILING_SIZE = {"cpu": 2048, "cuda": 8192}  # the square product by which the fastest speed is measured
+BUDGET_SECONDS = 2.0  # per unit, beyond five rounds
+CEILING_SIZE = {"cpu": 2048, "cuda": 8192}  # size of the square product that measures the highest speed
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine reached in this run: bytes a second of copying, operations a second of large products.
+    """The highest rates that the machine reached in this run.
 
-    `operations` by way: "dense", and the backends of 2:4 kernels, whose operations are counted as if dense.
+    Attributes:
+        bandwidth: bytes per second of a copy.
+        operations: operations per second of a large product by way: "dense" and the backends of 2:4 kernels, whose
+            operations are counted as those of the dense product.
     """
 
     bandwidth: float
@@ -56,7 +58,7 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Product:
-    """A product that can be timed: the call, and what its output (tokens, out) must be to rounding."""
+    """A product that can be timed: the call, and the dense matrix W (out, in) that gives its exact output."""
 
     call: Callable[[], Tensor]
     W: Tensor
@@ -66,7 +68,7 @@ class Product:
 def run_matrices(study: Study, device_name: str, folder: Path, timer: Timer | None = None) -> Path:
     """Measure all products of `study.matrices` on one device and write results/matrices/<device>.json.
 
-    A killed run goes on after its last whole unit. Where the machine has no such device the file says so.
+    A killed run continues after its last complete unit. On a machine without the device the file has the reason.
 
     Args:
         device_name: "cpu" or "cuda".
@@ -131,10 +133,10 @@ def measure_unit(
     ceilings: Ceilings,
     timer: Timer,
 ) -> list[Row]:
-    """Time one shape at one batch and length in every way; rows as described in `nxm.measure.products`.
+    """Time one shape at one batch and length in every way and return a row per way.
 
-    The ways: `dense`, random values; `masked`, 2:4 in a dense kernel (a sanity row: about 1); on CUDA `cusparselt`,
-    with the algorithm that its search finds, and `cutlass`.
+    The ways are `dense`, random values; `masked`, 2:4 in a dense kernel, whose speed-up should be about 1; and on CUDA
+    `cusparselt`, with the algorithm that its search finds, and `cutlass`.
     """
     tokens = point[0] * point[1]
     where: Row = {"shape": list(shape), "batch": point[0], "length": point[1], "dtype": dtype}
@@ -151,7 +153,11 @@ def measure_unit(
                 product = make()
                 product.call()
                 products[way] = product
-            except (RuntimeError, NotImplementedError, UserError) as error:  # what a library offers it may still refuse
+            except (
+                RuntimeError,
+                NotImplementedError,
+                UserError,
+            ) as error:  # beyond the stated limits
                 reason = f"PyTorch refused: {str(error).splitlines()[0]}"
         if reason is not None:
             rows.append(where | {"way": way, "absent": reason})
@@ -185,10 +191,10 @@ def measure_unit(
 def roofline(
     shape: tuple[int, int], tokens: int, dtype: str, way: str, seconds: float, ceilings: Ceilings
 ) -> dict[str, Any]:
-    """Bytes, operations, the time that they imply at the ceilings, what bounds it, and the share achieved.
+    """Return bytes, operations, the lower bound of the time that follows from the ceilings, and the share reached.
 
-    A 2:4 matrix in its kernels' layout is half the values and two bits for each of them; in a dense kernel it is dense.
-    Operations of a 2:4 product are counted as the dense product's.
+    In the layout of its kernels a 2:4 matrix has half the values and two bits for each of them; in a dense kernel it is
+    dense. The operations of a 2:4 product are counted as those of the dense product.
     """
     out_features, in_features = shape
     size = DTYPES[dtype].itemsize
@@ -210,7 +216,7 @@ def roofline(
 
 
 def _operands(shape: tuple[int, int], tokens: int, dtype: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Random inputs `(tokens, in)` and a random matrix `(out, in)`, none of them zero; small integers for int8."""
+    """Return random inputs `(tokens, in)` and a random matrix `(out, in)` without zeros; small integers for int8."""
     draw = torch.Generator().manual_seed(0)
     sizes = (tokens, shape[1]), shape
     if dtype == "int8":
@@ -233,7 +239,7 @@ def _packed(x: Tensor, W: Tensor, backend: str) -> Product:
         algorithm = torch._cslt_sparse_mm_search(packed.packed, x.t(), out_dtype=torch.int32)
         return Product(partial(multiply, alg_id=algorithm), W, transposed=True)
     if backend == "cusparselt":
-        # F.linear has the product written in its reader's order, so that is the one to search for.
+        # F.linear asks for a transposed result, so search for an algorithm for that
         algorithm = torch._cslt_sparse_mm_search(packed.packed, x.t(), transpose_result=True)
         packed = pack_matrix(W, backend, algorithm=algorithm)
     return Product(partial(F.linear, x, packed), W)
@@ -248,7 +254,7 @@ def _why_absent(backend: str, shape: tuple[int, int], dtype: str, device: torch.
 
 
 def _error(product: Product, x: Tensor) -> float:
-    """Relative error of the first and last rows of the output beside the same product in fp64."""
+    """Return the relative error of the output's first and last rows, compared with the product in fp64."""
     rows = torch.cat([x[:8], x[-8:]]).double().cpu()
     output = product.call()
     output = output.t() if product.transposed else output
@@ -261,7 +267,7 @@ def _error(product: Product, x: Tensor) -> float:
 
 
 def _ceiling_rows(dtype: str, device: torch.device, settings: Matrices, timer: Timer) -> list[Row]:
-    """The fastest copy and the fastest large product of each way, as rows."""
+    """Return the rates of the fastest copy and of the fastest large product in each way, as rows."""
     size = CEILING_SIZE[device.type]
     x, W = _operands((size, size), size, dtype, device)
     calls: dict[str, Call] = {"dense": _dense(x, W).call}
@@ -271,7 +277,7 @@ def _ceiling_rows(dtype: str, device: torch.device, settings: Matrices, timer: T
             try:
                 call = _packed(x, sparse, backend).call
                 call()
-            except (RuntimeError, NotImplementedError):  # then this size tells nothing; the dense ceiling stands in
+            except (RuntimeError, NotImplementedError):  # no ceiling at this size; the dense one is used
                 continue
             calls[backend] = call
     source = torch.empty(COPY_BYTES[device.type], dtype=torch.uint8, device=device).fill_(1)

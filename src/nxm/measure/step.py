@@ -1,7 +1,6 @@
-"""What the methods cost, measured: the training step beside a dense one, the projection beside torch.ao's.
+"""Cost of the methods: training steps compared with dense ones, projections compared with torch.ao's.
 
-Timings of one comparison are taken in rounds (`nxm.measure.timing`). What sparsity gains at inference,
-`nxm.measure.forms` says.
+Timings are interleaved (`nxm.measure.timing`). `nxm.measure.forms` measures the gain at inference.
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ PAPER_RECIPE = {
 PROJECTION_SHAPE = (3072, 768)  # FFN1 of BERT-base
 PROJECTION_PATTERNS = (NM(2, 4), NM(1, 4), NM(2, 8), Unstructured(0.5))
 
-# One comparison stops when it has taken this long, though never before nxm.measure.timing.MIN_ROUNDS.
+# per comparison, beyond nxm.measure.timing.MIN_ROUNDS
 BUDGET_SECONDS = {"training_step": 14.0, "projection": 5.0}
 
 
 def run_benchmark(study: Study, folder: Path, timer: Timer | None = None) -> Path:
-    """Measure everything for a trained study and write results/benchmark.json, all at once.
+    """Measure training steps and projections of a trained study and write results/benchmark.json.
 
-    Uses the dense model of the study's first task and of `benchmark.seeds`, on CUDA where there is a GPU.
+    Uses the dense model of the study's first task and of `benchmark.seeds`, on a GPU if there is one.
 
     Args:
         folder: the study's folder, in which models/, data/ and results/ are.
@@ -61,7 +60,7 @@ def run_benchmark(study: Study, folder: Path, timer: Timer | None = None) -> Pat
     Returns: the path of the file.
 
     Raises:
-        UserError: the dense model or the prepared data are not there, or `benchmark.seeds` is empty.
+        UserError: the dense model or the prepared data is missing, or `benchmark.seeds` is empty.
     """
     timer = timer or time_call
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -75,7 +74,7 @@ def run_benchmark(study: Study, folder: Path, timer: Timer | None = None) -> Pat
         dense,
         study,
         task,
-        length=max(1, round(float(np.mean(lengths)))),  # batches are grouped by length, so they hardly pad
+        length=max(1, round(float(np.mean(lengths)))),  # batches are grouped by length and hardly padded
         steps_per_epoch=max(1, len(lengths) // study.run("dense", task).batch_size),
         device=device,
         timer=timer,
@@ -105,24 +104,26 @@ def measure_training_step(
     device: torch.device,
     timer: Timer,
 ) -> list[Row]:
-    """Time one optimizer step of each method in fp32: forward, backward, clipping, AdamW, and the method's callback.
+    """Time one optimizer step of each run in fp32: forward, backward, clipping, AdamW and the method's callback.
 
-    The dense step, what a method's callback does in each step, and its projection are timed apart, in turn within each
-    round; a method's time in a round is dense step + callback + projection / interval, where interval is the method's
-    number of steps between projections. (Whole steps, one method against another, differ by more than a callback costs
-    from one second to the next on a shared machine.) ADMM counts as in its phase before the mask is frozen, with the
-    study's bookkeeping for Figure 4. All methods work on the same network.
+    The dense step, a method's callback in each step and its projection are timed separately within each round. The time
+    of a run in a round is dense step + callback + projection / interval, with its number of steps between projections
+    as interval. (On a shared machine complete steps vary from one second to the next by more than a callback costs.)
+    ADMM is timed in its phase before the mask is frozen, with the study's records for Figure 4. All methods work on the
+    same network.
 
     Args:
         folder: the dense model.
         length: tokens in each sentence of the batch.
-        steps_per_epoch: of the study's own training, from which intervals that are no number follow.
+        steps_per_epoch: of the study's training; it determines intervals that are not numbers.
+
+    Returns: a row per run of STEP_RUNS.
     """
     dense_run = study.run("dense", task)
     batch_size = dense_run.batch_size
     model = load_model(folder, get_task(task), fresh_head=False).to(device).train()
     args = TrainingArguments(
-        output_dir=str(folder),  # nothing is written
+        output_dir=str(folder),  # required; nothing is written
         use_cpu=device.type == "cpu",
         learning_rate=dense_run.learning_rate,
         weight_decay=study.trainer.weight_decay,
@@ -131,30 +132,30 @@ def measure_training_step(
     optimizer_class, optimizer_settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
     optimizer = optimizer_class(model.parameters(), **optimizer_settings)
     batch = _random_batch(model, batch_size, length, device)
-    # A run so long that the mask is never frozen.
+    # a run so long that the mask is never frozen
     state = TrainerState(max_steps=1000 * steps_per_epoch, num_train_epochs=1000)
     control = TrainerControl()
     given = {"model": model, "optimizer": optimizer}
     callbacks = {name: _callback(study, task, name, steps_per_epoch) for name in STEP_RUNS}
-    Accelerator(cpu=args.device.type == "cpu")  # the callbacks ask accelerate's state how the model is spread
+    Accelerator(cpu=args.device.type == "cpu")  # the callbacks read accelerate's state
     for callback in callbacks.values():
         if callback is not None:
             callback.on_train_begin(args, state, control, **given)
 
     def step() -> None:
-        """One dense step; leaves its gradients for the callbacks."""
+        """Take a dense step; its gradients stay for the callbacks."""
         model.zero_grad()
         model(**batch).loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), study.trainer.max_grad_norm)
         optimizer.step()
 
     def call_back(callback: SparsityCallback) -> None:
-        """What the Trainer calls around the optimizer's step."""
+        """Call what the Trainer calls around the optimizer's step."""
         callback.on_pre_optimizer_step(args, state, control, **given)
         callback.on_optimizer_step(args, state, control, **given)
 
     def project(callback: AdmmCallback) -> None:
-        """`on_step_end` of a step that projects; at all others it returns at once."""
+        """Call `on_step_end` of a step that projects; in other steps it does nothing."""
         state.global_step = callback.interval
         callback.on_step_end(args, state, control, **given)
 
@@ -164,7 +165,7 @@ def measure_training_step(
         **{(name, "callback"): partial(call_back, callback) for name, callback in callbacks.items() if callback},
         **{(name, "projection"): partial(project, callback) for name, callback in admm.items()},
     }
-    warmup = min(study.benchmark.warmup, 2)  # steps are long, and the first has made AdamW's state
+    warmup = min(study.benchmark.warmup, 2)  # steps are long, and the first creates AdamW's state
     with tqdm(total=len(calls) * (warmup + study.benchmark.repeats), desc="training step", unit=" calls") as bar:
         seconds = time_interleaved(
             calls,
@@ -196,12 +197,12 @@ def measure_training_step(
 
 
 def _callback(study: Study, task: str, name: str, steps_per_epoch: int) -> SparsityCallback | None:
-    """Return what one of STEP_RUNS adds to a training; None for the dense run."""
+    """Return the callback of one of STEP_RUNS; None for the dense run."""
     run: Run = study.run("nxm" if name == "nxm_paper" else name, task)
-    if run.method == "admm":  # the interval of the study's own run: the one here is longer
+    if run.method == "admm":  # its interval in the study's run, which is shorter than the one here
         interval = steps_between_projections(run.method_settings, run.epochs * steps_per_epoch, steps_per_epoch)
         run = run.model_copy(update={"interval": interval})
-    if name == "nxm_paper":  # its rho does not matter for time
+    if name == "nxm_paper":  # time does not depend on its rho
         run = run.model_copy(update=PAPER_RECIPE)
     return make_callback(study, run)
 
@@ -219,10 +220,10 @@ def _random_batch(model: PreTrainedModel, batch_size: int, length: int, device: 
 
 
 def measure_projection(study: Study, timer: Timer, shape: tuple[int, int] = PROJECTION_SHAPE) -> list[Row]:
-    """Time mask and projection of an fp32 matrix on the CPU beside two other ways to the same mask.
+    """Time mask and projection of an fp32 matrix on the CPU, compared with two other computations of the mask.
 
-    For each pattern: `torch.ao`, PyTorch's own sparsifier; `topk`, the usual few lines, which leave ties to chance;
-    `nxm mask` and `nxm project`. Speed-ups are over torch.ao at the same pattern.
+    For each pattern: `torch.ao`, PyTorch's sparsifier; `topk`, the usual few lines, which leave the order of ties
+    undefined; `nxm mask` and `nxm project`. Speed-ups are over torch.ao with the same pattern.
     """
     W = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     calls: dict[tuple[str, NM | Unstructured], Call] = {}
@@ -251,7 +252,7 @@ def measure_projection(study: Study, timer: Timer, shape: tuple[int, int] = PROJ
 
 
 def torch_ao_masker(W: Tensor, pattern: NM | Unstructured) -> Callable[[], Tensor]:
-    """Return what computes the mask (float, 0 and 1) of W by torch.ao's WeightNormSparsifier, through its `step()`."""
+    """Return a function that computes the mask (float, 0 and 1) of W by `step()` of torch.ao's WeightNormSparsifier."""
     if isinstance(pattern, NM):
         block, zeros, level = (1, pattern.group_size), pattern.group_size - pattern.n_nonzero, 1.0
     else:
@@ -266,7 +267,7 @@ def torch_ao_masker(W: Tensor, pattern: NM | Unstructured) -> Callable[[], Tenso
 
     @torch.no_grad()
     def compute() -> Tensor:
-        parametrization.mask.fill_(1.0)  # else it would time the ranking of what the last call left
+        parametrization.mask.fill_(1.0)  # otherwise it would rank the weights that the last call left
         sparsifier.step()
         return parametrization.mask
 
@@ -274,7 +275,7 @@ def torch_ao_masker(W: Tensor, pattern: NM | Unstructured) -> Callable[[], Tenso
 
 
 def topk_mask(W: Tensor, pattern: NM | Unstructured) -> Tensor:
-    """The mask as most code takes it: `topk` of the magnitudes in each group; which of equal ones stays is open."""
+    """Return the mask as most code computes it, by `topk` of the magnitudes in each group; ties are undefined."""
     if isinstance(pattern, NM):
         groups, keep = W.abs().reshape(-1, pattern.group_size), pattern.n_nonzero
     else:

@@ -1,8 +1,8 @@
-"""Timing several calls against each other.
+"""Interleaved timing of several calls.
 
-All timings of one comparison are taken in rounds, each round timing every candidate once, in an order that rotates:
-a machine that slows down or is disturbed then hits all alike. Ratios are the median over rounds of the ratio *within*
-the round, so drift cancels.
+All timings of a comparison are taken in rounds. Each round times every candidate once, in rotating order, so that a
+machine that slows down or is disturbed affects all candidates. Ratios are the median over rounds of the ratio *within*
+the round, so that drift cancels.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from tqdm.auto import tqdm
 
 Key = TypeVar("Key", bound=Hashable)
 Call = Callable[[], object]
-Timer = Callable[[Call, torch.device], float]  # runs the call once, returns its seconds
+Timer = Callable[[Call, torch.device], float]  # runs the call once and returns seconds
 Row = dict[str, Any]
 
-MIN_ROUNDS = 5  # however long they take
-NOISY = 0.10  # a spread above this marks a row
+MIN_ROUNDS = 5  # even beyond the budget
+NOISY = 0.10  # rows with a larger spread are marked
 
-# Cleared before a kernel is timed: more than a GPU's cache, so often that an H200 is busy for some 0.4 ms.
+# Memory cleared before a kernel is timed: larger than a GPU's cache, and often enough to occupy an H200 for 0.4 ms.
 _FLUSH_BYTES, _FLUSHES = 256 * 2**20, 8
 
 
 def time_call(call: Call, device: torch.device) -> float:
-    """Run once, return seconds: by device events on CUDA, by the clock on the CPU."""
+    """Run a call once and return seconds, by device events on CUDA and by the clock on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return _time_events(call)
@@ -38,11 +38,11 @@ def time_call(call: Call, device: torch.device) -> float:
 
 
 def time_kernel(call: Call, device: torch.device) -> float:
-    """As `time_call`, but on CUDA without the time that the host takes to launch the call, and with a cold cache.
+    """Time a call as `time_call` does, but on CUDA without the time of its launch by the host, and with a cold cache.
 
-    The GPU is first kept busy with clearing memory, as `triton.testing.do_bench` does, for what is meant to be longer
-    than a single product takes to launch. (A small product would else be timed as long as its launch, whatever its
-    kernel.) For a whole model, whose launches are part of its latency, use `time_call`.
+    The GPU first clears memory, as in `triton.testing.do_bench`, for longer than the launch of a single product takes.
+    (A small product would otherwise take as long as its launch, independently of its kernel.) For a complete model,
+    whose latency includes its launches, use `time_call`.
     """
     if device.type == "cuda":
         scratch = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)
@@ -71,16 +71,16 @@ def time_interleaved(
     timer: Timer,
     bar: tqdm | None = None,
 ) -> dict[Key, np.ndarray]:
-    """Time every call once in each round.
+    """Time every call once per round.
 
     Args:
-        calls: name -> what to time.
-        warmup: rounds that are run and not counted, at most.
-        repeats: rounds, at most.
-        budget: seconds, warm-up included, after which only one warm-up round and MIN_ROUNDS are still done.
-        bar: advances by one each call; its total loses the rounds that the budget saves. None: no bar.
+        calls: name -> call.
+        warmup: the largest number of rounds that are run first and not counted.
+        repeats: the largest number of counted rounds.
+        budget: seconds, including warm-up, after which no rounds follow beyond one for warm-up and MIN_ROUNDS.
+        bar: advances by one per call; its total is reduced by rounds that the budget omits. None: no bar.
 
-    Returns: name -> seconds of each round, shape `(rounds,)`, the same number of rounds for all.
+    Returns: name -> seconds of each round, shape `(rounds,)`, with the same number of rounds for all calls.
     """
     bar = bar if bar is not None else tqdm(total=0, disable=True)
     names = list(calls)
@@ -103,7 +103,7 @@ def time_interleaved(
 
 
 def summarise(seconds: np.ndarray) -> Row:
-    """Median, 10th and 90th percentile in milliseconds, and how many rounds they are of."""
+    """Return the median, 10th and 90th percentile in milliseconds and the number of rounds."""
     p10, median, p90 = np.percentile(1e3 * seconds, [10, 50, 90])
     return {
         "median_ms": round(float(median), 4),
@@ -114,16 +114,16 @@ def summarise(seconds: np.ndarray) -> Row:
 
 
 def spread(seconds: np.ndarray) -> float:
-    """10th to 90th percentile over the median."""
+    """Return the range from the 10th to the 90th percentile, divided by the median."""
     p10, median, p90 = np.percentile(seconds, [10, 50, 90])
     return round(float((p90 - p10) / median), 4)
 
 
 def paired_ratio(numerator: np.ndarray, denominator: np.ndarray) -> float:
-    """Median over rounds of the ratio within the round."""
+    """Return the median over rounds of the ratio within the round."""
     return round(float(np.median(numerator / denominator)), 4)
 
 
 def with_spread(seconds: np.ndarray) -> Row:
-    """`summarise`, the spread, and whether it marks the row as noisy."""
+    """Return `summarise`, the spread and whether it marks the row as noisy."""
     return summarise(seconds) | {"spread": spread(seconds), "noisy": spread(seconds) > NOISY}

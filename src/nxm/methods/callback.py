@@ -70,7 +70,7 @@ class SparsityCallback(TrainerCallback):
 
     @property
     def choice_is_final(self) -> bool:
-        """Whether the choice is fixed for the rest of the training, so that the weights lie in the constraint set."""
+        """True once the choice is fixed for the rest of the training, so that the weights lie in the constraint set."""
         raise NotImplementedError
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -85,7 +85,7 @@ class SparsityCallback(TrainerCallback):
         """Leave the weights in the constraint set at the end of the training."""
 
     def record(self) -> dict[str, Any] | None:
-        """Return the course of the last training for a results file, as JSON values; None: there is nothing to tell."""
+        """Return the course of the last training for a results file, as JSON; None for a method without one."""
         return None
 
     # The Trainer calls these.

@@ -75,7 +75,7 @@ class AdamSecondMoment(Importance):
             if not state and "betas" in optimizer.param_groups[0]:
                 return None  # Adam in fp16, whose steps were all skipped so far
             if "exp_avg_sq" not in state:
-                raise UserError(f"the optimizer keeps no second moment (exp_avg_sq) of {name}: use Adam or AdamW")
+                raise UserError(f"the optimizer has no second moment (exp_avg_sq) of {name}: use Adam or AdamW")
             measured[name] = state["exp_avg_sq"]
         return measured
 

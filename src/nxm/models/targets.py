@@ -1,8 +1,8 @@
-"""Which weights of which model are made sparse.
+"""The target matrices of a model: the weights that are made sparse.
 
-The paper's choice (section 3.2): the fully connected layers of the Transformer blocks, not the embeddings, not the
-pooler or the classifier. Found from the model's structure, so any encoder with a stack of blocks works: BERT,
-DistilBERT, RoBERTa, MPNet, ELECTRA, ... (tested), whatever its layers are called.
+As in the paper (section 3.2) these are the fully connected layers of the Transformer blocks, without embeddings,
+pooler and classifier. They are found from the model's structure, so that any encoder with a stack of blocks works,
+whatever the names of its layers (tested: BERT, DistilBERT, RoBERTa, MPNet, ELECTRA).
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ def find_targets(model: nn.Module, include: Sequence[str] = (), exclude: Sequenc
     """Return the weights, shape `(out_features, in_features)`, of the Linear layers inside the Transformer blocks.
 
     Blocks are the members of the model's stack, see `find_stack`.
-    BERT-base gives 72 matrices (12 blocks x Q, K, V, attention output, FFN1, FFN2), in the order of the forward pass.
+    BERT-base has 72 matrices (12 blocks x Q, K, V, attention output, FFN1, FFN2), in the order of the forward pass.
 
     Args:
-        model: any module; a `DistributedDataParallel` wrapper is looked through.
-        include: regular expressions (`re.search`) on the weight's full name; empty means all.
-        exclude: the same, taking away from what `include` leaves.
+        model: any module; a `DistributedDataParallel` wrapper is unwrapped.
+        include: regular expressions (`re.search`) on the weight's full name; empty: all weights.
+        exclude: the same for weights to leave out of the included ones.
+
+    Returns: full name -> weight.
 
     Raises:
-        ValueError: there is no stack of blocks, or the patterns leave nothing, or a pattern matches nothing at all.
+        UserError: the model has no stack of blocks, the patterns leave no weight, or one of them matches none.
     """
     prefix, stack = find_stack(model)
     found = {
@@ -55,8 +57,11 @@ def find_targets(model: nn.Module, include: Sequence[str] = (), exclude: Sequenc
 def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Return the name and the module of the stack of Transformer blocks.
 
-    It is the longest `nn.ModuleList` with Linear layers inside; where the config says `num_hidden_layers`, it must have
-    that many entries. Raises ValueError when there is none.
+    It is the longest `nn.ModuleList` with Linear layers inside, with `num_hidden_layers` entries where the config has
+    that value.
+
+    Raises:
+        UserError: there is none.
     """
     model = unwrap(model)
     expected = getattr(getattr(model, "config", None), "num_hidden_layers", None)
@@ -76,7 +81,7 @@ def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def validate_targets(targets: dict[str, nn.Parameter], constraint: ConstraintSet) -> None:
-    """Raise ValueError, naming every matrix that cannot lie in the constraint set."""
+    """Raise UserError, naming every matrix whose shape does not fit the constraint set."""
     problems = []
     for name, weight in targets.items():
         try:

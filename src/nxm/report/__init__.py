@@ -1,8 +1,8 @@
-"""Tables and figures, one module each, made from results files alone.
+"""Tables, figures and pages, made from results files alone.
 
 A figure is a module of `nxm.report.figures` with `draw(evidence) -> matplotlib.figure.Figure`; a table is a module of
-`nxm.report.tables` with `make(evidence) -> nxm.report.table.Table`. Adding one is adding a module: the names are found
-by looking into the packages.
+`nxm.report.tables` with `make(evidence) -> nxm.report.table.Table`. Adding one is adding a module: `known` lists the
+modules of the packages. Pages are rendered by `nxm.report.page`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Kind = Literal["figures", "tables"]
 
 
 def known(kind: Kind) -> list[str]:
-    """The names of all figures or all tables."""
+    """Return the names of all figures or all tables."""
     package = importlib.import_module(f"{__name__}.{kind}")
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
 def load(kind: Kind, name: str) -> ModuleType:
-    """The module of a figure or table. Raises UserError for a name that there is not, listing those that there are."""
+    """Return the module of a figure or table. Raises UserError for an unknown name, listing those that exist."""
     if name not in known(kind):
         raise UserError(f"there is no '{name}' among the {kind}; known: {', '.join(known(kind))}")
     return importlib.import_module(f"{__name__}.{kind}.{name}")

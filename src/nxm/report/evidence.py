@@ -1,8 +1,8 @@
-"""All that tables and figures know: a study's results, read once and checked."""
+"""The evidence of a study: all that tables, figures and pages are made from, read once and checked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,20 @@ from nxm.study.settings import Study, load_study
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that tables and figures know: a study's name, its runs, its benchmark (None: not measured).
+    """The results and measurements of one study.
 
-    `bootstrap` holds, by task and method, the scores of each draw of `nxm.study.bootstrap`; `failures` the grid's
-    cells that
-    could not be trained; `selection` says what the hyper-parameters were chosen by
-    (`nxm.study.settings.Study.selection`);
-    `matrices` and `deployment` are the files of the stages of these names, one a device; `variants` names the
-    ablation's, as `nxm_plus/no-teacher`, in the order in which they are stated, each with what it is compared with;
-    `floors` holds, by column, what the best constant answer scores; `variant_tasks` the tasks of those variants that do
-    not run on all.
+    Attributes:
+        benchmark: the file of the stage of this name; None: not measured.
+        bootstrap: by task and full name, the scores of each draw of `nxm.study.bootstrap`, (draws, columns) fp32.
+        failures: the trials and variants that could not be trained.
+        selection: the score that chose hyper-parameters, "heldout" or "dev", or "params": nothing was chosen.
+        matrices, deployment: the files of the stages of these names, one per device.
+        variants: the full names of variants (`nxm_plus/no-teacher`) in the order of params.yaml, each with the name of
+            what it is compared with.
+        floors: by column, the score of the best constant answer.
+        variant_tasks: the tasks of those variants that do not run on all.
+        sweep: the full names of variants that are compared with nothing.
+        settings: the study's params.yaml; None without one.
     """
 
     study: str
@@ -55,12 +59,12 @@ class Evidence:
 
 
 def read_evidence(folder: str | Path) -> Evidence:
-    """Read the results of the study in a folder: those that its params.yaml names, if it has one.
+    """Read the evidence of the study in a folder; of its results those that params.yaml names, if it has one.
 
     (DVC leaves the files of a seed or variant in place that was taken out of params.yaml.)
 
     Raises:
-        UserError: a file is no result, or params.yaml is none.
+        UserError: a file is not a valid result, or params.yaml is not valid.
     """
     folder = Path(folder)
     settings = load_study(folder / "params.yaml") if (folder / "params.yaml").is_file() else None
@@ -72,26 +76,32 @@ def read_evidence(folder: str | Path) -> Evidence:
     tasks = sorted({result.task for result in results})
     paths = {task: bootstrap_path(folder, task) for task in tasks}
     floors = [read_floor(path) for task in tasks if (path := floor_path(folder, task)).exists()]
-    return Evidence(
-        settings.study if settings is not None else folder.absolute().name,
-        results,
-        read_benchmark(folder / "results/benchmark.json"),
-        {task: read_predictions(path) for task, path in paths.items() if path.exists()},
-        failures,
-        (settings.search.by if settings is not None else None) or "params",
-        read_measurements(folder / "results/matrices"),
-        read_measurements(folder / "results/deployment"),
-        _variants(settings) if settings is not None else {},
-        {column: score for floor in floors for column, score in floor.items()},
-        _variant_tasks(settings) if settings is not None else {},
-        frozenset(_sweep(settings)) if settings is not None else frozenset(),
-        settings,
+    evidence = Evidence(
+        study=folder.absolute().name,
+        results=results,
+        benchmark=read_benchmark(folder / "results/benchmark.json"),
+        bootstrap={task: read_predictions(path) for task, path in paths.items() if path.exists()},
+        failures=failures,
+        matrices=read_measurements(folder / "results/matrices"),
+        deployment=read_measurements(folder / "results/deployment"),
+        floors={column: score for floor in floors for column, score in floor.items()},
+    )
+    if settings is None:
+        return evidence
+    return replace(
+        evidence,
+        study=settings.study,
+        selection=settings.search.by or "params",
+        variants=_variants(settings),
+        variant_tasks=_variant_tasks(settings),
+        sweep=frozenset(_sweep(settings)),
+        settings=settings,
     )
 
 
 def _variants(settings: Study) -> dict[str, str]:
-    against = {name: settings.against(name) for name in settings.variants}
-    return {name: rival for name, rival in against.items() if rival is not None}
+    rivals = {name: settings.against(name) for name in settings.variants}
+    return {name: rival for name, rival in rivals.items() if rival is not None}
 
 
 def _variant_tasks(settings: Study) -> dict[str, list[str]]:

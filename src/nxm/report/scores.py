@@ -1,4 +1,4 @@
-"""A study's main numbers in the form that `dvc metrics diff`, `dvc exp show` and `dvc plots diff` compare."""
+"""A study's main numbers in the formats of `dvc metrics diff`, `dvc exp show` and `dvc plots diff`."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from nxm.report.evidence import Evidence
 
 
 def scores(evidence: Evidence) -> str:
-    """JSON: task -> method -> mean dev score over seeds, in percent points, to two decimals.
+    """Return JSON: task -> run -> mean dev score over seeds, in percent points, to two decimals.
 
-    Where there are several tasks, `geometric_mean` is one more.
+    Where the study has several columns, `geometric_mean` is one more entry besides its tasks.
     """
-    runs = statistics.whole_runs(evidence.results)
+    results = statistics.whole_runs(evidence.results)
+    runs = statistics.methods_of(results)
     found = {
         task: {
-            method: round(score.mean, 2)
-            for method in statistics.methods_of(runs)
-            if (score := statistics.task_score(runs, method, task)) is not None
+            run: round(score.mean, 2)
+            for run in runs
+            if (score := statistics.task_score(results, run, task)) is not None
         }
-        for task in statistics.tasks_of(runs)
+        for task in statistics.tasks_of(results)
     }
-    columns = statistics.columns_of(runs)
+    columns = statistics.columns_of(results)
     if len(columns) > 1:
-        averages = {method: statistics.average_score(runs, method, columns) for method in statistics.methods_of(runs)}
-        found["geometric_mean"] = {method: round(own.mean, 2) for method, own in averages.items() if own is not None}
+        averages = {run: statistics.average_score(results, run, columns) for run in runs}
+        found["geometric_mean"] = {run: round(own.mean, 2) for run, own in averages.items() if own is not None}
     return json.dumps(found, indent=1) + "\n"
 
 
 def courses(evidence: Evidence) -> str:
-    """CSV: one row a task, method and evaluated epoch: the mean dev score over seeds."""
+    """Return CSV with a row per task, run and evaluated epoch: the mean dev score over seeds."""
     rows = [
-        {"task": run.task, "method": run.name, "epoch": epoch.epoch, "score": epoch.metric}
-        for run in statistics.whole_runs(evidence.results)
-        for epoch in run.epochs
+        {"task": result.task, "method": result.name, "epoch": epoch.epoch, "score": epoch.metric}
+        for result in statistics.whole_runs(evidence.results)
+        for epoch in result.epochs
         if epoch.metric is not None
     ]
     frame = pd.DataFrame(rows, columns=["task", "method", "epoch", "score"])

@@ -17,7 +17,13 @@ _ROWS_ON_A_PAGE = 35
 
 @dataclass(frozen=True)
 class Table:
-    """What is shown (`shown`: text, as printed), what it was made of (`numbers`: plain values), and what to know."""
+    """A table as it is printed and the numbers that it was made of.
+
+    Attributes:
+        shown: the printed cells, as text.
+        numbers: a row per fact, at full precision.
+        notes: sentences below the table.
+    """
 
     title: str
     shown: pd.DataFrame
@@ -25,16 +31,16 @@ class Table:
     notes: tuple[str, ...]
 
     def markdown(self) -> str:
-        """The table and its notes, as GitHub shows them; the notes alone when there is no row."""
+        """Return the table and its notes in GitHub's Markdown; without rows the notes alone."""
         body = [] if self.shown.empty else [self.shown.to_markdown(index=False, disable_numparse=True), ""]
         return "\n".join([f"**{self.title}**", "", *body, " ".join(self.notes)]) + "\n"
 
     def csv(self) -> str:
-        """The numbers, one fact a row, full precision."""
+        """Return the numbers as CSV."""
         return self.numbers.to_csv(index=False, lineterminator="\n")
 
     def latex(self, label: str) -> str:
-        """A table environment (needs booktabs; longtable for many rows) with the notes under it."""
+        """Return a table environment (needs booktabs; longtable for many rows) with the notes below the table."""
         notes = _latex(" ".join(self.notes))
         if self.shown.empty:
             return f"% {self.title}: no rows.\n{notes}\n"
@@ -49,10 +55,10 @@ class Table:
             position="l" if long else "t",
             longtable=long,
         )
-        under = f"{{\\footnotesize {notes}}}\n"
+        below = f"{{\\footnotesize {notes}}}\n"
         if long:
-            return f"{text}\\noindent{under}"
-        return text.replace(r"\end{table}", f"\\par\\smallskip{under}\\end{{table}}")
+            return f"{text}\\noindent{below}"
+        return text.replace(r"\end{table}", f"\\par\\smallskip{below}\\end{{table}}")
 
 
 def _latex(text: str) -> str:
@@ -64,7 +70,7 @@ def _latex(text: str) -> str:
 
 
 def write_table(table: Table, stem: str | Path) -> list[Path]:
-    """Write `<stem>.md`, `.csv` and `.tex`, each at once; equal input gives equal bytes."""
+    """Write `<stem>.md`, `.csv` and `.tex`, each atomically; equal input gives equal bytes."""
     stem = Path(stem)
     texts = {"md": table.markdown(), "csv": table.csv(), "tex": table.latex(stem.name)}
     for ending, text in texts.items():

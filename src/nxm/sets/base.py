@@ -39,6 +39,7 @@ class Projection:
     choice: Tensor
 
 
+@dataclass(frozen=True)
 class ConstraintSet(ABC):
     """A set S of matrices with an exact projection.
 

@@ -1,4 +1,4 @@
-"""How sure a difference between methods is: the paired bootstrap over dev examples and seeds.
+"""Confidence intervals of differences between methods: the paired bootstrap over dev examples and seeds.
 
 A draw resamples the dev examples and the seeds with replacement, the same ones for every method, and scores each
 method on them. Intervals of a difference, of a ratio or of a mean over tasks are percentiles over the draws (Efron &
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from nxm.data.tasks import Task, compute_metrics
 from nxm.errors import UserError
 
-DRAWS = 1000  # the ends of a 95 % interval then stand on 25 draws each
+DRAWS = 1000  # 25 of them then lie beyond each end of a 95 % interval
 
 Labels = Mapping[str, np.ndarray]  # evaluation split -> (rows,)
 Predictions = Mapping[str, np.ndarray]  # evaluation split -> (rows, labels) logits
@@ -25,11 +25,11 @@ Predictions = Mapping[str, np.ndarray]  # evaluation split -> (rows, labels) log
 def resampled_scores(
     task: Task, labels: Labels, predictions: Mapping[str, Mapping[int, Predictions]], draws: int = DRAWS
 ) -> dict[str, np.ndarray]:
-    """The paper's metric (percent points) of each method in each draw, a mean over the seeds drawn.
+    """Return the paper's metric in percent points of each method in each draw, a mean over the seeds drawn.
 
     Args:
         predictions: method -> seed -> split -> logits in the split's own order. A method that lacks a seed which
-            another one has is left out: its score would be of other seeds than the draws.
+            another one has is left out: its scores would be of other seeds than those drawn.
 
     Returns: method -> (draws, evaluation splits) float32, splits as in `task.evaluation`; empty without predictions.
 
@@ -65,9 +65,9 @@ def resampled_scores(
 
 
 def constant_scores(task: Task, labels: Labels) -> dict[str, float]:
-    """The paper's metric (percent points) of the best answer that is always the same, by evaluation split.
+    """Return the paper's metric in percent points of the best constant answer, by evaluation split.
 
-    No model that has learnt anything is below it: on MRPC it is far above 0. A correlation's is 0.
+    A model that has learnt anything is above it. F1 and accuracy have a floor far above 0, a correlation one of 0.
     """
     answers = np.eye(task.num_labels, dtype=np.float32)
     by_answer = [
@@ -81,6 +81,6 @@ def constant_scores(task: Task, labels: Labels) -> dict[str, float]:
 
 
 def interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of a quantity from its value in each draw."""
+    """Return the percentile interval of a quantity from its value in each draw."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

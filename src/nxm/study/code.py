@@ -1,7 +1,7 @@
-"""The code that all trainings share, as checksums: one file for a training to depend on in place of a dozen.
+"""Checksums of the code that all trainings share: a training depends on one file instead of a dozen.
 
-A study has hundreds of trainings, and dvc.lock repeats for each every file that it depends on. The stage `code` depends
-on the files below and writes their checksums; a training depends on what it wrote, and on its own method and set.
+A study has hundreds of trainings, and dvc.lock lists the dependencies of each. The stage `code` depends on the files
+below and writes their checksums; a training depends on these checksums, and on its own method and set.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ GROUPS = {
 
 
 def code_path(group: str) -> str:
-    """Return the place of a group's checksums below the study's folder."""
+    """Return the path of a group's checksums below the study's folder."""
     return f"code/{group}.json"
 
 

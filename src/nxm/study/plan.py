@@ -1,8 +1,8 @@
 """The plan of a study: the list of its trainings, spelled out from params.yaml.
 
-A training is a run with one task and one seed; so are a variant and a trial of the search. `write_plan` spells them out
-for DVC: plan.yaml holds, by stage and key, the paths that a training reads, `values.json` every value that it trains
-with, so that a changed value reruns its own trainings.
+A training is a run on one task with one seed, perhaps with the values of a variant or of a trial of the search.
+`write_plan` lists them for DVC. plan.yaml has, by stage and key, the paths that a training reads; values.json has all
+values that it trains with, so that a changed value reruns its own trainings.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nxm.errors import UserError
 from nxm.files import write_text
 from nxm.study.code import code_path
 from nxm.study.settings import Run, Study, say_value
@@ -29,7 +30,7 @@ STAGES = {
     "distil_nxm": "distil_nxm",
 }
 OTHER_RUNS = "compress"
-# Short names of the values that are searched, in the order in which they stand in a trial's name.
+# Short names of the values that are searched, in their order in a trial's name
 _SHORT = {"learning_rate": "lr", "batch_size": "bs", "rho": "rho", "decay": "decay", "start": "from-"}
 
 
@@ -37,7 +38,7 @@ _SHORT = {"learning_rate": "lr", "batch_size": "bs", "rho": "rho", "decay": "dec
 class Training:
     """One training of a study: a run on a task with a seed, perhaps with the values of a variant or a trial.
 
-    `chosen` says that the search chooses some of its values; `compared` that its predictions enter the bootstrap.
+    `chosen`: the search chooses some of its values. `compared`: its predictions enter the bootstrap.
     """
 
     task: str
@@ -61,7 +62,7 @@ class Training:
 
     @property
     def path(self) -> str:
-        """The place of its results below results/, without an ending; a run's model has the same below models/."""
+        """The path of its results below results/, without the suffix, and of a run's model below models/."""
         parts = [self.task, self.run, self.variant or self.trial, f"seed{self.seed}"]
         return "/".join([*(["search"] if self.trial else []), *filter(None, parts)])
 
@@ -74,13 +75,13 @@ class Training:
 
     @property
     def key(self) -> str:
-        """Its name within the stage: `stsb-nxm-seed0`. (DVC takes a dot for nesting.)"""
+        """Its name within the stage: `stsb-nxm-seed0`. It has no dot, which DVC reads as nesting."""
         parts = [self.task, self.run, self.variant or self.trial, f"seed{self.seed}"]
         return "-".join(filter(None, parts)).replace(".", "_")
 
     @property
     def dvc_name(self) -> str:
-        """The stage as DVC names it: `nxm@stsb-nxm-seed0`."""
+        """The name of the stage in DVC: `nxm@stsb-nxm-seed0`."""
         return f"{self.stage}@{self.key}"
 
 
@@ -105,7 +106,7 @@ def _variants(study: Study) -> Iterator[Training]:
 
 
 def trials(study: Study) -> Iterator[Training]:
-    """Return the trials of the search, one for each combination of values and each seed of the search."""
+    """Yield the trials of the search, one per combination of values and seed of the search."""
     for task in study.tasks:
         for run, tried in study.search.runs.items():
             values = tried.on(task)
@@ -118,12 +119,12 @@ def trials(study: Study) -> Iterator[Training]:
 
 
 def is_searched(study: Study, run: str) -> bool:
-    """Tell whether the search chooses values of a run."""
+    """Return whether the search chooses values of a run."""
     return study.search.by is not None and run in study.search.runs
 
 
 def composed(study: Study, training: Training, chosen: Mapping[str, Any] | None = None) -> Run:
-    """Return the run that a training trains: its own values, those chosen by the search, then the changes."""
+    """Return the run that a training trains: its own values, replaced by the chosen ones and then by the changes."""
     return study.run(training.run, training.task, {**(chosen or {}), **training.changes})
 
 
@@ -139,22 +140,21 @@ def start_path(study: Study, training: Training, run: Run) -> Path:
 
 
 def model_path(study: Study, training: Training, run: str | None) -> Path:
-    """Return the folder of another run's trained model: of the same task, and of `Study.start_seed`."""
+    """Return the folder of another run's trained model, on the same task and with the seed `Study.start_seed`."""
     return Path("models", training.task, str(run), f"seed{study.start_seed(training.seed)}")
 
 
 def chosen_path(training: Training) -> Path:
-    """Return the file that says which values the search chose for a training's run."""
+    """Return the path of the values that the search chose for a training's run."""
     return Path("results/chosen", training.task, f"{training.run}.json")
 
 
 def write_plan(study: Study, folder: Path) -> None:
-    """Write plan.yaml and values.json of a study into its folder; a file whose content is the same is left alone.
+    """Write plan.yaml and values.json of a study into its folder. A file with the same content is not touched.
 
-    Raises UserError for a run with an unknown constraint set.
+    Raises:
+        UserError: a run has an unknown constraint set.
     """
-    from nxm.sets import parse_set  # imports torch, which a command that has nothing to do never needs
-
     source = f"{study.root}/src/nxm"
     stages: dict[str, dict[str, dict[str, Any]]] = {
         name: {} for name in (*STAGES.values(), OTHER_RUNS, "variant", "trial", "select")
@@ -163,9 +163,7 @@ def write_plan(study: Study, folder: Path) -> None:
     values = {"common": _spelled_out(common)}
     for training in trainings(study):
         run = composed(study, training)
-        if run.set is not None:
-            parse_set(run.set)
-        nothing = code_path("training")  # a training's dependency twice: DVC has no list of dependencies per training
+        nothing = code_path("training")  # a dependency of every training: DVC's list of them has a fixed length
         method = f"{source}/methods/{run.method}"
         start = start_path(study, training, run).as_posix()
         stages[training.stage][training.key] = {
@@ -175,33 +173,36 @@ def write_plan(study: Study, folder: Path) -> None:
             "start": start,
             "teacher": model_path(study, training, run.teacher).as_posix() if run.teacher else start,
             "chosen": chosen_path(training).as_posix() if training.chosen else start,
-            "set": f"{source}/sets/{_module_of(run.set)}.py" if run.set else nothing,
+            "set": f"{source}/sets/{_module_of(run.set, training)}.py" if run.set else nothing,
             "algorithm": f"{method}/algorithm.py" if run.method else nothing,
             "callback": f"{method}/callback.py" if run.method else nothing,
             "teaching": code_path("teaching") if run.teacher else nothing,
             "permutation": f"{source}/models/permute.py" if run.permute else nothing,
         }
         values[f"{training.stage}-{training.key}"] = _spelled_out(run.model_dump(mode="json"))
-    for run, task in itertools.product(study.search.runs, study.tasks):
-        if is_searched(study, run):
-            stages["select"][f"{task}-{run}"] = {"task": task, "run": run}
+    for name, task in itertools.product(study.search.runs, study.tasks):
+        if is_searched(study, name):
+            stages["select"][f"{task}-{name}"] = {"task": task, "run": name}
     _write_yaml(folder / PLAN, {"train": stages})
     _write(folder / VALUES, json.dumps(values, indent=1) + "\n")
 
 
-def _module_of(notation: str) -> str:
-    from nxm.sets import parse_set
+def _module_of(notation: str, training: Training) -> str:
+    from nxm.sets import parse_set  # imports torch, which commands without work to do must not wait for
 
-    return type(parse_set(notation)).__module__.rpartition(".")[2]
+    try:
+        return type(parse_set(notation)).__module__.rpartition(".")[2]
+    except UserError as error:
+        raise UserError(f"params: {training.name} on {training.task}: set = '{notation}': {error}") from None
 
 
 def _spelled_out(values: Mapping[str, Any]) -> str:
-    """Return all values as one text: DVC searches a whole file of parameters for each of a hundred trainings."""
+    """Return all values as one text, so that DVC compares one parameter per training and not twenty."""
     return ", ".join(f"{name} {json.dumps(value)}" for name, value in values.items())
 
 
 def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    """One line per training, so that a difference between two plans reads well. JSON's flow style is YAML."""
+    """Write one line per training, in JSON, which is YAML too: differences between plans are then readable."""
     lines = ["# Made by the stage plan from params.yaml: change that, not this.", "train:"]
     for stage, entries in content["train"].items():
         lines.append(f"  {stage}:" + (" {}" if not entries else ""))

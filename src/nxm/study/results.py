@@ -1,13 +1,13 @@
-"""Result files: what a training run leaves for readers, as frozen, checked objects.
+"""Results files: the outcome of a training, as frozen, validated objects.
 
-A result file says all that a reader needs to trust it (study, task, method, seed, hyper-parameters, metric by epoch,
-sparsity achieved, time, machine, versions, checksums). Tables and figures are made from these files alone. Beside a
-whole run's file lie its predictions on dev, so that two methods can be compared example by example. A cell of a grid
-that failed leaves a `Failure` in its result's place.
+A results file has all that a reader needs to trust it: study, task, run, seed, hyper-parameters, metric by epoch,
+sparsity achieved, time, machine, versions and checksums. Tables and figures are made from these files alone. Next to
+the file of a run or variant are its predictions on dev, so that two of them can be compared example by example. A
+variant or trial that failed leaves a `Failure` in place of its result.
 
 Numbers are rounded when an object is made, not when it is written, so that an object equals the one read back from
 its file: scores, in percent points, to 4 decimals; shares to 6 decimals; losses, residuals and weights to 6
-significant digits (about fp32); seconds to 2 decimals, MiB and joules to 1. Hyper-parameters stand as they were given.
+significant digits (about fp32); seconds to 2 decimals, MiB and joules to 1. Hyper-parameters are not rounded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nxm.errors import UserError
 from nxm.files import write_bytes, write_text
 from nxm.study.plan import Training
 
-TIMES = ("wall_seconds", "train_seconds", "peak_memory_mib", "energy_joules")  # what two equal runs may differ in
+TIMES = ("wall_seconds", "train_seconds", "peak_memory_mib", "energy_joules")  # may differ between equal runs
 
 
 def _decimals(digits: int) -> AfterValidator:
@@ -47,7 +47,7 @@ ChangeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # 
 
 
 class Record(BaseModel):
-    """Base of every part of a result: immutable, no key but those declared, no NaN or infinity (JSON has none)."""
+    """Base of every part of a result: immutable, without further keys, NaN or infinity (JSON has neither)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -72,8 +72,11 @@ class Epoch(Record):
 
 
 class Iteration(Record):
-    """One ADMM iteration. Residuals are relative: ||W - Z||_F / ||W||_F and ||Z_k - Z_(k-1)||_F / ||W||_F over all
-    targets; `similarity` is the share of the mask's kept entries that stay (None for the first)."""
+    """One ADMM iteration.
+
+    Residuals are relative, over all targets: ||W - Z||_F / ||W||_F and ||Z_k - Z_(k-1)||_F / ||W||_F. `similarity` is
+    the share of the mask's entries that stay in it; None for the first iteration.
+    """
 
     iteration: Count
     step: Count
@@ -87,8 +90,8 @@ class Iteration(Record):
 class Swap(Record):
     """The weights that spent `iterations_outside` ADMM iterations outside the mask (Figure 4).
 
-    `before` is pretrained, `after` is W at the end of the ADMM phase and before any hard prune; `kept_*` are those of
-    them that are in the final mask. Means are None when nothing is counted.
+    `before` is pretrained; `after` is W at the end of the ADMM phase, before it is pruned. `kept_*` counts those in the
+    final mask. Means are None if nothing is counted.
     """
 
     iterations_outside: Count
@@ -115,7 +118,7 @@ class Example(Record):
 
 
 class AdmmRecord(Record):
-    """What ADMM did during the run."""
+    """The course of ADMM during a run."""
 
     iterations: tuple[Iteration, ...]
     frozen_at_step: Count | None
@@ -124,7 +127,7 @@ class AdmmRecord(Record):
 
 
 class Sparsity(Record):
-    """What was achieved, counted in the saved model. `parameters` are all of the model's, zero or not."""
+    """The sparsity achieved, counted in the saved model. `parameters` counts all of the model's, zero or not."""
 
     pattern: str | None  # "2:4", "unstructured 50 %"; None: dense
     targets: Count  # matrices
@@ -142,7 +145,7 @@ class Model(Record):
 
 
 class Machine(Record):
-    """Where the run was made."""
+    """The machine of a run."""
 
     cpu: str
     cores: Annotated[int, Field(gt=0)]
@@ -151,7 +154,7 @@ class Machine(Record):
 
 
 class Provenance(Record):
-    """What the run was made with; `data_sha256` and the like are hexadecimal digests."""
+    """The origin of a result: machine, software, weights and data. `*_sha256` are hexadecimal digests."""
 
     machine: Machine
     precision: str = "fp32"  # or that of the autocast
@@ -181,7 +184,7 @@ class Place(Record):
     @model_validator(mode="before")
     @classmethod
     def _read_former_names(cls, data: Any) -> Any:
-        """Read files of before runs were composed: `method` named the run, and `pattern` its set."""
+        """Read former files, in which `method` named the run and `pattern` its set."""
         if not isinstance(data, dict) or "method" not in data or "run" in data:
             return data
         data = {"run" if key == "method" else key: value for key, value in data.items()}
@@ -215,9 +218,7 @@ class Result(Place):
     wall_seconds: Seconds
     train_seconds: Seconds
     peak_memory_mib: Mebibytes
-    energy_joules: Joules | None = (
-        None  # of the GPUs; None: not known (`nxm.training.energy`, or a run that was resumed)
-    )
+    energy_joules: Joules | None = None  # of the GPUs; None: unknown (`nxm.training.energy`), as for a resumed run
     provenance: Provenance
 
     @model_validator(mode="after")
@@ -232,30 +233,30 @@ class Result(Place):
 
 
 class Failure(Place):
-    """A variant or a trial that cannot be trained with its values, and why."""
+    """A variant or trial that cannot be trained with its values, and the reason."""
 
     hyperparameters: dict[str, JsonValue]
     failure: str
-    wall_seconds: Seconds | None = None  # of the process that failed, not what one killed before it took
+    wall_seconds: Seconds | None = None  # of the process that failed, without those of earlier, interrupted ones
 
 
 def result_path(folder: str | Path, training: Training) -> Path:
-    """Return the place of a training's result below the study's folder."""
+    """Return the path of a training's results file."""
     return Path(folder, "results", f"{training.path}.json")
 
 
 def write_result(path: str | Path, result: Result | Failure) -> None:
-    """Write a result as JSON with sorted keys, all at once: a reader finds the whole file or none."""
+    """Write a result atomically as JSON with sorted keys."""
     write_text(path, json.dumps(result.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read_result(path: str | Path) -> Result:
-    """Read and check a result file.
+    """Return a validated result.
 
     Raises:
-        UserError: the file is missing, is no JSON, or is no result; the message names the file, the key and the value.
+        UserError: the file is missing, is no JSON or is no result. The message names the file, the key and the value.
     """
-    return _checked(path, _read_json(path), Result)
+    return _checked(path, _read_record(path), Result)
 
 
 def _checked(path: str | Path, content: dict[str, Any], kind: type[Kind]) -> Kind:
@@ -269,13 +270,13 @@ def read_study(folder: str | Path) -> list[Result]:
     """Return all results of the study in a folder, ordered by task, run, variant or trial, and seed.
 
     Raises:
-        UserError: a file is no result, or says another task, run, variant, trial or seed than its path does.
+        UserError: a file is no result, or its path has another task, run, variant, trial or seed than its content.
     """
     return [record for record in _read_records(Path(folder)) if isinstance(record, Result)]
 
 
 def read_failures(folder: str | Path) -> list[Failure]:
-    """Return the variants and trials that failed, ordered as `read_study`, which leaves them out."""
+    """Return the variants and trials that failed, which `read_study` leaves out, in the same order."""
     return [record for record in _read_records(Path(folder)) if isinstance(record, Failure)]
 
 
@@ -283,18 +284,24 @@ def _read_records(folder: Path) -> list[Result | Failure]:
     results = folder / "results"
     records: list[Result | Failure] = []
     for path in sorted(results.glob("*/**/seed*.json")):
-        content = _read_json(path)
-        if "cell" in content:  # a file of before runs were composed, which did not tell variants from trials
-            kind = "trial" if path.is_relative_to(results / "search") else "variant"
-            content[kind] = content.pop("cell")
-            if content["method"] == "nxm_paper":
-                content |= {"method": "nxm", kind: f"paper-{content[kind]}"}
-        record = _checked(path, content, Failure if "failure" in content else Result)
+        content = _read_record(path)
+        record = _checked(path, content, Failure) if "failure" in content else _checked(path, content, Result)
         expected = result_path(folder, place_of(record))
         if path != expected:
             raise UserError(f"{path}: its contents belong at {expected.as_posix()}; one of the two is wrong")
         records.append(record)
     return sorted(records, key=lambda r: (r.task, r.name, r.variant or r.trial or "", r.seed))
+
+
+def _read_record(path: str | Path) -> dict[str, Any]:
+    """Return a record's values. In former files `cell` named a variant or a trial; their folders distinguish them."""
+    content = _read_json(path)
+    if "cell" in content:
+        kind = "trial" if "search" in Path(path).parts[-5:-4] else "variant"
+        content[kind] = content.pop("cell")
+        if content["method"] == "nxm_paper":
+            content |= {"method": "nxm", kind: f"paper-{content[kind]}"}
+    return content
 
 
 def place_of(record: Place) -> Training:
@@ -315,33 +322,33 @@ def read_chosen(path: str | Path, training: Training) -> dict[str, Any]:
 
 
 def write_chosen(path: str | Path, task: str, run: str, by: str, trial: str, values: Mapping[str, Any]) -> None:
-    """Write the values that the search chose for a run on a task, and the trial they are of."""
+    """Write the values that the search chose for a run on a task, with the score and the trial."""
     content = {"task": task, "run": run, "by": by, "trial": trial, "values": dict(values)}
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def predictions_path(result: str | Path) -> Path:
-    """Where the predictions of a run stand, given its result's path."""
+    """Return the path of a run's predictions, given that of its result."""
     return Path(result).with_suffix(".npz")
 
 
 def bootstrap_path(folder: str | Path, task: str) -> Path:
-    """Return the place of a task's bootstrap scores (`nxm.study.bootstrap`), written and read as predictions are."""
+    """Return the path of a task's bootstrap scores (`nxm.study.bootstrap`); their format is that of predictions."""
     return Path(folder, "results", "bootstrap", f"{task}.npz")
 
 
 def floor_path(folder: str | Path, task: str) -> Path:
-    """Return the place of the score of the best constant answer (`nxm.study.bootstrap.constant_scores`)."""
+    """Return the path of the score of the best constant answer (`nxm.study.bootstrap.constant_scores`)."""
     return bootstrap_path(folder, task).with_suffix(".json")
 
 
 def write_floor(path: str | Path, scores: Mapping[str, float]) -> None:
-    """Write the scores of the best constant answer, by column (a task's name; `mnli_m` and `mnli_mm`)."""
+    """Write the scores of the best constant answer by column: a task's name, or `mnli_m` and `mnli_mm`."""
     write_text(path, json.dumps({"constant_answer": dict(scores)}, indent=1) + "\n")
 
 
 def read_floor(path: str | Path) -> dict[str, float]:
-    """What `write_floor` wrote. Raises UserError for a file that is not that."""
+    """Return the scores that `write_floor` wrote. Raises UserError for any other file."""
     scores = _read_json(Path(path)).get("constant_answer")
     if not isinstance(scores, dict) or not all(isinstance(value, float) for value in scores.values()):
         raise UserError(f"{path}: 'constant_answer' must be there, numbers by column")
@@ -349,14 +356,14 @@ def read_floor(path: str | Path) -> dict[str, float]:
 
 
 def write_predictions(path: str | Path, predictions: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays, compressed: logits by split, (rows, labels) fp32. Equal arrays give equal bytes."""
+    """Write arrays by name, compressed: of logits (rows, labels), fp32, by split. Equal arrays give equal bytes."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **predictions)
     write_bytes(path, buffer.getvalue())
 
 
 def read_predictions(path: str | Path) -> dict[str, np.ndarray]:
-    """What `write_predictions` wrote. Raises UserError for a file that is missing, damaged or something else."""
+    """Return the arrays that `write_predictions` wrote. Raises UserError for a missing, damaged or other file."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
@@ -367,7 +374,7 @@ def read_predictions(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def read_benchmark(path: str | Path) -> dict[str, Any] | None:
-    """A study's benchmark.json, or None where there is none.
+    """Return a study's benchmark.json; None if it does not exist.
 
     Raises:
         UserError: the file is no JSON object, or lacks a part.
@@ -387,7 +394,7 @@ def read_benchmark(path: str | Path) -> dict[str, Any] | None:
 
 
 def read_measurements(folder: str | Path) -> list[dict[str, Any]]:
-    """What `nxm.measure.products` or `nxm.measure.forms` wrote, one file a device; none where nothing was measured.
+    """Return the results of `nxm.measure.products` or `nxm.measure.forms`, one per device that was measured.
 
     Raises:
         UserError: a file is no JSON object, or lacks a part.
@@ -403,20 +410,20 @@ def read_measurements(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def without_times(result: Result) -> dict[str, Any]:
-    """The result as plain values, less those that two equal runs may differ in (times, memory and energy)."""
+    """Return a result as plain values, without times, memory and energy, which may differ between equal runs."""
     return result.model_dump(mode="json", exclude=set(TIMES))
 
 
 def same_apart_from_times(a: Result, b: Result) -> bool:
-    """Whether two runs gave the same result, times, memory and energy aside."""
+    """Return whether two results are equal, apart from times, memory and energy."""
     return without_times(a) == without_times(b)
 
 
 def mean_similarity(result: Result) -> float | None:
-    """The mask's mean similarity from one ADMM iteration to the next while it could still move (Figure 3).
+    """Return the mask's mean similarity between consecutive ADMM iterations while it could move (Figure 3).
 
-    None where there is no ADMM or fewer than two iterations. A frozen mask is similar to itself by definition, so
-    iterations after the freeze do not count.
+    None without ADMM and with fewer than two iterations. A frozen mask is equal to itself, so iterations after the
+    freeze do not count.
     """
     if result.admm is None:
         return None

@@ -1,8 +1,8 @@
-"""The search over hyper-parameters: which trial of a run is best on a task.
+"""The search over hyper-parameters: the choice of a run's best trial on a task.
 
-A trial is one training with values of its own, and a stage of its own: one that is done is not run again, and a value
-added to the search adds its trials. The stage `select` writes the best trial's values into results/chosen, and the runs
-and variants depend on that file.
+A trial is a training with its own values, and a stage: one that is done does not run again, and a value added to the
+search adds its trials. The stage `select` writes the best trial's values into results/chosen, on which the run and its
+variants depend.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Choice:
 def choose(
     study: Study, task: str, run: str, results: Iterable[Result], failures: Iterable[Failure], by: str
 ) -> Choice | None:
-    """Return the best trial of a run on a task; None while one is not done, and where every trial failed.
+    """Return the best trial of a run on a task; None while a trial is not done, and if every trial failed.
 
-    The best has the highest mean score over the seeds of the search, the first in the search's order among equals. A
-    trial that failed with any seed is not chosen.
+    The best has the highest mean score over the seeds of the search; among equals it is the first in the search's
+    order. A trial that failed with any seed is not chosen.
 
     Args:
-        by: "dev" or "heldout": the score that counts.
+        by: the score that counts: "dev" or "heldout".
     """
     planned = {training: training for training in trials(study) if (training.task, training.run) == (task, run)}
     scores = {
@@ -57,7 +57,7 @@ def choose(
 
 
 def _planned(study: Study, planned: Mapping[Training, Training], record: Place) -> Training | None:
-    """Return the trial that a record is of, if it has the values that the trial has now and not former ones."""
+    """Return the trial of a record; None if the record was made with other values than the trial has now."""
     training = planned.get(Training(record.task, record.name, record.seed, trial=record.trial))
     if training is None:
         return None

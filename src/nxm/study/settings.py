@@ -1,7 +1,6 @@
-"""The settings of a study: params.yaml as frozen, checked objects.
+"""The settings of a study: params.yaml as frozen, validated objects.
 
-params.yaml says what runs; this module says what may stand in it. An unknown key is an error that names it and the
-nearest known one, so a mistyped hyper-parameter can never be ignored.
+An unknown key is an error that names it and the nearest known one, so a mistyped hyper-parameter is never ignored.
 
 A run is composed of a start, a teacher, a constraint set, a method and their values. Nothing here imports torch.
 """
@@ -30,7 +29,7 @@ STARTS = ("pretrained", "student")  # or the name of a run
 
 
 class Targets(Settings):
-    """The Linear layers of the Transformer blocks that are compressed: regular expressions on the module's name."""
+    """The Linear layers of the Transformer blocks to compress: regular expressions on the module's name."""
 
     include: list[str] = []  # empty: all of them
     exclude: list[str] = []
@@ -48,13 +47,13 @@ class Trainer(Settings):
 
 
 class Run(Settings):
-    """One run of a study, on one task: a start, a teacher, a set, a method, and the values of all of them.
+    """One run of a study on one task: a start, a teacher, a set, a method, and their values.
 
-    The values of the method stand beside the others (`nxm.methods.admm.settings` and so on); `method_settings` is
-    the object that the method takes.
+    The method's values, such as those of `nxm.methods.admm.settings`, are further attributes; `method_settings` is the
+    object that the method takes.
     """
 
-    method: str | None = None  # null: fine-tuning without any constraint
+    method: str | None = None  # null: fine-tuning without a constraint
     set: str | None = None  # the constraint set: "2:4", "50 %"
     start: str = "pretrained"  # the pretrained weights, the student, or the trained model of another run
     teacher: str | None = None  # the run whose trained model teaches; null: none
@@ -62,13 +61,13 @@ class Run(Settings):
     learning_rate: Positive
     batch_size: PositiveInt  # global, over all processes
     distillation: Distillation | None = None  # weights of the terms of the loss with a teacher
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # while it trains; null: the model's own
-    noise: Share = 0.0  # share of the tokens replaced in half of a batch's examples; the teacher answers for those
-    permute: bool = False  # first reorder inner channels so that N:M retains more (`nxm.models.permute`)
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # during training; null: the model's own
+    noise: Share = 0.0  # share of tokens replaced in half of each batch; the teacher labels the changed sentences
+    permute: bool = False  # reorder inner channels first, so that N:M retains more (`nxm.models.permute`)
 
     @property
     def method_settings(self) -> Settings | None:
-        """The values of the method alone, as its own settings object; None without a method."""
+        """The method's values as its settings object; None without a method."""
         if self.method is None:
             return None
         kind = settings_class(self.method)
@@ -96,14 +95,21 @@ class Run(Settings):
 
 @functools.cache
 def run_class(method: str | None) -> type[Run]:
-    """Return the class of the runs of a method: `Run` with the method's own values."""
+    """Return the class of runs with a method: `Run` with the method's values."""
     if method is None:
         return Run
-    return create_model(f"Run_{method}", __base__=(settings_class(method), Run), method=(Literal[method], method))
+    bases: Any = (settings_class(method), Run)
+    kind: Any = (Literal[method], method)
+    return create_model(f"Run_{method}", __base__=bases, method=kind)
 
 
 def parse_run(values: Mapping[str, Any]) -> Run:
-    """Check the values of one run on one task. Raises pydantic's ValidationError, or ValueError for the method."""
+    """Return a run from its values on one task.
+
+    Raises:
+        ValidationError: a key is unknown or a value impossible.
+        ValueError: the method is unknown.
+    """
     method = values.get("method")
     if method is not None and method not in METHODS:
         raise ValueError(f"method '{method}' is unknown; known are {', '.join(METHODS)}, or null for fine-tuning alone")
@@ -111,10 +117,10 @@ def parse_run(values: Mapping[str, Any]) -> Run:
 
 
 class Variant(Settings):
-    """A run with some values changed; it is measured and its model is not saved.
+    """A run with some values changed, whose result is saved and whose model is not.
 
-    Differences are shown to its own run, or to what `against` names: another variant or run; null: it is compared with
-    nothing (a point of a sweep, whose predictions are not needed).
+    It is compared with its own run, or with the variant or run that `against` names. With null it is compared with
+    nothing, as a point of a sweep, and saves no predictions.
     """
 
     values: dict[str, JsonValue]
@@ -124,7 +130,7 @@ class Variant(Settings):
 
 
 class Tried(Settings):
-    """Values to try for one run; every combination is a trial. `large` replaces them on MNLI, QNLI and SST-2."""
+    """Values to try for one run: every combination is a trial. `large` replaces them on MNLI, QNLI and SST-2."""
 
     values: dict[str, Annotated[list[JsonValue], Field(min_length=1)]]
     large: dict[str, Annotated[list[JsonValue], Field(min_length=1)]] | None = None
@@ -135,11 +141,11 @@ class Tried(Settings):
 
 
 class Search(Settings):
-    """Values to try, by run; `by` says which score chooses the trial whose values the run takes.
+    """Values to try, by run. The run takes the values of the trial with the best score.
 
-    `dev` is the paper's way and optimistic; `heldout` are rows of the training split that no run trains on; null
-    tries the values and leaves the run's own in force. `seeds` are the trials'; with others than the study's no run is
-    chosen by its own luck.
+    `by` names the score: `dev`, as in the paper, which is optimistic; `heldout`, on rows of the training split that no
+    run trains on; null runs the trials and leaves the run's values unchanged. `seeds` are those of the trials; if they
+    differ from the study's, no values are chosen by a seed's luck.
     """
 
     by: Literal["dev", "heldout"] | None = None
@@ -154,9 +160,9 @@ class Search(Settings):
 
 
 class Benchmark(Settings):
-    """Number of timings of training steps and projections; see `nxm.measure.step`."""
+    """The numbers of timings of training steps and projections; see `nxm.measure.step`."""
 
-    seeds: Annotated[list[int], Field(max_length=1)]  # of the dense model that is trained on; []: nothing is measured
+    seeds: Annotated[list[int], Field(max_length=1)]  # of the dense model to continue training; []: no measurement
     warmup: PositiveInt
     repeats: PositiveInt
 
@@ -165,7 +171,7 @@ Pair = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 
 class Matrices(Settings):
-    """Single products to measure, and the devices; see `nxm.measure.products`."""
+    """Matrix products and devices to measure; see `nxm.measure.products`."""
 
     devices: list[Literal["cpu", "cuda"]]  # []: none
     shapes: list[Pair]  # outputs, inputs
@@ -185,32 +191,32 @@ class Matrices(Settings):
 
 
 class Deployment(Settings):
-    """Forms of trained models to measure, and the devices; see `nxm.measure.forms`."""
+    """Forms of trained models and devices to measure; see `nxm.measure.forms`."""
 
     devices: list[Literal["cpu", "cuda"]]  # []: none
     seeds: Annotated[list[int], Field(min_length=1, max_length=1)]  # of the models measured
     forms: list[Literal["fp32", "bf16", "fp16", "compiled", "onnx", "int8"]]
     batch_sizes: list[PositiveInt]
     lengths: list[PositiveInt]  # tokens
-    scores: bool  # also the score on dev in each form
+    scores: bool  # measure the score on dev in each form too
     warmup: PositiveInt
     repeats: PositiveInt
 
 
 class Study(Settings):
-    """A whole params.yaml."""
+    """The content of params.yaml."""
 
-    root: str = "."  # from the folder of this file to the repository's root
+    root: str = "."  # path from the study's folder to the repository's root
     study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     tasks: Annotated[list[str], Field(min_length=1)]
-    seeds: list[int]  # []: variants and trials alone
+    seeds: list[int]  # []: only variants and trials run
     weights: Source
     student: Source
     data: Source
     prepare: Prepare
     targets: Targets
     trainer: Trainer
-    runs: dict[RunName, dict[str, Any]]  # values by run; `by_task` has those that differ on a task
+    runs: dict[RunName, dict[str, Any]]  # values by run; its `by_task` has those that differ on a task
     variants: dict[VariantName, Variant] = {}
     search: Search = Search()
     benchmark: Benchmark
@@ -220,9 +226,13 @@ class Study(Settings):
     tables: list[str]
 
     def run(self, name: str, task: str, changes: Mapping[str, Any] | None = None) -> Run:
-        """Compose a run on a task: its values, those of the task, and `changes` (a variant's or a trial's).
+        """Return a run on a task: its values, replaced by those for the task and then by `changes`.
 
-        Raises UserError for a run that is not in the study, an unknown key or an impossible value.
+        Args:
+            changes: the values of a variant or of a trial.
+
+        Raises:
+            UserError: the run is not in the study, a key is unknown or a value impossible.
         """
         if name not in self.runs:
             raise UserError(f"run '{name}' is not in the study {self.study}; its runs are {', '.join(self.runs)}")
@@ -240,18 +250,18 @@ class Study(Settings):
             raise UserError(f"{where}: {error}") from None
 
     def against(self, variant: str) -> str | None:
-        """Return what a variant is compared with: a variant, a run, or None."""
+        """Return the name of the variant or run that a variant is compared with; None for no comparison."""
         named = self.variants[variant].against
         return variant.partition("/")[0] if named == "run" else named
 
     def tasks_of(self, variant: str) -> list[str]:
-        """Return the tasks that a variant runs on."""
+        """Return the tasks of a variant."""
         return self.variants[variant].tasks or self.tasks
 
     def start_seed(self, seed: int) -> int:
-        """Return the seed of the models that a training starts from and learns from: its own, or the study's first.
+        """Return the seed of the start and teacher of a training: its own seed, or the study's first.
 
-        (Trials have seeds of their own; all of them start from one model.)
+        The seeds of trials are not the study's, and all trials start from one model.
         """
         return seed if seed in self.seeds or not self.seeds else self.seeds[0]
 
@@ -279,7 +289,7 @@ class Study(Settings):
             try:
                 run = self.run(name, task)
             except UserError as error:
-                problems.append(str(error).removeprefix("params: "))
+                problems += _reasons(error)
                 continue
             needed = {"start": run.start} if run.start not in STARTS else {}
             needed |= {"teacher": run.teacher} if run.teacher else {}
@@ -320,7 +330,7 @@ class Study(Settings):
                 try:
                     self.run(run, task, self.variants[name].values)
                 except UserError as error:
-                    raise ValueError(f"variant '{name}': {error}") from None
+                    raise ValueError(f"variant '{name}': {'; '.join(_reasons(error))}") from None
         return self
 
     @model_validator(mode="after")
@@ -346,6 +356,11 @@ class Study(Settings):
         return self
 
 
+def _reasons(error: UserError) -> list[str]:
+    """Return the lines of an error of `Study.run`, without the file, which the caller names."""
+    return [line.removeprefix("params: ") for line in str(error).splitlines()]
+
+
 def _refuse_circles(needs: Mapping[str, set[str]]) -> None:
     for name in needs:
         reached, todo = set[str](), list(needs[name])
@@ -359,18 +374,18 @@ def _refuse_circles(needs: Mapping[str, set[str]]) -> None:
 
 
 def load_study(path: str | Path = "params.yaml") -> Study:
-    """Read and check a params.yaml.
+    """Return the study in a params.yaml.
 
     Raises:
-        UserError: the file is missing, is no YAML, or has an unknown key or an impossible value; the message names
-            the file, the key, the value and what would be right.
+        UserError: the file is missing, is no YAML, or has an unknown key or an impossible value. The message names the
+            file, the key, the value and what would be right.
     """
     path = Path(path)
     return parse_study(read_yaml(path), str(path))
 
 
 def parse_study(values: dict[str, Any], where: str) -> Study:
-    """Check a mapping as a study; `where` names it in messages. Raises UserError as `load_study` does."""
+    """Return a study from its values; `where` names them in messages. Raises UserError as `load_study` does."""
     try:
         return Study.model_validate(values)
     except ValidationError as error:
@@ -378,5 +393,5 @@ def parse_study(values: dict[str, Any], where: str) -> Study:
 
 
 def say_value(value: Any) -> str:
-    """Return a value as it stands in the name of a trial: `0.0003`, `dense`."""
+    """Return a value as written in the name of a trial: `0.0003`, `dense`."""
     return value if isinstance(value, str) else f"{value:g}".replace("+", "")

@@ -1,7 +1,7 @@
-"""Studies: the repository's root is one, and so is every folder in studies/.
+"""The studies of the repository: its root, and every folder in studies/.
 
-A further study states in study.yaml only what differs from the root's params.yaml. Merged, it becomes the folder's
-params.yaml; the folder's dvc.yaml is a copy of the root's, and with its own .dvc folder it is a DVC project of its own.
+A further study's study.yaml has the differences from the root's params.yaml. Both are merged into the folder's
+params.yaml. Its dvc.yaml is a copy of the root's, and a .dvc folder makes it a DVC project.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from nxm.files import write_text
 from nxm.study.settings import Study, load_study, parse_study
 
 MAIN = "embedded"  # the study of the repository's root
-OWN = {"variants": {}, "search": {"by": None, "seeds": [], "runs": {}}}  # blocks that a study states whole, or not at all
+# Blocks that a study does not inherit from the root
+OWN: dict[str, Any] = {"variants": {}, "search": {"by": None, "seeds": [], "runs": {}}}
 PROJECT = {  # what makes a folder a DVC project that shares the repository's cache
     ".dvc/config": "[core]\n    analytics = false\n    check_update = false\n[cache]\n    dir = ../../../.dvc/cache\n",
     ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
@@ -30,19 +31,19 @@ PROJECT = {  # what makes a folder a DVC project that shares the repository's ca
 
 
 def studies(root: Path) -> list[str]:
-    """Return the names of all studies: the root's, and one for each study.yaml in studies/."""
+    """Return the names of all studies: the root's, and those of the folders in studies/ with a study.yaml."""
     return [MAIN, *sorted(path.parent.name for path in (root / "studies").glob("*/study.yaml"))]
 
 
 def study_folder(root: Path, name: str) -> Path:
-    """Return the folder of a study. Raises UserError for one that does not exist, listing those that do."""
+    """Return the folder of a study. Raises UserError, which lists the studies, for one that does not exist."""
     if name not in studies(root):
         raise UserError(f"there is no study '{name}'; known are {', '.join(studies(root))}")
     return root if name == MAIN else root / "studies" / name
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return `base` with `changes` in it: mappings are merged key by key, everything else is replaced."""
+    """Return `base` with `changes`: mappings are merged key by key, other values are replaced."""
     merged = deepcopy(base)
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -66,7 +67,7 @@ def study_values(root: Path, name: str) -> dict[str, Any]:
 
 
 def _quoted(values: Any) -> Any:
-    """Return the values with strings such as "2:4" in quotes, without which YAML's older parsers read a number."""
+    """Return the values with strings such as "2:4" in quotes: older YAML parsers read a number without them."""
     if isinstance(values, dict):
         return {key: _quoted(value) for key, value in values.items()}
     if isinstance(values, list):
@@ -78,25 +79,27 @@ def _quoted(values: Any) -> Any:
 def write_study(root: Path, name: str) -> Study:
     """Bring the generated files of a study's folder up to date and return the study.
 
-    For the root there is nothing to generate. A file is written only when its content changes. Raises UserError as
-    `study_values` does, and for impossible settings.
+    The root has none. A file is written only if its content changes.
+
+    Raises:
+        UserError: as `study_values`, or the settings are impossible.
     """
     folder = study_folder(root, name)
     if folder == root:
         return load_study(root / "params.yaml")
-    load_study(root / "params.yaml")  # checked first, so that errors name it and not the study that builds on it
+    load_study(root / "params.yaml")  # check it first, so that its errors do not name the study
     values = study_values(root, name)
     study = parse_study(values, str(folder / "study.yaml"))
     text = StringIO()
     yaml = YAML()
-    yaml.default_flow_style = None  # what fits a line stands on one
+    yaml.default_flow_style = None  # one line for what fits on it
     yaml.width = 120
-    yaml.representer.ignore_aliases = lambda data: True  # anchors help writers, not readers of a generated file
+    yaml.representer.ignore_aliases = lambda data: True  # a generated file is read, not edited: no anchors
     yaml.dump(_quoted(values), text)
     header = "# Made by `nxm plan` from the root's {}: change those, not this.\n"
     wanted = {
         "params.yaml": header.format("params.yaml and this folder's study.yaml") + text.getvalue(),
-        # A copy, since DVC does not follow links in a revision of git (`dvc metrics diff`, `dvc exp show`)
+        # a copy: DVC does not follow links in a git revision (`dvc metrics diff`, `dvc exp show`)
         "dvc.yaml": header.format("dvc.yaml") + (root / "dvc.yaml").read_text(encoding="utf-8"),
         ".dvc/plots/courses.json": (root / ".dvc/plots/courses.json").read_text(encoding="utf-8"),
         **PROJECT,

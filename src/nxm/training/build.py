@@ -1,7 +1,7 @@
-"""A training's parts, from its plan: the model, its teacher, and the callback that takes it into the constraint set.
+"""The parts of a training: the model, its teacher, and the callback that takes it into the constraint set.
 
-The order of random draws is part of every result: the seed is set, then the head is drawn, then half the layers are
-taken, then channels are permuted, then dropout is set, and only then the teacher and the callback are made.
+The order of random draws is part of every result: set the seed, draw the head, take half the layers, permute channels,
+set dropout, load the teacher, make the callback.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nxm.training.load import load_model, load_tokenizer
 
 @dataclass(frozen=True)
 class Parts:
-    """What a training needs besides data: `start` and `teacher_path` are the folders the models came from."""
+    """The parts of a training. `start` and `teacher_path` are the folders of the models."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -38,13 +38,13 @@ class Parts:
 
 
 def build(study: Study, training: Training, run: Run, mean_label: float | None) -> Parts:
-    """Load and make the parts of a training; everything random in them comes from the training's seed.
+    """Return the parts of a training. All that is random in them follows from the training's seed.
 
     Args:
-        mean_label: the mean of the training labels of a regression task, where the head's bias may start.
+        mean_label: for regression, the mean of the training labels, at which the head's bias may start.
 
     Raises:
-        UserError: a model is missing or damaged, or the model does not fit the constraint set or the permutation.
+        UserError: a model is missing or damaged, or does not fit the constraint set or the permutation.
     """
     task = get_task(training.task)
     start = start_path(study, training, run)
@@ -63,7 +63,7 @@ def build(study: Study, training: Training, run: Run, mean_label: float | None) 
 
 
 def load_teacher(folder: Path | None, task: Task, run: Run) -> PreTrainedModel | None:
-    """Load the model that teaches; None without one, or where no term of the loss asks it."""
+    """Return the teacher; None without one, or if no term of the loss uses it."""
     if folder is None or run.distillation is None or not run.distillation.has_teacher:
         return None
     return load_model(folder, task, False)
@@ -87,7 +87,7 @@ def _permute_(model: PreTrainedModel, study: Study, run: Run) -> None:
 
 
 def describe_start(study: Study, run: Run) -> str:
-    """Return whose weights a run starts from, in words, for its results file."""
+    """Return the origin of a run's starting weights in words, for its results file."""
     if run.start == "pretrained":
         return describe_source(study.weights)
     if run.start == "student" or study.runs[run.start].get("start") == "student":

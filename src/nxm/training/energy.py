@@ -1,4 +1,4 @@
-"""The energy that a run takes, where the device tells it: NVIDIA's GPUs (Volta and newer) count it themselves."""
+"""The energy that a run takes, from the counters of NVIDIA's GPUs (Volta and newer)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from nxm.environment import SHARED_GPU
 
 
 class EnergyMeter:
-    """Counts the energy that all GPUs this process may use take from now on, whatever runs on them."""
+    """Counts the energy of all GPUs that this process may use, from its creation on."""
 
     def __init__(self) -> None:
         self._start = _counted_joules()
 
     def joules(self) -> float | None:
-        """Joules since the meter was made; None where there is no GPU, it does not count, or other jobs use it too."""
+        """Return the joules so far; None without a GPU, if it has no counter, or if other jobs use it too."""
         if SHARED_GPU in os.environ:
             return None
         now = _counted_joules()
@@ -25,10 +25,10 @@ class EnergyMeter:
 
 
 def _counted_joules() -> float | None:
-    """The GPUs' own counters since their driver was loaded."""
+    """Return the GPUs' counters, which start when the driver is loaded."""
     if not torch.cuda.is_available():
         return None
-    # NVML's numbers are not CUDA's where CUDA_VISIBLE_DEVICES is set; the names are.
+    # with CUDA_VISIBLE_DEVICES the indices of NVML and CUDA differ; the names do not
     names = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(torch.cuda.device_count())]
     try:
         pynvml.nvmlInit()

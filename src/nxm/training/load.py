@@ -1,4 +1,4 @@
-"""Models with a head for a task, loaded from a folder."""
+"""Loading of models with a head for a task from a folder."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from nxm.errors import UserError
 
 
 def load_model(folder: Path, task: Task, fresh_head: bool, mean_label: float | None = None) -> PreTrainedModel:
-    """Load an encoder in fp32 with a head for the task.
+    """Return an fp32 encoder with a head for the task.
 
     Args:
-        folder: a from_pretrained folder with safetensors (no pickle is ever read, no code from the folder is run).
-        fresh_head: the folder has a pretrained encoder without a head for this task; the head is drawn from torch's
-            generator, which the caller seeds.
-        mean_label: for regression with a fresh head, where the last layer's bias starts.
+        folder: a from_pretrained folder with safetensors. No pickle is read and no code from the folder is run.
+        fresh_head: the folder's encoder has no head for this task, which is then drawn from torch's generator; the
+            caller seeds it.
+        mean_label: for regression with a fresh head, the initial bias of its last layer.
 
     Raises:
-        UserError: the folder is no model folder, or what is in it is damaged.
+        UserError: the folder has no model or a damaged one.
     """
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"{folder}: no model here (model.safetensors is missing); run the stage that makes it")
@@ -47,5 +47,5 @@ def load_model(folder: Path, task: Task, fresh_head: bool, mean_label: float | N
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder."""
+    """Return the tokenizer in a model's folder."""
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)

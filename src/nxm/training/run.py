@@ -1,4 +1,4 @@
-"""One training of a study: from prepared data and a starting model to a results file."""
+"""One training of a study, from prepared data and a starting model to a results file."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ from nxm.training.trainer import Trained, train
 
 
 def run(study: Study, training: Training) -> Path:
-    """Train, measure and write the results file in the study's folder, which is the working directory.
+    """Train, measure and write the results file; return its path. The working directory is the study's folder.
 
-    A whole run also leaves its model, a run or variant that is compared its predictions on dev. A variant or trial
-    whose values make training diverge, or need more than the GPU's memory, leaves a `Failure` as its result: it is
-    done, and the rest of the study goes on. (With several processes it is an error: the others would wait forever.)
+    A whole run saves its model too; a run or variant that is compared saves its predictions on dev. If the values of a
+    variant or trial make training diverge or exceed the GPU's memory, its result is a `Failure` and the rest of the
+    study continues. (With several processes this is an error, since the others would wait forever.)
 
-    A training that was killed resumes from its last whole checkpoint, if settings, data, weights, code and versions are
-    still the same, and ends with the same result. Safe to call in every process of `accelerate launch`.
+    An interrupted training resumes from its last complete checkpoint if settings, data, weights, code and versions are
+    the same, and ends with the same result. All processes of `accelerate launch` call this.
 
     Raises:
-        UserError: something needed is missing, a whole run diverged, or the memory of a GPU that other jobs use too is
-            full.
-        torch.OutOfMemoryError: a whole run, alone on its GPU, or one with several processes.
+        UserError: an input is missing, a whole run diverged, or the memory of a GPU is full that other jobs use too.
+        torch.OutOfMemoryError: of a whole run alone on its GPU, or of a training with several processes.
     """
     started, energy = time.perf_counter(), EnergyMeter()
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # else processes on a CPU would not join
+    # without `cpu`, processes on a CPU do not form a group
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     machine.use_cores()
     task = get_task(training.task)
     values = composed(study, training, read_chosen(chosen_path(training), training) if training.chosen else None)
@@ -83,7 +83,7 @@ def run(study: Study, training: Training) -> Path:
         folder = Path("models", training.path) if training.whole else scratch / "model"
         save_model(trained.model, parts.tokenizer, folder)
         check_saved(folder)
-        # Of a part that was killed nobody knows the energy
+        # unknown after a resumption: the meter counts this process alone
         joules = None if trained.seconds_before else energy.joules()
         seconds = trained.seconds_before + time.perf_counter() - started
         provenance = {"model_sha256": sha256_file(folder / "model.safetensors"), **hashes}
@@ -99,10 +99,10 @@ def run(study: Study, training: Training) -> Path:
 
 
 def check_saved(folder: Path) -> None:
-    """Assert on the files that a saved model lies in the constraint set that its config claims.
+    """Assert that the saved matrices of a model are in the constraint set that its config names.
 
     Raises:
-        AssertionError: it does not.
+        AssertionError: one is not.
     """
     from transformers import AutoConfig
 
@@ -122,7 +122,7 @@ def _which(training: Training) -> str:
 
 
 def _remove_others(scratch: Path) -> None:
-    """Remove the checkpoints of other settings: nothing can resume from them."""
+    """Remove the checkpoints of other settings, from which this training cannot resume."""
     if scratch.parent.is_dir():
         for folder in scratch.parent.iterdir():
             if folder.name != scratch.name:
@@ -130,7 +130,7 @@ def _remove_others(scratch: Path) -> None:
 
 
 def _failure(error: Exception, study: Study, training: Training, values: Run, seconds: float) -> Path:
-    """Write the failure of a variant or a trial as its result; raise that of a whole run."""
+    """Write the failure of a variant or trial as its result and return the path; raise that of a whole run."""
     name = f"{training.name} on {training.task}, {_which(training)}"
     if isinstance(error, torch.OutOfMemoryError) and SHARED_GPU in os.environ:
         raise UserError(
@@ -214,7 +214,7 @@ def _sparsity(model: PreTrainedModel, study: Study, callback: SparsityCallback |
 
 
 def _fingerprint(study: Study, training: Training, values: Run, hashes: dict[str, str], parts: Parts) -> str:
-    """Return a hash of everything that decides a training's course; a checkpoint of another one is never resumed."""
+    """Return a hash of all that determines a training's course: its checkpoints are resumed only if it is equal."""
     code = hashlib.sha256()
     for path in sorted(Path(__file__).parent.parent.rglob("*.py")):
         if "report" not in path.parts:

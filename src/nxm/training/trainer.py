@@ -1,9 +1,8 @@
-"""One training: the Hugging Face Trainer with what a reproducible GLUE fine-tuning needs besides.
+"""A Hugging Face Trainer for reproducible fine-tuning on GLUE.
 
-The Trainer trains (on accelerate: devices, processes, mixed precision, checkpoints). Ours are three things that it has
-not: batches of similar length in an order that depends on seed and epoch alone, so that a resumed run and a run on
-more processes see the same batches; a stop at the first loss that is not finite; and a marker in each checkpoint that
-is whole. Knowledge distillation is `nxm.distillation.trainer`'s.
+It adds three features: batches of similar length whose order depends on seed and epoch alone, so that a resumed run and
+a run with more processes see the same batches; an error at the first loss that is not finite; and a mark in every
+complete checkpoint. Knowledge distillation is in `nxm.distillation.trainer`.
 """
 
 from __future__ import annotations
@@ -42,16 +41,16 @@ from nxm.study.settings import Run
 from nxm.study.settings import Trainer as TrainerSettings
 from nxm.training.build import Parts
 
-COMPLETE = "complete"  # written into a checkpoint after everything else
+COMPLETE = "complete"  # the last file written into a checkpoint
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves: the model, every metric in percent points, and the course by epoch.
+    """A trained model, its metrics in percent points, and its course by epoch.
 
-    `predictions` are the model's logits on each evaluation split, (rows, num_labels) fp32 in the split's own order;
-    `heldout` are the metrics on the training rows held out, None where none are. Of the `seconds` that training took,
-    `seconds_before` lie before the checkpoint that it resumed from.
+    `predictions` are the logits on each evaluation split: (rows, num_labels), fp32, in the split's order. `heldout` are
+    the metrics on held-out training rows; None without such rows. `seconds_before` is the part of `seconds` before the
+    checkpoint from which training resumed.
     """
 
     model: PreTrainedModel
@@ -67,19 +66,19 @@ class Trained:
 def train(
     parts: Parts, task: Task, data: DatasetDict, run: Run, common: TrainerSettings, seed: int, scratch: Path
 ) -> Trained:
-    """Train, evaluating every `common.evaluate_every` epochs and at the end; resume where `scratch` has a checkpoint.
+    """Return the trained parts, evaluated every `common.evaluate_every` epochs and at the end.
 
     Args:
-        data: `train`, the task's evaluation splits and perhaps `heldout` (evaluated once, at the end), with `length`
-            and the tokenizer's columns.
-        scratch: for checkpoints; the caller removes it when the results are safe.
+        data: `train`, the task's evaluation splits and perhaps `heldout`, which is evaluated once, at the end. Columns:
+            `length` and the tokenizer's.
+        scratch: the folder of checkpoints, from the last of which training resumes; the caller removes it at the end.
 
     Raises:
         UserError: the batch does not divide over the processes, or the data is smaller than a batch.
         Diverged: the loss is not finite.
     """
     args = _arguments(run, common, seed, scratch, len(data["train"]))
-    order = {split: _by_length(data[split]) for split in data if split != "train"}  # evaluation then pads least
+    order = {split: _by_length(data[split]) for split in data if split != "train"}  # for the least padding
     ordered = {split: data[split].select(rows) for split, rows in order.items()}
     evaluation = {suffix.removeprefix("_"): ordered[split] for split, suffix in task.evaluation.items()}
     checkpoint = _last_whole_checkpoint(scratch)
@@ -126,13 +125,13 @@ def train(
 
 
 class LengthGroupedByEpoch(Sampler[int]):
-    """Indices such that consecutive batches hold examples of similar length, shuffled anew each epoch.
+    """Indices for batches of similar length, in another order each epoch.
 
-    What would make an incomplete last batch is left out, other examples each epoch, so that every step weighs the same.
-    (The Trainer's `dataloader_drop_last` would leave out dev examples too.)
+    Examples that would make an incomplete last batch are left out, others each epoch, so that all steps have the same
+    weight. (The Trainer's `dataloader_drop_last` would leave out dev examples too.)
 
-    The order depends on `seed` and the epoch alone: not on the random numbers that training drew before, and, with
-    `batch_size` the global one, not on the number of processes.
+    The order depends on `seed` and the epoch alone: not on random numbers drawn during training nor, since `batch_size`
+    is the global one, on the number of processes.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
@@ -155,9 +154,9 @@ class LengthGroupedByEpoch(Sampler[int]):
 class _Trainer(Trainer):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.loss_is_scaled_for_ga = False  # ours is the mean over a batch
+        self.loss_is_scaled_for_ga = False  # it is the mean over a batch
         self.accepted = frozenset(inspect.signature(self.model.forward).parameters)
-        self.predicted: dict[str, np.ndarray] = {}  # the logits of the last evaluation, by the prefix of its metrics
+        self.predicted: dict[str, np.ndarray] = {}  # logits of the last evaluation by its metrics' prefix
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
@@ -180,7 +179,7 @@ class _Trainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        # The data may have columns for another model: DistilBERT takes no token_type_ids, its BERT teacher needs them.
+        # the data may have columns for the teacher alone: BERT needs token_type_ids, DistilBERT does not take them
         own = {name: tensor for name, tensor in inputs.items() if name in self.accepted}
         return super().compute_loss(model, own, return_outputs)
 
@@ -195,13 +194,13 @@ class _Trainer(Trainer):
 
 
 class _StudentTrainer(DistillationTrainer, _Trainer):
-    """The same with a teacher."""
+    """`_Trainer` with a teacher."""
 
 
 class _MarkComplete(TrainerCallback):
-    """Last of all callbacks: marks a checkpoint as whole once every process and callback has written its part.
+    """Marks a checkpoint as complete once every process and callback has written its part; the last of the callbacks.
 
-    The mark says how many seconds the training had taken: those of a run that was killed count too.
+    The mark has the seconds that the training has taken, so that those before an interruption count.
     """
 
     def __init__(self, seconds_before: float) -> None:
@@ -236,7 +235,7 @@ def _arguments(run: Run, common: TrainerSettings, seed: int, scratch: Path, exam
         eval_steps=steps_per_epoch * common.evaluate_every,
         save_strategy="steps",
         save_steps=steps_per_epoch * common.evaluate_every,
-        save_total_limit=2,  # while one is written, the one before is whole
+        save_total_limit=2,  # while one is written, the one before is complete
         logging_strategy="steps",
         logging_steps=steps_per_epoch,
         logging_nan_inf_filter=False,
@@ -262,7 +261,7 @@ def _last_whole_checkpoint(scratch: Path) -> Path | None:
 
 
 def _metrics_at(history: list[dict[str, Any]], task: Task, step: int) -> dict[str, float]:
-    """The evaluation at a step: metric -> percent points, MNLI's two splits as `accuracy_m` and `accuracy_mm`."""
+    """Return the metrics at a step in percent points; those of MNLI's splits are `accuracy_m` and `accuracy_mm`."""
     found = {}
     for entry in history:
         if entry["step"] != step:

@@ -217,10 +217,10 @@ class AdmmCallback(HardPrunedEvaluation):
 
     @property
     def pulls(self) -> bool:
-        """Whether W is pulled toward Z - U.
+        """True while W is pulled toward Z - U.
 
-        With an importance not before the first projection: until then it is being measured, and Z, chosen by magnitude,
-        is another set of entries (of 1:4's a quarter are others).
+        With an importance this begins after the first projection: until then the importance is being measured, and Z is
+        chosen by magnitude, which selects other entries (for 1:4 a quarter of them).
         """
         return self.importance is None or bool(self.iterations)
 

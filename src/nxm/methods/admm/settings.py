@@ -57,8 +57,8 @@ class Admm(Settings):
 SETTINGS = Admm
 
 # The library's default, NxM+'s values: W covers 12 % of the distance to Z - U between two of twelve projections, U
-# takes up the same share, and the second half of the steps recovers on a fixed mask. Projecting by the size of the inputs
-# rests on the ablation (studies/ablation).
+# takes up the same share, and the second half of the steps recovers on a fixed mask. That the projection is weighted by
+# the inputs rests on the ablation (studies/ablation).
 BEST_ADMM = Admm(
     recipe="proximal",
     rho=0.125,

@@ -50,7 +50,7 @@ class AspCallback(SparsityCallback):
     def begin(self, steps: int, steps_per_epoch: int) -> None:
         self.held = None
         if self.importance is None:
-            self._hold(one_shot_choices(self.targets, self.constraint))
+            self.held = self._hold(one_shot_choices(self.targets, self.constraint))
 
     def on_pre_optimizer_step(
         self,
@@ -67,7 +67,7 @@ class AspCallback(SparsityCallback):
                     f"{type(self.importance).__name__} knows nothing before the first step, when ASP prunes: use "
                     "importance='activations'"
                 )
-            self._hold(one_shot_choices(self.targets, self.constraint, importance))
+            self.held = self._hold(one_shot_choices(self.targets, self.constraint, importance))
         self.held.apply_to_gradients_()
 
     def on_optimizer_step(
@@ -87,7 +87,7 @@ class AspCallback(SparsityCallback):
     def load_state_dict(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         keys = {name: f"mask.{name}" for name in self.targets}
         if tensors.keys() >= set(keys.values()):
-            self._hold({name: tensors[key].to(self.targets[name].device) for name, key in keys.items()})
+            self.held = self._hold({name: tensors[key].to(self.targets[name].device) for name, key in keys.items()})
 
-    def _hold(self, choices: dict[str, Tensor]) -> None:
-        self.held = HeldWeights(self.targets, choices, self.constraint)
+    def _hold(self, choices: dict[str, Tensor]) -> HeldWeights:
+        return HeldWeights(self.targets, choices, self.constraint)

@@ -52,7 +52,7 @@ def _panel(axes: Axes, evidence: Evidence, tasks: list[str], names: list[str]) -
     looks = {name: labels.look(name) for name in names}
     rows, by_seed = [], []
     for name, score in scores.items():
-        share = statistics.kept(evidence, name, "dense", tasks)
+        share = statistics.retention_interval(evidence, name, "dense", tasks)
         if score is None or share is None or dense is None:
             continue
         low, high = (share.low, share.high) if name != "dense" else (None, None)

@@ -120,7 +120,7 @@ def _changed(root: Path) -> dict[Path, str]:
 
 
 def _functions(root: Path, study: str, place: Path, read: Callable[[str], Evidence]) -> dict[str, Callable[..., str]]:
-    """What templates call, by name; `study` is the default and `place` the folder that the page is written to."""
+    """Return the functions of templates by name; `study` is the default, `place` the folder of the page."""
     default = study
 
     def numbers(name: str) -> Callable[..., str]:

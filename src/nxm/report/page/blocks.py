@@ -33,7 +33,7 @@ def headline(evidence: Evidence) -> str:
     """Retention of NxM and ASP, then the paper's: one sentence per task, and one for the geometric mean."""
     runs = statistics.whole_runs(evidence.results)
     tasks = statistics.tasks_of(runs)
-    sentences = [_verdict(evidence, runs, group) for group in [[task] for task in tasks] + [tasks] * (len(tasks) > 1)]
+    sentences = [_verdict(evidence, runs, group) for group in statistics.task_groups(tasks)]
     return _list(sentences) if sentences else NO_RESULTS.format(evidence.study)
 
 
@@ -50,8 +50,7 @@ def best(evidence: Evidence) -> str:
     """
     runs = statistics.whole_runs(evidence.results)
     tasks = statistics.tasks_of(statistics.runs_of(runs, "nxm_plus"))
-    groups = [[task] for task in tasks] + [tasks] * (len(tasks) > 1)
-    sentences = [_best(evidence, runs, group) for group in groups]
+    sentences = [_best(evidence, runs, group) for group in statistics.task_groups(tasks)]
     return _list(sentences) if sentences else f"Study {evidence.study} has no run of NxM+ yet."
 
 
@@ -72,9 +71,9 @@ def verdict_table(evidence: Evidence, runs: Sequence[str]) -> str:
         number("score", evidence, [run], tasks)
         score = statistics.method_score(evidence.results, run, tasks)
         share = number("retention", evidence, [run], tasks).removesuffix(" %")
-        known = statistics.kept(evidence, run, "dense", tasks)
+        measured = statistics.retention_interval(evidence, run, "dense", tasks)
         interval = statistics.ABSENT
-        if run != "dense" and known is not None and known.low is not None:
+        if run != "dense" and measured is not None and measured.low is not None:
             interval = number("retention_interval", evidence, [run], tasks).removesuffix(" %")
         lines.append(f"| {labels.run_label(run)} | {score} | {share} | {interval} |")
     return "\n".join(lines)
@@ -145,10 +144,11 @@ def _best(evidence: Evidence, runs: list[Result], tasks: list[str]) -> str:
     measured = {rival: score.mean for rival, score in scores.items() if score is not None}
     rival = max(measured, key=lambda rival: measured[rival], default="nxm")
     text = _verdict(evidence, runs, tasks, "nxm_plus", rival)
-    upper = statistics.kept(evidence, "nxm_plus", "dense_plus", tasks)
+    upper = statistics.retention_interval(evidence, "nxm_plus", "dense_plus", tasks)
     score = statistics.method_score(own, "dense_plus", tasks)
     if upper is not None and score is not None:
-        text += f" The dense model with the same extras has {score}; of that NxM+ retains **{statistics.percent(upper.value)}**."
+        share = statistics.percent(upper.value)
+        text += f" The dense model with the same extras has {score}; of that NxM+ retains **{share}**."
     return text
 
 
@@ -167,8 +167,9 @@ def _verdict(evidence: Evidence, runs: list[Result], tasks: list[str], name: str
     shares = [statistics.percent(statistics.retention(scores[each].mean, dense.mean)) for each in (name, rival)]
     metric = statistics.METRICS.get(own[0].metric.name, own[0].metric.name) if len(tasks) == 1 else "score"
     text = (
-        f"{where}, {statistics.seeds_phrase(own)}: {ours} retains **{shares[0]}** of the dense score ({mine} of {dense}, "
-        f"{metric} × 100), {theirs} **{shares[1]}** ({other}); {_comparison(evidence, own, tasks, name, rival)}."
+        f"{where}, {statistics.seeds_phrase(own)}: {ours} retains **{shares[0]}** of the dense score "
+        f"({mine} of {dense}, {metric} × 100), {theirs} **{shares[1]}** ({other}); "
+        f"{_comparison(evidence, own, tasks, name, rival)}."
     )
     if {name, rival} <= paper.SCORES.keys():
         theirs_too = [number("paper_retention", evidence, [each], tasks) for each in (name, rival)]
@@ -183,13 +184,7 @@ def _over(tasks: list[str]) -> str:
 
 def _comparison(evidence: Evidence, runs: list[Result], tasks: list[str], name: str, rival: str) -> str:
     """A run compared with its rival, with seeds and interval where there are any."""
-    columns = statistics.columns_of(runs)
-    by_seed = {
-        each: {run.seed: run.metric.value for run in statistics.runs_of(runs, each)}
-        if len(tasks) == 1
-        else statistics.seed_averages(runs, each, columns)
-        for each in (name, rival)
-    }
+    by_seed = {each: statistics.seed_scores(runs, each, tasks) for each in (name, rival)}
     ours, theirs = labels.run_label(name), labels.run_label(rival)
     mine, other = (statistics.method_score(runs, each, tasks).mean for each in (name, rival))
     common = sorted(by_seed[name].keys() & by_seed[rival].keys())

@@ -63,12 +63,12 @@ def score(evidence: Evidence, tasks: list[str], run: str) -> str:
 
 def retention(evidence: Evidence, tasks: list[str], run: str, whole: str = "dense") -> str:
     """The share of another run's score."""
-    return statistics.percent(_measured(statistics.kept(evidence, run, whole, tasks)).value)
+    return statistics.percent(_measured(statistics.retention_interval(evidence, run, whole, tasks)).value)
 
 
 def retention_interval(evidence: Evidence, tasks: list[str], run: str, whole: str = "dense") -> str:
     """The 95 % interval of the share of another run's score."""
-    found = _measured(statistics.kept(evidence, run, whole, tasks))
+    found = _measured(statistics.retention_interval(evidence, run, whole, tasks))
     return f"{_measured(found.low):.1f} to {_measured(found.high):.1f} %"
 
 
@@ -91,7 +91,7 @@ def best_trial(evidence: Evidence, tasks: list[str], run: str) -> str:
 
 
 def above_constant(evidence: Evidence, tasks: list[str], run: str) -> str:
-    """How far a run is above the best constant answer on one task."""
+    """A difference to the best constant answer on one task, in words."""
     task = _one(tasks)
     if task not in evidence.floors:
         raise LookupError(f"the score of a constant answer was not measured on {task}")
@@ -227,12 +227,9 @@ def _same(values: Iterable[int]) -> int:
 def _paper_score(run: str, tasks: list[str]) -> float:
     if run not in paper.SCORES:
         raise LookupError(f"the paper has no {run}; it has {statistics.listed(paper.SCORES)}")
-    if len(tasks) == 1:
-        return _measured(statistics.paper_task_score(run, tasks[0]))
     if set(tasks) == set(statistics.TASKS):
         return paper.PRINTED_AVERAGE[run]
-    columns = [column for column in paper.COLUMNS if column.partition("_")[0] in tasks]
-    return _measured(paper.average(run, columns))
+    return _measured(statistics.paper_score(run, tasks))
 
 
 def _measured(found: Found | None) -> Found:

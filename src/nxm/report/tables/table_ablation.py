@@ -100,7 +100,7 @@ def _row(evidence: Evidence, name: str, rival: str | None, tasks: list[str]) -> 
     if score is None:
         return None
     points = statistics.difference(evidence, name, rival, tasks) if rival else None
-    kept = statistics.kept(evidence, name, "dense", tasks)
+    kept = statistics.retention_interval(evidence, name, "dense", tasks)
     heldout = statistics.heldout_score(evidence.results, name, tasks[0]) if len(tasks) == 1 else None
     return {
         "task": tasks[0] if len(tasks) == 1 else "geometric_mean",

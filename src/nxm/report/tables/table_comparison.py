@@ -42,7 +42,7 @@ def make(evidence: Evidence) -> Table:
         where = statistics.TASKS.get(group[0], group[0]) if len(group) == 1 else "Geo. mean"
         for method, rival in PAIRS:
             points = statistics.difference(evidence, method, rival, group)
-            share = statistics.kept(evidence, method, rival, group)
+            share = statistics.retention_interval(evidence, method, rival, group)
             if points is None:
                 continue
             heldout = statistics.heldout_difference(evidence, method, rival, group)

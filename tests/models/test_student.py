@@ -1,0 +1,51 @@
+"""Students are built from their teachers' layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+
+from conftest import tiny_config
+from nxm.models.student import every_other_layer, set_dropout_
+from tiny_models import MODELS
+
+
+@pytest.mark.parametrize("layers", [2, 5, 6])
+def test_a_student_has_every_other_layer_and_everything_outside_the_layers(layers):
+    teacher = BertForSequenceClassification(tiny_config(num_hidden_layers=layers))
+    student = every_other_layer(teacher)
+    assert student.config.num_hidden_layers == (layers + 1) // 2
+    for i, block in enumerate(student.bert.encoder.layer):
+        for ours, theirs in zip(block.parameters(), teacher.bert.encoder.layer[2 * i].parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+    assert torch.equal(student.classifier.weight, teacher.classifier.weight)
+    assert torch.equal(student.bert.embeddings.word_embeddings.weight, teacher.bert.embeddings.word_embeddings.weight)
+
+
+def test_the_students_embeddings_are_its_own(tiny_bert):
+    student = every_other_layer(tiny_bert)
+    with torch.no_grad():
+        student.bert.embeddings.word_embeddings.weight.zero_()
+    assert tiny_bert.bert.embeddings.word_embeddings.weight.any()
+
+
+def test_distilbert_can_be_halved():
+    config = DistilBertConfig(vocab_size=30, dim=16, n_layers=4, n_heads=2, hidden_dim=32)
+    assert len(every_other_layer(DistilBertForSequenceClassification(config)).distilbert.transformer.layer) == 2
+
+
+def test_one_layer_cannot_be_halved():
+    with pytest.raises(ValueError, match="1 layer"):
+        every_other_layer(BertForSequenceClassification(tiny_config(num_hidden_layers=1)))
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_without_dropout_a_model_in_training_answers_as_in_evaluation(family):
+    model, ids = MODELS[family](), torch.randint(5, 60, (4, 12), generator=torch.Generator().manual_seed(1))
+    before = model.config.to_dict()
+    answers = [model.train()(ids)[0], model(ids)[0]]
+    assert not torch.equal(*answers)
+    set_dropout_(model, 0.0)
+    torch.testing.assert_close(model(ids)[0], model.eval()(ids)[0])
+    assert model.config.to_dict() == before

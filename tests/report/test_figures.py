@@ -1,0 +1,254 @@
+"""Figures: made from results alone, whatever exists of them, and the same to the byte."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from nxm import report
+from nxm.report import labels, paper, statistics, style
+from nxm.report.evidence import Evidence
+from synthetic_study import EMPTY, make_benchmark, make_deployment, make_matrices, make_result, texts_of
+
+FIGURES = report.known("figures")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_made_the_same_to_the_byte(name: str, one: Evidence, tmp_path: Path) -> None:
+    draw = report.load("figures", name).draw
+    pdf, png = style.render(draw, one, tmp_path / "a" / name)
+    again = style.render(draw, one, tmp_path / "b" / name)
+    assert [pdf.read_bytes(), png.read_bytes()] == [path.read_bytes() for path in again]
+    assert pdf.read_bytes().startswith(b"%PDF")
+    assert not re.search(rb"/CreationDate|/ModDate", pdf.read_bytes())
+    with Image.open(png) as image:
+        assert round(image.info["dpi"][0]) == 300
+        assert image.width / 300 <= style.TWO_COLUMNS + 0.01
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_made_of_several_tasks_and_seeds(name: str, many: Evidence) -> None:
+    figure = report.load("figures", name).draw(many)
+    figure.draw_without_rendering()
+    assert "Study several" in texts_of(figure)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_an_empty_study_gives_a_figure_that_says_so_and_no_number(name: str) -> None:
+    figure = report.load("figures", name).draw(EMPTY)
+    assert re.search(r"Study empty has (no|results neither)", texts_of(figure))
+    assert not re.search(r"\d\d\.\d", texts_of(figure))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_letters_are_at_least_eight_points(name: str, one: Evidence) -> None:
+    with matplotlib.rc_context(style.RC):
+        figure = report.load("figures", name).draw(one)
+    figure.draw_without_rendering()
+    written = figure.findobj(lambda artist: hasattr(artist, "get_fontsize") and str(artist.get_text()).strip())
+    assert min(artist.get_fontsize() for artist in written if artist.get_visible()) >= 8
+
+
+@pytest.mark.parametrize("values", [[0.99996, 0.9999], [0.99985, 1.0], [0.5, 1.0], [0.985, 0.9867], [0.52]])
+def test_an_axis_of_similarities_has_at_least_two_numbers_and_room_for_the_values(values: list[float]) -> None:
+    axes = Figure().add_subplot()
+    style.similarity_scale(axes, "y", values)
+    low, high = axes.get_ylim()
+    assert low < min(style.drawable_similarity(value) for value in values)
+    assert high > max(style.drawable_similarity(value) for value in values)
+    assert len([tick for tick in axes.yaxis.get_major_locator()() if low <= tick <= high]) >= 2
+
+
+def test_every_run_has_a_unique_look_in_colour_and_in_grey() -> None:
+    looks = list(labels.RUNS.values())
+    assert len({look.marker for look in looks}) == len({look.color for look in looks}) == len(looks)
+    dashed = [look.dashes for look in looks if look is not labels.look("distil")]  # drawn as dense is: a grey of it
+    assert len(set(dashed)) == len(dashed)
+
+
+# --- figures of the paper --------------------------------------------------------------------------------------------
+
+
+def test_figure_3_names_each_point_by_its_rho(one: Evidence) -> None:
+    written = texts_of(report.load("figures", "figure3").draw(one)).split()
+    for rho in ("0.05", "0.15", "0.35", "0.7", "0.9", "0.003", "0.006", "0.01"):
+        assert rho in written
+
+
+def test_figure_3_takes_from_a_search_the_trials_that_differ_in_rho_alone() -> None:
+    runs = [make_result(), make_result(trial="lr9e-05-rho0.77", rho=0.77)]
+    runs.append(make_result(trial="lr0.0003-rho0.55", rho=0.55, learning_rate=3e-4))
+    written = texts_of(report.load("figures", "figure3").draw(Evidence("embedded", runs, None))).split()
+    assert "0.77" in written
+    assert "0.55" not in written
+
+
+def test_figure_3_states_that_rho_was_not_swept() -> None:
+    figure = report.load("figures", "figure3").draw(Evidence("embedded", [make_result()], None))
+    assert "No sweep over rho in this study" in texts_of(figure)
+
+
+def test_figure_4_shows_the_ratio_that_was_counted(one: Evidence) -> None:
+    axes = report.load("figures", "figure4").draw(one).axes[0]
+    all_weights = next(line for line in axes.get_lines() if line.get_label() == "NxM, all weights")
+    assert all_weights.get_ydata()[:3] == pytest.approx([100.0, 86.0, 73.96], abs=0.01)
+
+
+# --- summary ---------------------------------------------------------------------------------------------------------
+
+
+def retention_drawn(figure: Figure, panel: str, run: str) -> list[float]:
+    """The positions of a run's large markers in a panel of the summary."""
+    figure.draw_without_rendering()
+    axes = next(axes for axes in figure.axes if axes.get_title() == panel)
+    row = [label.get_text() for label in figure.axes[0].get_yticklabels()].index(labels.run_label(run))
+    lines = [line for line in axes.get_lines() if line.get_markersize() == 7]
+    return [line.get_xdata()[0] for line in lines if line.get_ydata()[0] == row]
+
+
+def test_the_summary_names_runs_without_results() -> None:
+    runs = [make_result(run=run) for run in ("dense", "asp")]
+    written = texts_of(report.load("figures", "summary").draw(Evidence("embedded", runs, None)))
+    assert "no results" in written
+    assert "No results file: ADMM, unstructured on STS-B; NxM on STS-B" in written
+
+
+def test_a_new_run_is_shown_before_it_has_a_label() -> None:
+    runs = [make_result(run="dense"), make_result(run="holoformer")]
+    assert "holoformer" in texts_of(report.load("figures", "summary").draw(Evidence("embedded", runs, None)))
+
+
+def test_the_summary_shows_a_run_that_collapsed_at_0(collapsed: Evidence) -> None:
+    dense = [make_result(task=task, run="dense", score=60.0) for task in ("cola", "stsb")]
+    figure = report.load("figures", "summary").draw(replace(collapsed, results=[*collapsed.results, *dense]))
+    assert retention_drawn(figure, "Geometric mean", "asp") == [0.0]
+    assert retention_drawn(figure, "Geometric mean", "nxm") == [pytest.approx(100 * (9.0 * 84.0) ** 0.5 / 60.0)]
+
+
+# --- ablation --------------------------------------------------------------------------------------------------------
+
+
+def faces(axes: Axes, run: str) -> list[str]:
+    """The colours that a run's marks are filled with."""
+    return [line.get_markerfacecolor() for line in axes.get_lines() if line.get_marker() == labels.look(run).marker]
+
+
+def test_the_ablation_figure_has_changes_left_and_rivals_and_other_patterns_right(ablation: Evidence) -> None:
+    left, right, below = report.load("figures", "ablation").draw(ablation).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["no teacher", "permuted"]  # the costlier above
+    names = [label.get_text() for label in right.get_yticklabels()]
+    assert names == ["Dense", "Dense+", "NxM+", "ASP+", "GMP+", "SR-STE+"]
+    assert [label.get_text() for label in below.get_yticklabels()] == ["1:4, ASP+"]
+    assert faces(below, "asp_plus") == [labels.look("asp_plus").color]
+    weighted = [
+        run.model_copy(update={"hyperparameters": run.hyperparameters | {"importance": "activations"}})
+        if run.variant == "pattern-1-4"
+        else run
+        for run in ablation.results
+    ]
+    *_, below = report.load("figures", "ablation").draw(replace(ablation, results=weighted)).axes
+    assert [label.get_text() for label in below.get_yticklabels()] == ["1:4, ASP+, activations"]
+    assert faces(below, "asp_plus") == ["white"]  # a variant in more than its pattern
+    own = [run for run in ablation.results if run.variant != "pattern-1-4"]
+    assert len(report.load("figures", "ablation").draw(replace(ablation, results=own)).axes) == 2
+    own = [run for run in own if run.name != "nxm_plus" or run.whole]
+    (alone,) = report.load("figures", "ablation").draw(replace(ablation, results=own)).axes  # no change has run yet
+    assert [label.get_text() for label in alone.get_yticklabels()] == names
+    # the interval of the second one holds zero
+    assert faces(left, "nxm_plus") == [labels.look("nxm_plus").color, "white"]
+
+
+def test_the_ablation_figure_names_the_tasks_that_its_mean_is_over(ablation: Evidence) -> None:
+    assert "Geometric mean over CoLA and STS-B." in texts_of(report.load("figures", "ablation").draw(ablation))
+    lacking = [run for run in ablation.results if run.name != "nxm_plus" or run.task != "cola"]  # not run there yet
+    assert "Geometric mean" not in texts_of(report.load("figures", "ablation").draw(replace(ablation, results=lacking)))
+
+
+def test_the_ablation_figure_names_what_a_variant_is_compared_with(ablation: Evidence) -> None:
+    other = {"nxm_plus/no-teacher": "asp_plus/pattern-1-4"}
+    evidence = replace(ablation, variants=ablation.variants | other)
+    left, *_ = report.load("figures", "ablation").draw(evidence).axes
+    assert "no teacher\n(against pattern 1 4)" in [label.get_text() for label in left.get_yticklabels()]
+
+
+def test_other_patterns_of_some_tasks_have_a_panel_of_those(ablation: Evidence) -> None:
+    runs = [run for run in ablation.results if run.variant != "pattern-1-4" or run.task == "stsb"]
+    limited = replace(ablation, results=runs, variant_tasks={"asp_plus/pattern-1-4": ["stsb"]})
+    *_, below = report.load("figures", "ablation").draw(limited).axes
+    assert below.get_title() == "Other patterns, STS-B"
+    assert below.get_xlabel() == "Spearman × 100"
+    dense = statistics.task_score(ablation.results, "dense", "stsb")
+    assert [line.get_xdata()[0] for line in below.get_lines() if line.get_linestyle() == "--"] == [dense.mean]
+
+
+# --- speed -----------------------------------------------------------------------------------------------------------
+
+
+def test_latency_has_a_panel_for_each_device_and_precision_and_states_what_is_absent() -> None:
+    figure = report.load("figures", "latency").draw(
+        Evidence("embedded", [], make_benchmark(), deployment=make_deployment())
+    )
+    titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.subfigs[0].axes]
+    assert titles == [f"(a) Inference on {what}" for what in ("CPU, fp32", "CPU, bf16", "CUDA, fp32", "CUDA, bf16")]
+    assert "NxM (2:4 kernels): no 2:4 kernel for cpu." in texts_of(figure)
+    entries = [axes.get_legend_handles_labels()[1] for axes in figure.subfigs[0].axes]
+    assert [any("2:4" in label for label in own) for own in entries] == [False, False, False, True]
+
+
+def test_products_show_the_fastest_2of4_kernel_and_mark_what_is_noisy_or_was_not_sparse() -> None:
+    evidence = Evidence("embedded", [], None, matrices=make_matrices())
+    figure = report.load("figures", "matrices").draw(evidence)
+    panels = [[text.get_text() for text in axes.texts] for axes in figure.axes if axes.texts]
+    titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes if axes.texts]
+    assert titles == ["CPU, fp32: masked", "CPU, bf16: masked", "CUDA, bf16: 2:4 kernels"]
+    assert panels[0] == ["~0.99", "0.99", "0.99", "0.99"]
+    assert panels[2] == ["~†1.31", "1.62", "1.31", "1.62"]
+    written = texts_of(figure)
+    assert "Absent: no 2:4 kernel for cpu." in written
+    assert "†: the profiler saw no sparse kernel." in written
+
+
+def test_forms_mark_kernels_that_were_not_sparse_and_name_what_is_absent() -> None:
+    evidence = Evidence("embedded", [], None, deployment=make_deployment())
+    figure = report.load("figures", "deployment").draw(evidence)
+    written = texts_of(figure)
+    assert "In 2 rows of 2:4 kernels the profiler saw no sparse kernel." in written
+    assert "Absent: Dense (compiled fp32): no compiler." in written
+    left = next(axes for axes in figure.axes if axes.get_title().startswith("CUDA: score"))
+    assert len(left.get_lines()) == 4 + 4 + 2
+
+
+def test_a_device_that_was_absent_is_named_with_the_reason() -> None:
+    absent = {"study": "embedded", "device": "cuda", "absent": "no CUDA device where this was run", "rows": []}
+    evidence = Evidence("embedded", [], None, matrices=[absent], deployment=[absent | {"scores": []}])
+    for name in ("matrices", "deployment"):
+        assert "CUDA: no CUDA device where this was run." in texts_of(report.load("figures", name).draw(evidence))
+
+
+def test_the_speed_ups_that_the_paper_cites_are_drawn() -> None:
+    low, high = np.log2(paper.MATMUL_SPEEDUP)
+    figure = report.load("figures", "matrices").draw(Evidence("embedded", [], None, matrices=make_matrices()))
+    bars = [
+        line.get_xdata() for axes in figure.axes for line in axes.lines if axes.get_xlabel() == "Speed-up over dense"
+    ]
+    assert any(np.allclose(bar, (low, high)) for bar in bars)
+
+    files = make_deployment()
+    figure = report.load("figures", "deployment").draw(Evidence("embedded", [], None, deployment=files))
+    dense = 2.0 + 8.0 * 32  # ms, in fp32 on the CPU; the GPU has 2:4 kernels in bf16, there 20 times faster
+    for axes, reference in zip(figure.axes[::2], (dense, dense / 20), strict=True):
+        (band,) = axes.patches
+        assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((reference / 1.6, reference / 1.3))
+    assert "Band: dense PyTorch fp32 and PyTorch bf16" in texts_of(figure)
+    for file in files:
+        file["rows"] = [row for row in file["rows"] if row["model"] != "dense"]
+    figure = report.load("figures", "deployment").draw(Evidence("embedded", [], None, deployment=files))
+    assert "Band:" not in texts_of(figure)

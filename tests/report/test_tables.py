@@ -1,0 +1,370 @@
+"""Tables: made from results alone, whatever exists of them, and the same to the byte."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from nxm import report
+from nxm.report import paper, statistics
+from nxm.report.evidence import Evidence
+from nxm.report.table import Table, write_table
+from nxm.study.results import Result
+from synthetic_study import (
+    EMPTY,
+    PLUS,
+    VARIANTS,
+    make_deployment,
+    make_draws,
+    make_failure,
+    make_matrices,
+    make_result,
+)
+
+TABLES = report.known("tables")
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("study", ["one", "many", "empty"])
+def test_every_table_is_made_of_whatever_exists_the_same_to_the_byte(
+    name: str, study: str, one: Evidence, many: Evidence, tmp_path: Path
+) -> None:
+    evidence = {"one": one, "many": many, "empty": EMPTY}[study]
+    make = report.load("tables", name).make
+    md, csv, tex = write_table(make(evidence), tmp_path / "a" / name)
+    again = write_table(make(evidence), tmp_path / "b" / name)
+    assert [p.read_bytes() for p in (md, csv, tex)] == [p.read_bytes() for p in again]
+    assert f"Study {evidence.study}" in md.read_text()
+    assert len(pd.read_csv(csv)) == (0 if study == "empty" else len(make(evidence).numbers))
+    text = tex.read_text()
+    assert text.count(r"\begin{") == text.count(r"\end{")
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+    assert not re.search(
+        r"(?<!\\)[&%#](?![^\n]*\\\\)", text.replace("% ", "", 1) if make(evidence).shown.empty else text
+    )
+
+
+def test_a_long_table_may_break_over_pages() -> None:
+    rows = pd.DataFrame({"Method": ["NxM"] * 60})
+    long, short = (Table("Table 9. Rows", rows.head(count), rows, ("A note.",)).latex("rows") for count in (60, 5))
+    assert r"\end{longtable}" in long
+    assert r"\begin{table}" not in long
+    assert r"\begin{table}" in short
+    assert all("{\\footnotesize A note.}" in text for text in (long, short))
+
+
+# --- tables 1 to 3 ---------------------------------------------------------------------------------------------------
+
+
+def test_table_1_has_the_papers_row_below_ours_over_the_same_tasks(many: Evidence) -> None:
+    table = report.load("tables", "table1").make(many)
+    rows = {
+        (row["Method"], row[""]): row for row in table.shown.replace({"Method": {"": None}}).ffill().to_dict("records")
+    }
+    assert rows["NxM", "paper"]["MNLI-m"] == "82.3"
+    mean = paper.average("nxm", ["mnli_m", "mnli_mm", "cola", "stsb"])
+    assert rows["NxM", "paper"]["Geo. mean"] == f"{mean:.1f}"
+    assert rows["NxM", "ours"]["STS-B"] == str(statistics.task_score(many.results, "nxm", "stsb"))
+    assert rows["Dense", "ours"]["Kept of dense"] == "100.0 %"
+    assert "Of the paper's columns SST-2, QNLI, MRPC and RTE are not in this study" in table.markdown()
+
+
+def test_tables_state_sizes_seeds_selection_and_machine(one: Evidence) -> None:
+    text = report.load("tables", "table1").make(one).markdown()
+    for piece in (
+        "1,500 of 5,749 training and 1,500 dev",
+        "seed 1",
+        "last epoch",
+        "no epoch is selected",
+        "AMD EPYC, 2 cores",
+    ):
+        assert piece in text
+
+
+def test_tables_state_that_values_were_selected_on_dev(one: Evidence) -> None:
+    text = report.load("tables", "table1").make(replace(one, selection="dev")).markdown()
+    assert "By a grid on these same dev rows, as in the paper (optimistic): the learning rate of ASP and NxM" in text
+
+
+def test_a_missing_run_is_a_note_and_not_a_number(one: Evidence) -> None:
+    results = [run for run in one.results if run.name != "asp" or not run.whole]
+    table = report.load("tables", "table1").make(Evidence("embedded", results, None))
+    assert "ASP" not in set(table.shown["Method"])
+    assert "No results file: ASP on STS-B." in table.notes
+
+
+def test_a_constant_answer_is_in_table_1_where_its_score_is_above_0() -> None:
+    runs = [make_result(task=task, run=run) for task in ("mrpc", "stsb") for run in ("dense", "nxm")]
+    table = report.load("tables", "table1")
+    shown = table.make(Evidence("embedded", runs, None, floors={"mrpc": 81.2, "stsb": 0.0})).shown.set_index("Method")
+    assert list(shown.loc["Always one answer", ["MRPC", "STS-B", "Geo. mean"]]) == ["81.2", "0.0", "0.0"]
+    of_stsb = [run for run in runs if run.task == "stsb"]
+    assert "Always" not in table.make(Evidence("embedded", of_stsb, None, floors={"stsb": 0.0})).markdown()
+
+
+def test_a_new_run_is_in_table_1_before_it_has_a_label() -> None:
+    runs = [make_result(run="dense"), make_result(run="holoformer")]
+    assert "holoformer" in set(report.load("tables", "table1").make(Evidence("embedded", runs, None)).shown["Method"])
+
+
+def test_table_2_prints_counted_parameters(one: Evidence) -> None:
+    numbers = report.load("tables", "table2").make(one).numbers.set_index("method")
+    assert numbers.loc["nxm", "parameters"] - numbers.loc["nxm", "nonzero_parameters"] == 6 * 1_769_472 // 2
+
+
+def test_table_3_counts_the_trials_of_each_run(one: Evidence) -> None:
+    shown = report.load("tables", "table3").make(one).shown
+    trials = dict(zip(shown["Method"], shown["Cells tried"], strict=True))
+    assert (trials["NxM"], trials["ASP"], trials["Dense"]) == ("3", "3", "0")
+
+
+def test_table_3_has_the_extras_of_nxm_plus_where_a_study_has_it(one: Evidence, ablation: Evidence) -> None:
+    table = report.load("tables", "table3").make(ablation)
+    own = table.shown.set_index("Method").loc["NxM+"]
+    assert set(own["Noise"]) == {"0.3"}
+    assert set(own["Dropout"]) == {"0"}
+    assert "noise (the share" in " ".join(table.notes)
+    plain = report.load("tables", "table3").make(one)
+    assert not {"Noise", "Dropout", "Start"} & set(plain.shown)
+    assert "noise" not in " ".join(plain.notes)
+
+
+# --- ablation --------------------------------------------------------------------------------------------------------
+
+
+def test_the_ablation_compares_a_variant_with_its_run_and_a_rival_with_nxm_plus(ablation: Evidence) -> None:
+    table = report.load("tables", "table_ablation").make(ablation)
+    rows = {(row["Task"], row["Method"], row["Variant"]): row for _, row in table.shown.iterrows()}
+    assert len(rows) == 3 * (len(PLUS) + len(VARIANTS))
+    own = rows["STS-B", "NxM+", "no teacher"]
+    assert own["Against"] == "NxM+"
+    assert own["Points [95 %]"].startswith(f"{84.0 * (0.97 - 0.99):+.1f} [")
+    assert own["Excludes 0"] == "yes"
+    assert own["Held out"] == f"{84.0 * 0.97 + 1.5 + 1.0:.1f}"
+    assert rows["STS-B", "NxM+", ""]["Points [95 %]"] == statistics.ABSENT
+    assert rows["STS-B", "NxM+", "permuted"]["Excludes 0"] == "no"
+    assert rows["STS-B", "ASP+", "pattern 1 4"]["Against"] == "ASP+"
+    assert rows["CoLA", "GMP+", ""]["Against"] == "NxM+"
+    numbers = table.numbers.set_index(["task", "name"])
+    stsb, cola, both = (numbers.loc[task, "nxm_plus/no-teacher"] for task in ("stsb", "cola", "geometric_mean"))
+    assert both["mean"] == pytest.approx(paper.geometric_mean([stsb["mean"], cola["mean"]]), rel=1e-3)
+    assert both["low"] < both["difference"] < both["high"]
+
+
+def test_a_variant_is_compared_with_another_where_the_study_says_so(ablation: Evidence) -> None:
+    other = {"nxm_plus/no-teacher": "asp_plus/pattern-1-4"}
+    evidence = replace(ablation, variants=ablation.variants | other)
+    shown = report.load("tables", "table_ablation").make(evidence).shown
+    own = shown[(shown["Task"] == "STS-B") & (shown["Variant"] == "no teacher")].iloc[0]
+    assert own["Against"] == "ASP+, pattern 1 4"
+    assert own["Points [95 %]"].startswith(f"{84.0 * (0.97 - 0.9):+.1f} [")
+
+
+def test_the_ablation_has_the_cost_compared_with_the_dense_model(ablation: Evidence) -> None:
+    table = report.load("tables", "table_ablation").make(ablation)
+    own = table.shown[table.shown["Task"] == "STS-B"].set_index(["Method", "Variant"]).loc[("NxM+", "permuted")]
+    seconds, memory = (
+        [
+            sum(getattr(run, field) for run in statistics.runs_of(ablation.results, name) if run.task == "stsb")
+            for name in ("nxm_plus/permuted", "dense")
+        ]
+        for field in ("train_seconds", "peak_memory_mib")
+    )
+    assert own["Time"] == f"{seconds[0] / seconds[1]:.2f}x"
+    assert own["Memory"] == f"{memory[0] / memory[1]:.2f}x"
+
+
+def test_the_ablation_states_what_failed_what_has_not_run_and_what_was_changed(ablation: Evidence) -> None:
+    failure = make_failure("ablation", run="nxm_plus", variant="no-teacher")
+    results = [
+        run.model_copy(update={"hyperparameters": run.hyperparameters | {"permute": True}})
+        if run.variant == "permuted"
+        else run
+        for run in ablation.results
+        if run.full_name != "nxm_plus/no-teacher"
+    ]
+    evidence = replace(ablation, results=results, failures=[failure])
+    table = report.load("tables", "table_ablation").make(evidence)
+    notes = " ".join(table.notes)
+    assert "NxM+, no teacher, on STS-B, seed 1: failed: the loss became nan at step 3." in notes
+    assert "No result yet: NxM+, no teacher, on CoLA; NxM+, no teacher, on STS-B, seed 2." in notes
+    changed = table.shown.set_index("Variant")["Changed"]
+    assert set(changed["permuted"]) == {"permute yes"}
+    assert set(changed["pattern 1 4"]) == {"pattern 1:4"}
+    assert set(changed[""]) == {""}
+    tuning = report.load("tables", "table_tuning").make(evidence)
+    assert tuning.shown.empty  # a variant that failed is no trial of a search
+
+
+def test_a_variant_of_some_tasks_is_not_missed_on_the_others(ablation: Evidence) -> None:
+    runs = [run for run in ablation.results if run.variant != "pattern-1-4" or run.task == "stsb"]
+    everywhere = replace(ablation, results=runs)
+    limited = replace(everywhere, variant_tasks={"asp_plus/pattern-1-4": ["stsb"]})
+    make = report.load("tables", "table_ablation").make
+    assert "No result yet: ASP+, pattern 1 4, on CoLA." in make(everywhere).notes
+    assert "No result yet" not in " ".join(make(limited).notes)
+    shown = make(limited).shown
+    assert list(shown[shown["Variant"] == "pattern 1 4"]["Task"]) == ["STS-B"]
+
+
+# --- search ----------------------------------------------------------------------------------------------------------
+
+
+def tried(run: str, rate: float, dev: float, heldout: float) -> Result:
+    """A trial of a search over learning rates."""
+    result = make_result(run=run, seed=100, trial=f"lr{rate:g}", score=dev, learning_rate=rate)
+    return result.model_copy(update={"heldout": result.metric.model_copy(update={"value": heldout})})
+
+
+def test_the_tuning_table_marks_the_best_and_what_is_in_force(one: Evidence) -> None:
+    table = report.load("tables", "table_tuning").make(one)
+    shown = table.shown
+    assert set(shown.loc[shown["In force"] == "yes", "Learning rate"]) == {"9e-5"}
+    for score in ("Dev", "Held out"):
+        assert set(shown.loc[shown[score].str.startswith("**"), "Learning rate"]) == {"3e-4"}
+    assert len(shown) == 6
+    assert r"\textbf{" in table.latex("x")
+    assert "**" not in table.latex("x")
+
+
+def test_the_tuning_table_marks_a_trial_that_failed(one: Evidence) -> None:
+    failure = make_failure(run="asp")
+    shown = report.load("tables", "table_tuning").make(replace(one, failures=[failure])).shown
+    row = shown[shown["Learning rate"] == "1"].iloc[0]
+    assert (row["Dev"], row["Held out"]) == (statistics.ABSENT, statistics.ABSENT)
+    assert row["Failed"] == "the loss became nan at step 3"
+
+
+def test_the_tuning_table_names_values_in_force_at_an_edge() -> None:
+    trials = [tried("nxm", rate, 80.0, 80.0) for rate in (1e-4, 2e-4, 3e-4)]
+    for rate, at_edge in ((1e-4, True), (2e-4, False), (3e-4, True)):
+        final = make_result(seed=0, learning_rate=rate)
+        table = report.load("tables", "table_tuning").make(Evidence("embedded", [*trials, final], None))
+        assert (
+            f"at the edge of what was tried: NxM on STS-B (learning rate {statistics.plain(rate)})" in table.markdown()
+        ) == at_edge
+
+
+def test_without_trials_the_tuning_table_says_so() -> None:
+    table = report.load("tables", "table_tuning").make(Evidence("embedded", [make_result()], None))
+    assert table.shown.empty
+    assert "has no grid" in " ".join(table.notes)
+
+
+def test_the_selection_table_has_both_choices_by_the_same_seeds_and_the_final_runs(one: Evidence) -> None:
+    """The trial that is best on dev is not the one that is best on held-out rows."""
+    trials = [
+        tried(run, rate, dev, heldout)
+        for run, rate, dev, heldout in (
+            ("dense", 1e-4, 84.0, 86.0),
+            ("dense", 2e-4, 85.0, 83.0),
+            ("nxm", 1e-4, 80.0, 79.0),
+            ("nxm", 2e-4, 78.0, 82.0),
+        )
+    ]
+    final = [
+        make_result(run=run, seed=seed, score=score + seed)
+        for run, score in (("dense", 83.0), ("nxm", 77.0))
+        for seed in (0, 1, 2)
+    ]
+    table = report.load("tables", "table_selection").make(
+        Evidence("embedded", [*trials, *final], None, selection="heldout")
+    )
+    numbers = table.numbers.set_index("method")
+    assert list(numbers.loc["dense", ["best_on_dev", "best_held_out", "final"]]) == [85.0, 84.0, 84.0]
+    assert list(numbers.loc["nxm", ["best_on_dev", "best_held_out", "final"]]) == [80.0, 78.0, 78.0]
+    assert list(table.shown["STS-B"]) == ["85.0", "84.0", "84.0 ± 1.0", "80.0", "78.0", "78.0 ± 1.0"]
+    assert list(table.shown["Kept of dense"])[3:] == [f"{100 * part:.1f} %" for part in (80 / 85, 78 / 84, 78 / 84)]
+
+
+# --- comparison and cost ---------------------------------------------------------------------------------------------
+
+
+def test_the_comparison_has_an_interval_where_draws_exist_and_states_if_it_excludes_zero(one: Evidence) -> None:
+    table = report.load("tables", "table_comparison").make(one)
+    assert set(table.shown["Excludes 0"]) == {statistics.ABSENT}
+    bootstrap = {"stsb": {"nxm": make_draws(5, 0), "asp": make_draws(0, 1), "dense": make_draws(5, 2)}}
+    shown = report.load("tables", "table_comparison").make(replace(one, bootstrap=bootstrap)).shown
+    verdicts = dict(zip(zip(shown["Method"], shown["Against"], strict=True), shown["Excludes 0"], strict=True))
+    assert verdicts["NxM", "ASP"] == "yes"
+    assert verdicts["NxM", "Dense"] == "no"
+
+
+def test_a_rival_that_collapsed_is_in_the_tables(collapsed: Evidence) -> None:
+    shown = report.load("tables", "table_comparison").make(collapsed).shown
+    assert list(shown["Kept in % [95 %]"]) == ["–", shown["Kept in % [95 %]"].iloc[1], "–"]
+    assert list(shown["Task"]) == ["CoLA", "STS-B", "Geo. mean"]
+    table = report.load("tables", "table1").make(collapsed)
+    assert list(table.shown[table.shown["Method"] == "ASP"]["Geo. mean"]) == ["0.0"]
+    assert any("score of 0 or less: ASP on CoLA" in note for note in table.notes)
+
+
+def test_energy_is_a_column_only_where_a_device_energy_it(one: Evidence) -> None:
+    make = report.load("tables", "table_cost").make
+    assert "GPU energy (kJ)" not in make(one).shown
+    assert "Energy is counted by GPUs alone." in make(one).notes
+    results = [run.model_copy(update={"energy_joules": 4_200.0}) if run.name == "nxm" else run for run in one.results]
+    table = make(replace(one, results=results)).shown
+    energy = dict(zip(table["Method"], table["GPU energy (kJ)"], strict=True))
+    assert energy["NxM"] == "4.2"
+    assert energy["Dense"] == "–"
+
+
+def test_the_cost_of_the_search_counts_its_failures_and_no_sweep(one: Evidence) -> None:
+    make = report.load("tables", "table_cost").make
+    assert (
+        "Search (cells)" not in make(Evidence("embedded", [make_result(), make_result(variant="rho0.1")], None)).shown
+    )
+    trials = [make_result(trial="lr0.0001"), make_result(trial="lr0.0003")]
+    sweep = [make_result(variant="rho0.1")]
+    failure = make_failure(seed=0)
+    results = [make_result(), *trials, *sweep, make_result(run="dense")]
+    table = make(Evidence("embedded", results, None, failures=[failure]))
+    searched = dict(zip(table.shown["Method"], table.shown["Search (cells)"], strict=True))
+    assert searched == {"Dense": "–", "NxM": "3"}
+    minutes = dict(zip(table.shown["Method"], table.shown["Search (min)"], strict=True))
+    assert minutes["NxM"] == f"{(sum(run.wall_seconds for run in trials) + 90.0) / 60:.1f}"
+
+
+def test_the_cost_of_all_tasks_has_all_runs_trials_and_sweeps(many: Evidence) -> None:
+    numbers = report.load("tables", "table_cost").make(many).numbers
+    everything = numbers[numbers["task"] == "all"]
+    records = [*many.results, *many.failures]
+    assert everything["all_seconds"].sum() == pytest.approx(sum(record.wall_seconds or 0.0 for record in records))
+    by_task = numbers[numbers["task"] != "all"].groupby("method")["all_seconds"].sum()
+    assert everything.set_index("method")["all_seconds"].to_dict() == pytest.approx(by_task.to_dict())
+
+
+# --- speed -----------------------------------------------------------------------------------------------------------
+
+
+def test_products_count_the_kernels_that_were_sparse() -> None:
+    evidence = Evidence("embedded", [], None, matrices=make_matrices())
+    rows = report.load("tables", "table_matrices").make(evidence).shown
+    own = rows[(rows["Device"] == "CUDA") & (rows["Way"] == "cusparselt")].iloc[0]
+    assert own["Sparse kernels ran"] == "3 of 4"
+    assert own["most"] == "1.62"
+
+
+def test_forms_have_their_times_sizes_scores_and_the_proof_of_their_kernels() -> None:
+    evidence = Evidence("embedded", [], None, deployment=make_deployment())
+    table = report.load("tables", "table_deployment").make(evidence)
+    rows = {(row["Device"], row["Model"], row["Form"]): row for _, row in table.shown.iterrows()}
+    assert rows["CUDA", "NxM", "PyTorch bf16, 2:4"]["Sparse kernels ran"] == "1 of 2"
+    assert rows["CPU", "NxM", "ONNX INT8"]["Weights (MiB)"] == "21.6"
+    assert rows["CPU", "NxM", "ONNX INT8"]["Score"] == "85.0"
+    assert rows["CPU", "Student, dense", "PyTorch fp32"]["ms, 1 × 128"] == "5.0 ~"
+    assert rows["CPU", "Student, dense", "PyTorch fp32"]["Speed-up"] == "2.00, 2.00"
+    assert "Absent: Dense, compiled fp32: no compiler." in table.notes
+
+
+def test_a_device_that_was_absent_is_a_note_with_the_reason() -> None:
+    absent = {"study": "embedded", "device": "cuda", "absent": "no CUDA device where this was run", "rows": []}
+    evidence = Evidence("embedded", [], None, matrices=[absent], deployment=[absent | {"scores": []}])
+    for name in ("matrices", "deployment"):
+        notes = " ".join(report.load("tables", f"table_{name}").make(evidence).notes)
+        assert "Absent: CUDA: no CUDA device where this was run." in notes

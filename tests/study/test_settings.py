@@ -1,0 +1,338 @@
+"""params.yaml: every key is known, a run is composed of checked values, and every mistake is named."""
+
+from __future__ import annotations
+
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nxm import BEST_ADMM, DISTILLATION, Admm, AdmmCallback, DistillationTrainer, UserError
+from nxm.config import read_yaml
+from nxm.distillation.settings import Distillation
+from nxm.methods import METHODS, settings_class
+from nxm.methods.importance import make_importance
+from nxm.study.settings import Study, load_study, parse_study
+from nxm.study.studies import study_values
+
+ROOT = Path(__file__).parents[2]
+TAUGHT = {"start": "dense", "teacher": "dense", "distillation": DISTILLATION.model_dump()}
+PLUS = TAUGHT | {"method": "one_shot", "set": "2:4", "epochs": 5, "learning_rate": 3e-4, "batch_size": 32}
+
+
+@pytest.fixture
+def values() -> dict:
+    return read_yaml(ROOT / "params.yaml")
+
+
+def put(values: dict, place: tuple[str, ...], value: Any) -> None:
+    for part in place[:-1]:
+        values = values[part]
+    values[place[-1]] = value
+
+
+def refused(values: dict) -> str:
+    with pytest.raises(UserError) as error:
+        parse_study(values, "params.yaml")
+    return str(error.value)
+
+
+def test_the_committed_params_are_a_study():
+    assert load_study(ROOT / "params.yaml").study == "embedded"
+
+
+def test_a_run_has_the_values_of_its_method_and_no_others(values):
+    study = parse_study(values, "params.yaml")
+    assert study.run("dense", "stsb").method_settings is None
+    nxm = study.run("nxm", "stsb")
+    assert isinstance(nxm.method_settings, Admm)
+    assert (nxm.set, nxm.start, nxm.teacher, nxm.rho, nxm.importance) == ("2:4", "pretrained", None, 0.25, "none")
+    assert nxm.method_settings.model_dump().items() <= nxm.model_dump().items()
+    assert not hasattr(study.run("asp", "stsb"), "rho")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_methods_values_are_not_those_of_a_run(method):
+    """They stand side by side in a run."""
+    assert not set(settings_class(method).model_fields) & set(
+        load_study(ROOT / "params.yaml").run("dense", "stsb").model_dump()
+    )
+
+
+def test_a_runs_values_on_one_task_replace_its_own(values):
+    values["tasks"] = ["stsb", "cola"]
+    values["runs"]["nxm"] |= {"by_task": {"cola": {"interval": 80, "learning_rate": 1e-4}}}
+    study = parse_study(values, "params.yaml")
+    on = {task: study.run("nxm", task) for task in study.tasks}
+    assert {task: (run.interval, run.learning_rate) for task, run in on.items()} == {
+        "stsb": (25, 3e-4),
+        "cola": (80, 1e-4),
+    }
+    assert study.run("nxm", "cola", {"interval": 7}).interval == 7  # a variant's value goes before both
+
+
+def test_nxm_plus_is_the_best_recipe_as_is_what_the_library_does_by_default():
+    study = parse_study(study_values(ROOT, "ablation"), "ablation")
+    run = study.run("nxm_plus", "stsb")
+    assert run.method_settings == BEST_ADMM
+    assert run.distillation == DISTILLATION
+    trainer = signature(DistillationTrainer).parameters
+    assert (run.dropout, run.noise) == (trainer["dropout"].default, trainer["noise"].default)
+    assert study.run("distil_nxm_plus", "stsb").method_settings == BEST_ADMM
+    callback = AdmmCallback()
+    assert callback.settings == BEST_ADMM
+    assert isinstance(callback.importance, type(make_importance(BEST_ADMM.importance)))
+
+
+def test_a_distillation_without_a_teacher_weighs_the_labels_with_1():
+    terms = {"logits": 0.0, "hidden": 0.0, "temperature": 2.0}
+    assert Distillation(task=1.0, **terms).task == 1.0
+    with pytest.raises(ValueError, match=r"there is no teacher, and task = 0\.5 would change nothing"):
+        Distillation(task=0.5, **terms)
+
+
+def test_noise_needs_a_teacher_that_answers(values):
+    values["runs"]["asp"] |= {"noise": 0.3}
+    assert "run 'asp' on stsb: noise = 0.3 needs a teacher to answer for the changed sentences: set 0" in refused(
+        values
+    )
+    values["runs"]["asp"] |= TAUGHT
+    parse_study(values, "params.yaml")
+    values["runs"]["asp"] |= {"noise": 0.0, "teacher": None, "distillation": None}
+    parse_study(values, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher": None}, "teacher None, distillation given"),
+        ({"distillation": None}, "teacher dense, distillation null"),
+    ],
+)
+def test_a_teacher_and_the_losss_terms_belong_together(values, change, message):
+    values["runs"]["distil"] |= change
+    need = "a teacher needs 'distillation' (the weights of the loss's terms) and 'distillation' needs a teacher: "
+    assert need + message in refused(values)
+
+
+@pytest.mark.parametrize(
+    ("run", "change", "message"),
+    [
+        ("nxm", {"set": None}, "a method needs a set and a set needs a method: method admm, set None"),
+        ("dense", {"set": "2:4"}, "a method needs a set and a set needs a method: method None, set 2:4"),
+        ("dense", {"permute": True}, "permute = true prepares for a set, and this run has none: set false"),
+        ("distil", {"teacher": None, "distillation": None}, "the student is made of its teacher's layers"),
+    ],
+)
+def test_a_method_a_set_and_a_permutation_belong_together(values, run, change, message):
+    values["runs"][run] |= change
+    assert f"run '{run}'" in refused(values)
+    assert message in refused(values)
+
+
+def test_a_student_of_its_own_weights_needs_no_teacher(values):
+    values["student"] = {"source": "hub", "name": "distilbert/distilbert-base-uncased"}
+    values["runs"]["distil"] |= {"teacher": None, "distillation": None}
+    parse_study(values, "params.yaml")
+
+
+def test_a_number_of_examples_for_a_task_that_does_not_run_is_refused(values):
+    values["prepare"]["train_examples_by_task"] = {"cola": 100}
+    assert "'prepare.train_examples_by_task' names cola; known here are stsb" in refused(values)
+
+
+def test_learning_rates_are_numbers(values):
+    assert values["runs"]["dense"]["learning_rate"] == 9e-5
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "hint"),
+    [
+        ((), "sead", "params.yaml: unknown key 'sead'; did you mean 'seeds'"),
+        (("trainer",), "warmup_ration", "unknown key 'trainer.warmup_ration'; did you mean 'warmup_ratio'"),
+        (("runs", "nxm"), "rhoo", "run 'nxm' on stsb: unknown key 'rhoo'; did you mean 'rho'"),
+        (("runs", "dense"), "rho", "run 'dense' on stsb: unknown key 'rho'; known here: batch_size, distillation"),
+        (
+            ("runs", "distil", "distillation"),
+            "temprature",
+            "run 'distil' on stsb: unknown key 'distillation.temprature'; did you mean 'temperature'",
+        ),
+        (("targets",), "xyzzy", "unknown key 'targets.xyzzy'; known here: exclude, include"),
+        (("variants", "nxm/rho1.0"), "againts", "unknown key 'variants.nxm/rho1.0.againts'; did you mean 'against'"),
+        (("search",), "seed", "unknown key 'search.seed'; did you mean 'seeds'"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_known_one(values, place, key, hint):
+    put(values, (*place, key), 1)
+    assert "params.yaml: " in refused(values)
+    assert hint in refused(values)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("runs", "nxm", "rho"), -1, "run 'nxm' on stsb: rho = -1: Input should be greater than 0"),
+        (
+            ("runs", "nxm", "recipe"),
+            "papper",
+            "run 'nxm' on stsb: recipe = 'papper': Input should be 'paper', 'gradient' or 'proximal'",
+        ),
+        (("tasks",), ["stsbb"], "'tasks' names stsbb; known here are mnli"),
+        (("study",), "My Study", "study = 'My Study'"),
+        (("student",), {"source": "teacher", "name": "x"}, "takes no 'name'"),
+        (("weights",), {"source": "hub"}, "needs a 'name'"),
+        (("weights",), {"source": "teacher"}, "source 'teacher' is for 'student' alone"),
+        (("runs", "dense", "learning_rate"), "fast", "run 'dense' on stsb: learning_rate = 'fast'"),
+        (("runs", "dense", "epochs"), 0, "run 'dense' on stsb: epochs = 0"),
+        (("runs", "Dense"), {}, "runs.Dense"),
+        (("matrices", "points"), [[1, 5]], "points: 1 x 5 tokens are no multiple of 16, which 8-bit kernels need"),
+    ],
+)
+def test_an_impossible_value_is_named_with_what_would_be_right(values, place, value, message):
+    put(values, place, value)
+    assert message in refused(values)
+
+
+def test_all_mistakes_in_runs_are_named_at_once(values):
+    values["runs"]["nxm"]["rho"] = -1
+    values["runs"]["asp"]["epoch"] = 3
+    assert "run 'nxm' on stsb: rho = -1" in refused(values)
+    assert "run 'asp' on stsb: unknown key 'epoch'; did you mean 'epochs'" in refused(values)
+
+
+LONGER = {"asp_plus/longer": {"values": {"epochs": 20}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"asp_pluss/x": {"values": {}}}, "variant 'asp_pluss/x' is of 'asp_pluss', which 'runs' does not name"),
+        (
+            {"asp_plus/x": {"values": {"rho": 1}}},
+            "variant 'asp_plus/x': run 'asp_plus' on stsb: unknown key 'rho'; known here: batch_size",
+        ),
+        ({"asp_plus/x": {"values": {"epochs": 0}}}, "variant 'asp_plus/x': run 'asp_plus' on stsb: epochs = 0"),
+        (
+            {"asp_plus/x": {"values": {"distillation": {"hidden": 0.0}}}},
+            "variant 'asp_plus/x': run 'asp_plus' on stsb: 'distillation.task' is missing",
+        ),
+        (
+            {"asp_plus/x": {"values": {}, "against": "y"}, "asp_plus/z": LONGER["asp_plus/longer"]},
+            "variant 'asp_plus/x': against = 'y' is no other variant or run; there are admm_unstructured, asp,",
+        ),
+        (
+            {"asp_plus/x": {"values": {}, "tasks": ["rte"]}},
+            "'variants.asp_plus/x.tasks' names rte; known here are stsb",
+        ),
+        (
+            {"asp_plus/x": {"values": {}, "tasks": []}},
+            "variants.asp_plus/x.tasks: List should have at least 1 item",
+        ),
+        ({"asp_plus": LONGER["asp_plus/longer"]}, "variants.asp_plus.[key] = 'asp_plus': String should match pattern"),
+    ],
+)
+def test_a_variant_is_of_a_run_and_of_values_that_it_has(values, change, message):
+    values["runs"]["asp_plus"] = dict(PLUS)
+    parse_study(values | {"variants": LONGER}, "params.yaml")
+    assert message in refused(values | {"variants": change})
+
+
+def test_a_variant_is_compared_with_its_own_run_unless_it_says_otherwise(values):
+    values["runs"]["asp_plus"] = dict(PLUS)
+    own = {"asp_plus/x": {"values": {}}, "asp_plus/y": {"values": {}, "against": "nxm"}}
+    study = parse_study(values | {"variants": own | {"asp_plus/z": {"values": {}, "against": None}}}, "params.yaml")
+    assert [study.against(name) for name in study.variants] == ["asp_plus", "nxm", None]
+
+
+def test_a_variant_is_compared_with_one_that_runs_on_its_tasks(values):
+    values |= {"tasks": ["stsb", "rte"]}
+    values["runs"]["asp_plus"] = dict(PLUS)
+    rival = {"values": {"epochs": 20}, "tasks": ["rte"]}
+    own = {"values": {"epochs": 30}, "against": "asp_plus/longer"}
+    both = {"asp_plus/longer": rival, "asp_plus/x": own | {"tasks": ["rte"]}}
+    parse_study(values | {"variants": both}, "params.yaml")
+    message = "'asp_plus/x' is compared with 'asp_plus/longer', which does not run on stsb"
+    assert message in refused(values | {"variants": both | {"asp_plus/x": own}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"runs": {"asp_pluss": {"values": {"epochs": [1]}}}},
+            "tries values for asp_pluss, which 'runs' does not name",
+        ),
+        (
+            {"runs": {"asp_plus": {"values": {"rho": [1]}}}},
+            "'search' tries rho for 'asp_plus', which has batch_size, distillation",
+        ),
+        ({"seeds": []}, "'search' needs both 'seeds' and 'runs', or neither"),
+        ({"runs": {"asp_plus": {"values": {"epochs": []}}}}, "List should have at least 1 item"),
+        ({"by": "luck"}, "search.by = 'luck': Input should be 'dev' or 'heldout'"),
+        ({"seeds": [], "runs": {}}, "search.by 'heldout' chooses among trials, and 'search.runs' names none"),
+    ],
+)
+def test_a_search_tries_values_that_its_runs_have(values, change, message):
+    values["runs"]["asp_plus"] = dict(PLUS)
+    search = {"by": "heldout", "seeds": [9], "runs": {"asp_plus": {"values": {"learning_rate": [1e-4]}}}}
+    parse_study(values | {"search": search}, "params.yaml")
+    assert message in refused(values | {"search": search | change})
+
+
+def test_trials_from_the_dense_model_need_a_seed_that_makes_one(values):
+    values["runs"]["asp_plus"] = dict(PLUS)
+    values["search"] = {"by": "heldout", "seeds": [9], "runs": {"asp_plus": {"values": {"learning_rate": [1e-4]}}}}
+    values["seeds"] = []
+    assert "'search' tries 'asp_plus', which needs the model of dense, and 'seeds' is empty" in refused(values)
+
+
+def test_a_choice_on_rows_held_out_needs_some(values):
+    values["search"] = {"by": "heldout", "seeds": [9], "runs": {"asp": {"values": {"learning_rate": [1e-4]}}}}
+    values["prepare"]["heldout_examples"] = 0
+    assert "search.by 'heldout' needs prepare.heldout_examples above 0" in refused(values)
+
+
+def test_the_penalty_in_the_gradient_has_no_share_to_match():
+    with pytest.raises(ValueError, match="recipe 'gradient' has full dual steps"):
+        Admm(recipe="gradient", rho=0.1, dual_step="matched")
+
+
+@pytest.mark.parametrize("change", [{"freeze_at": 0.5}, {"schedule": "cosine"}, {"dual_step": "matched"}])
+def test_the_papers_recipe_is_the_papers(values, change):
+    paper = {"recipe": "paper", "schedule": "constant", "freeze_at": 1.0, "dual_step": "full"}
+    values["runs"]["nxm"] |= paper
+    parse_study(values, "params.yaml")
+    values["runs"]["nxm"] |= change
+    message = "run 'nxm' on stsb: recipe 'paper' has a constant rho, full dual steps and no frozen phase"
+    assert message in refused(values)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("a: [1,", "not a YAML file"), ("- 1\n", "expected a mapping"), ("\xff", "mapping|YAML")]
+)
+def test_a_file_that_is_no_settings_is_named(content, message, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match=message):
+        load_study(path)
+    with pytest.raises(UserError, match="no such file"):
+        load_study(tmp_path / "absent.yaml")
+
+
+def test_settings_cannot_be_changed(values):
+    study = parse_study(values, "params.yaml")
+    with pytest.raises(Exception, match="frozen"):
+        study.seeds = [1]
+    with pytest.raises(Exception, match="frozen"):
+        study.run("nxm", "stsb").rho = 1.0
+
+
+def test_every_study_key_is_described_by_the_committed_file(values):
+    assert set(values) == set(Study.model_fields)
+
+
+def test_yaml_is_read_as_version_1_2(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: 3e-5\nb: on\n")  # PyYAML (1.1) would read a string and a bool
+    assert read_yaml(path) == {"a": 3e-5, "b": "on"}
