@@ -74,7 +74,7 @@ def _gaps(evidence: Evidence, tasks: list[str]) -> list[str]:
             failed = {run.seed: run.failure for run in statistics.runs_of(evidence.failures, name) if run.task == task}
             where = f"{labels.run_label(name)}, on {statistics.TASKS.get(task, task)}"
             for reason in dict.fromkeys(failed.values()):
-                own = sorted(seed for seed, said in failed.items() if said == reason)
+                own = sorted(seed for seed, why in failed.items() if why == reason)
                 sentences.append(f"{where}, seed {statistics.listed(own)}: failed: {reason.rstrip('.')}.")
             if lacking := sorted(seeds - done - failed.keys()):
                 waiting.append(where + (f", seed {statistics.listed(lacking)}" if done or failed else ""))
