@@ -6,6 +6,7 @@ that one task or, for several, the geometric mean over the paper's columns of th
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ import numpy as np
 import pandas as pd
 
 from nxm.data import tasks as glue
+from nxm.methods import METHODS, settings_class
 from nxm.report import labels, paper
 from nxm.report.evidence import Evidence
+from nxm.study import settings
 from nxm.study.bootstrap import interval
 from nxm.study.results import Failure, Result
 from nxm.study.search import choose
@@ -70,6 +73,24 @@ def shown_as(record: Result | Failure) -> str:
     """Return the name under which a record is shown: its run's, or `nxm_paper` for variants by the paper's recipe."""
     by_paper = record.name == "nxm" and record.variant and record.hyperparameters.get("recipe") == "paper"
     return "nxm_paper" if by_paper else record.name
+
+
+def default_of(record: Result | Failure, key: str) -> Any:
+    """Return the default of a hyper-parameter in a record's run and method; None where it has none."""
+    method = record.hyperparameters.get("method")
+    return _defaults((method,) if isinstance(method, str) else METHODS).get(key)
+
+
+@functools.cache
+def _defaults(methods: tuple[str, ...]) -> dict[str, Any]:
+    kinds = [*map(settings_class, methods), settings.Run]
+    fields = {name: field for kind in kinds for name, field in kind.model_fields.items()}
+    return {name: field.default for name, field in fields.items() if not field.is_required()}
+
+
+def value_of(record: Result | Failure, key: str) -> Any:
+    """Return a record's value of a hyper-parameter; where it has none, as in former files, the default."""
+    return record.hyperparameters.get(key, default_of(record, key))
 
 
 def own_task(results: Iterable[Result], preferred: str = "stsb") -> str | None:
@@ -409,8 +430,8 @@ def selection_phrase(evidence: Evidence) -> str:
 
 def _searched(trials: Iterable[Run], run: str) -> list[str]:
     """Return the labels of the values that a run's trials differ in."""
-    own = [trial.hyperparameters for trial in trials if trial.name == run]
-    return [label for key, label in SEARCHED.items() if len({str(values.get(key)) for values in own}) > 1]
+    own = [trial for trial in trials if trial.name == run]
+    return [label for key, label in SEARCHED.items() if len({str(value_of(trial, key)) for trial in own}) > 1]
 
 
 def _not_the_best(evidence: Evidence) -> list[tuple[str, str]]:
@@ -424,7 +445,7 @@ def _not_the_best(evidence: Evidence) -> list[tuple[str, str]]:
             choice = choose(study, task, run, evidence.results, evidence.failures, study.search.by)
             values = choice.values if choice else {}
             own = [result for result in runs_of(evidence.results, run) if result.task == task]
-            if any(result.hyperparameters.get(key) != values.get(key) for result in own for key in values) or (
+            if any(value_of(result, key) != values.get(key) for result in own for key in values) or (
                 own and choice is None
             ):
                 found.append((run, task))

@@ -72,7 +72,7 @@ def _pattern(evidence: Evidence, name: str) -> str:
 def _other_importance(evidence: Evidence, name: str) -> bool:
     """Return whether a variant selects weights by another measure than its run."""
     ours, base = (
-        {run.hyperparameters.get("importance") for run in statistics.runs_of(evidence.results, which)}
+        {statistics.value_of(run, "importance") for run in statistics.runs_of(evidence.results, which)}
         for which in (name, name.partition("/")[0])
     )
     return bool(ours - base)
@@ -120,14 +120,13 @@ def _by_seed(evidence: Evidence, name: str, tasks: list[str]) -> list[float]:
 
 def _scores(axes: Axes, evidence: Evidence, names: list[str], tasks: list[str], title: str) -> None:
     runs = [run for run in evidence.results if run.task in tasks]
-    columns = statistics.columns_of(statistics.whole_runs(runs))
     metric = statistics.METRICS.get(runs[0].metric.name, runs[0].metric.name) if len(tasks) == 1 else "Geometric mean"
-    dense = statistics.average_score(runs, "dense", columns)
+    dense = statistics.method_score(runs, "dense", tasks)
     if dense is not None:
         axes.axvline(dense.mean, color=style.INK, linewidth=1.0, linestyle=(0, (5, 2)), zorder=1)
     rows, by_seed = [], []
     for name in names:
-        score = statistics.average_score(runs, name, columns)
+        score = statistics.method_score(runs, name, tasks)
         if score is None:
             continue
         low, high = statistics.score_interval(evidence, name, tasks) or (None, None)

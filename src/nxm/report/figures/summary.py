@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nxm.report import captions, labels, paper, statistics, style
+from nxm.report import captions, labels, statistics, style
 from nxm.report.evidence import Evidence
 
 
@@ -21,7 +21,7 @@ def draw(evidence: Evidence) -> Figure:
         style.missing(axes, f"Study {evidence.study} has no results yet.")
         return figure
     names = statistics.in_order([*labels.EVERYWHERE, *(run.name for run in runs)], labels.RUNS)
-    groups = [[task] for task in tasks] + ([tasks] if len(tasks) > 1 else [])
+    groups = statistics.task_groups(tasks)
     columns = min(len(groups), 3)
     rows = math.ceil(len(groups) / columns)
     width = 5.4 if len(groups) == 1 else style.TWO_COLUMNS
@@ -46,7 +46,6 @@ def draw(evidence: Evidence) -> Figure:
 
 def _panel(axes: Axes, evidence: Evidence, tasks: list[str], names: list[str]) -> None:
     runs = [run for run in statistics.whole_runs(evidence.results) if run.task in tasks]
-    columns = statistics.columns_of(runs)
     scores = {name: statistics.method_score(runs, name, tasks) for name in names}
     dense = scores.get("dense")
     looks = {name: labels.look(name) for name in names}
@@ -65,11 +64,10 @@ def _panel(axes: Axes, evidence: Evidence, tasks: list[str], names: list[str]) -
         style.points(axes, pd.DataFrame(rows).astype({"low": float, "high": float}), looks, names)
     if dense and len(tasks) == 1 and (floor := evidence.floors.get(tasks[0])):
         axes.axvline(100 * floor / dense.mean, color=style.GREY, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
-
-    def paper_score(name: str) -> float | None:
-        return statistics.paper_task_score(name, tasks[0]) if len(tasks) == 1 else paper.average(name, columns)
-
-    theirs = {name: statistics.retention(paper_score(name), paper_score("dense")) for name in names if name != "dense"}
+    whole = statistics.paper_score("dense", tasks)
+    theirs = {
+        name: statistics.retention(statistics.paper_score(name, tasks), whole) for name in names if name != "dense"
+    }
     axes.plot(
         [share for share in theirs.values() if share is not None],
         [names.index(name) for name, share in theirs.items() if share is not None],

@@ -17,6 +17,7 @@ SHOWN = (
     *("start", "importance", "relaxation", "prune_until", "decay", "permute", "dropout", "noise"),
 )
 RARE = SHOWN[9:]  # left out where no run has them
+STUDENTS = ("student", "distil")  # starts that a row's label names: "Student, NxM"
 
 
 def make(evidence: Evidence) -> Table:
@@ -65,12 +66,19 @@ def _trials(evidence: Evidence, task: str, method: str) -> set[str | None]:
 
 def _row(run: Result) -> dict[str, Any]:
     return {"task": run.task, "run": statistics.shown_as(run), "seed": run.seed, "variant": run.variant} | {
-        key: run.hyperparameters.get(key) for key in SHOWN
+        key: _value(run, key) for key in SHOWN
     }
 
 
+def _value(run: Result, key: str) -> Any:
+    """Return a value; in a rare column None for a default and a student's start, which former files do not all have."""
+    value = run.hyperparameters.get(key)
+    usual = key in RARE and value == statistics.default_of(run, key)
+    return None if usual or (key == "start" and value in STUDENTS) else value
+
+
 def _values(runs: list[Result], key: str) -> str:
-    values = {run.hyperparameters.get(key) for run in runs} - {None}
+    values = {_value(run, key) for run in runs} - {None}
     ordered = sorted(values, key=str) if any(isinstance(value, str) for value in values) else sorted(values)
     return ", ".join(labels.value_label(key, value) for value in ordered) or statistics.ABSENT
 

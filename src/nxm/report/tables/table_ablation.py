@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,7 @@ from nxm.report import captions, labels, statistics
 from nxm.report.evidence import Evidence
 from nxm.report.table import Table
 from nxm.study.bootstrap import DRAWS
+from nxm.study.results import Result
 
 FIELDS = [
     "task",
@@ -25,6 +27,8 @@ FIELDS = [
     "kept",
     *("seconds", "memory"),
 ]
+_TAUGHT = ("distillation", "teacher")
+_UNKNOWN = "unknown"
 
 
 def make(evidence: Evidence) -> Table:
@@ -39,7 +43,7 @@ def make(evidence: Evidence) -> Table:
         return Table(title, pd.DataFrame(), pd.DataFrame(columns=FIELDS), (captions.data_and_model(evidence), reason))
     tasks = statistics.tasks_of(runs)
     shown, numbers = [], []
-    for group in [[task] for task in tasks] + ([tasks] if len(tasks) > 1 else []):
+    for group in statistics.task_groups(tasks):
         for name, rival in _compared(evidence).items():
             row = _row(evidence, name, rival, group)
             if row is not None:
@@ -86,12 +90,32 @@ def _changed(evidence: Evidence, name: str) -> str:
     ours, base = (statistics.runs_of(evidence.results, which)[:1] for which in (name, name.partition("/")[0]))
     if not ours or not base:
         return ""
-    values, before = ours[0].hyperparameters, base[0].hyperparameters
-    return "; ".join(
-        f"{labels.hyperparameter(key).lower()}: {labels.value_label(key, value)}"
-        for key, value in values.items()
-        if value != before.get(key)
-    )
+    return "; ".join(_changes(ours[0], base[0]))
+
+
+def _changes(ours: Result, base: Result) -> Iterator[str]:
+    """Yield the values that differ in words, by key."""
+    for key in sorted(ours.hyperparameters.keys() | base.hyperparameters.keys() | {"set"}):
+        value, before = _value(ours, key), _value(base, key)
+        if value == before or _UNKNOWN in (value, before):
+            continue
+        if key in _TAUGHT and value is None:
+            if key == _TAUGHT[0]:  # both become null together
+                yield "without teacher"
+            continue
+        yield f"{labels.hyperparameter(key).lower()}: {labels.value_label(key, value)}"
+
+
+def _value(run: Result, key: str) -> Any:
+    """Return a value that two results are compared in: the default where one lacks it.
+
+    Former files name neither the method nor the teacher, and the set in some variants alone.
+    """
+    if key == "set":
+        return run.sparsity.pattern
+    if key in ("method", "teacher") and key not in run.hyperparameters:
+        return None if key == "teacher" and not run.hyperparameters.get("distillation") else _UNKNOWN
+    return statistics.value_of(run, key)
 
 
 def _row(evidence: Evidence, name: str, rival: str | None, tasks: list[str]) -> dict[str, Any] | None:

@@ -36,9 +36,8 @@ FIELDS = ["task", "run", "rival", "difference", "low", "high", "kept", "kept_low
 def make(evidence: Evidence) -> Table:
     """Return a row per pair and task, and one for the geometric mean over several tasks."""
     tasks = statistics.tasks_of(statistics.whole_runs(evidence.results))
-    groups = [[task] for task in tasks] + ([tasks] if len(tasks) > 1 else [])
     shown, numbers = [], []
-    for group in groups:
+    for group in statistics.task_groups(tasks):
         where = statistics.TASKS.get(group[0], group[0]) if len(group) == 1 else "Geo. mean"
         for method, rival in PAIRS:
             points = statistics.difference(evidence, method, rival, group)

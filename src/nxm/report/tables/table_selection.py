@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from nxm.report import captions, labels, paper, statistics
+from nxm.report import captions, labels, statistics
 from nxm.report.evidence import Evidence
 from nxm.report.table import Table
 from nxm.study.results import Result
@@ -76,9 +76,7 @@ def _chosen(trials: list[Result]) -> tuple[float, float]:
 def _mean(table: pd.DataFrame, method: str, rule: str, tasks: list[str]) -> float | None:
     """Return the score of one task, or the geometric mean of several; None where one is missing."""
     values = table[table["run"] == method][rule]
-    if len(values) < len(tasks):
-        return None
-    return float(values.iloc[0]) if len(tasks) == 1 else paper.geometric_mean(values)
+    return None if len(values) < len(tasks) else statistics.combined(values)
 
 
 def _text(row: pd.Series, rule: str) -> str:

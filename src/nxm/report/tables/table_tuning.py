@@ -21,7 +21,7 @@ def make(evidence: Evidence) -> Table:
         reason = f"Study {evidence.study} has no search: its hyper-parameters come from elsewhere."
         return Table(title, pd.DataFrame(), pd.DataFrame(columns=FIELDS), (captions.data_and_model(evidence), reason))
     own = statistics.whole_runs(evidence.results)
-    in_force = {(run.task, run.name, *(run.hyperparameters.get(key) for key in statistics.SEARCHED)) for run in own}
+    in_force = {(run.task, run.name, *(statistics.value_of(run, key) for key in statistics.SEARCHED)) for run in own}
     failures = {(failure.task, failure.name, failure.trial): failure for failure in failed_trials}
     numbers: list[dict[str, Any]] = []
     records = [*trials, *failed_trials]
@@ -41,7 +41,7 @@ def make(evidence: Evidence) -> Table:
                         "heldout": None if failed or not heldout else sum(heldout) / len(heldout),
                         "dev": None if failed else sum(run.metric.value for run in group) / len(group),
                         "seeds": len(group),
-                        "in_force": (task, method, *values.values()) in in_force,
+                        "in_force": (task, method, *(statistics.value_of(record, key) for key in values)) in in_force,
                         "failure": failed.failure if failed else None,
                     }
                 )
