@@ -81,9 +81,15 @@ def notes(evidence: Evidence, runs: Iterable[str] = ()) -> list[str]:
     own = statistics.whole_runs(evidence.results)
     lines = [data_and_model(evidence)]
     if own:
-        lines.append(spread(own))
+        lines += [spread(own), optimism(evidence)]
         lines += [statistics.collapsed_phrase(own), statistics.missing_phrase(evidence, runs)]
     return [line for line in lines if line]
+
+
+def optimism(evidence: Evidence) -> str:
+    """Return a warning where the hyper-parameters were selected on the rows that the scores are of; else nothing."""
+    on_dev = evidence.selection == "dev" and statistics.trials_of(evidence.results)
+    return "Hyper-parameters were selected on these dev rows, as in the paper (optimistic)." if on_dev else ""
 
 
 def spread(runs: Iterable[Result]) -> str:

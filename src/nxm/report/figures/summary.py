@@ -38,7 +38,11 @@ def draw(evidence: Evidence) -> Figure:
             evidence,
             f"Share of the dense score{', 95 % intervals by paired bootstrap' if evidence.bootstrap else ''}"
             f"{'; ticks: seeds' if several else ''}; open: the paper{'; dotted: a constant answer' if floor else ''}.",
-            more=[statistics.collapsed_phrase(runs), statistics.missing_phrase(evidence, labels.EVERYWHERE)],
+            more=[
+                captions.optimism(evidence),
+                statistics.collapsed_phrase(runs),
+                statistics.missing_phrase(evidence, labels.EVERYWHERE),
+            ],
         ),
     )
     return figure

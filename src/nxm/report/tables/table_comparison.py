@@ -61,7 +61,7 @@ def make(evidence: Evidence) -> Table:
             of_share = (share.value, share.low, share.high) if share else (None, None, None)
             key = group[0] if len(group) == 1 else "geometric_mean"
             numbers.append([key, method, rival, points.value, points.low, points.high, *of_share, heldout, theirs])
-    notes = [captions.data_and_model(evidence)]
+    notes = [captions.data_and_model(evidence), captions.optimism(evidence)]
     if shown:
         several = len({run.seed for run in statistics.whole_runs(evidence.results)}) > 1
         seeds = "few seeds understate their spread" if several else "one seed: they say nothing of other seeds"
