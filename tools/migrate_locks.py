@@ -93,7 +93,6 @@ def migrate(study_name: str, commit: str) -> None:
                     raise SystemExit(f"{study_name}: {stage.name}: nothing is known of {item.def_path}")
             done.append(stage)
         done[0].dvcfile.dump_stages(done, update_pipeline=False)
-    skipped = len(stages) - len(done)
     print(
         f"{study_name}: {len(done)} stages recorded, {skipped} not run; not byte-equal: {sorted(set(changed)) or 'none'}"
     )
