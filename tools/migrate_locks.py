@@ -93,9 +93,8 @@ def migrate(study_name: str, commit: str) -> None:
                     raise SystemExit(f"{study_name}: {stage.name}: nothing is known of {item.def_path}")
             done.append(stage)
         done[0].dvcfile.dump_stages(done, update_pipeline=False)
-    print(
-        f"{study_name}: {len(done)} stages recorded, {skipped} not run; not byte-equal: {sorted(set(changed)) or 'none'}"
-    )
+    other = sorted(set(changed)) or None
+    print(f"{study_name}: {len(done)} stages recorded, {len(stages) - len(done)} not run; other bytes: {other}")
 
 
 def part_of(path: str, former: dict[str, dict]) -> tuple[HashInfo, Meta] | None:
