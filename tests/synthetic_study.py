@@ -118,6 +118,7 @@ def make_result(
             "dual_step": "full",
             "freeze_at": 1.0 if paper else 0.7,
         }
+    hyperparameters |= {"gmp_plus": {"interval": 8, "prune_until": 0.5}, "sr_ste_plus": {"decay": 2e-4}}.get(run, {})
     if run in PLUS:
         hyperparameters |= {"start": "dense", "dropout": 0.0, "noise": 0.0 if variant == "no-teacher" else 0.3}
         if run != "dense_plus":

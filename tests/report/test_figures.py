@@ -93,12 +93,16 @@ def test_figure_3_takes_from_a_search_the_trials_that_differ_in_rho_alone() -> N
 
 def test_figure_3_states_that_rho_was_not_swept() -> None:
     figure = report.load("figures", "figure3").draw(Evidence("embedded", [make_result()], None))
-    assert "No sweep over rho in this study" in texts_of(figure)
+    assert "No sweep over ρ in this study for: NxM (decoupled step); NxM, paper's recipe." in texts_of(figure)
 
 
 def test_figure_4_shows_the_ratio_that_was_counted(one: Evidence) -> None:
     axes = report.load("figures", "figure4").draw(one).axes[0]
-    all_weights = next(line for line in axes.get_lines() if line.get_label() == "NxM, all weights")
+    assert "NxM, all weights" in [text.get_text() for text in axes.get_legend().get_texts()]
+    marker = next(
+        mark for mark in axes.get_legend().legend_handles if mark.get_label() == "NxM, all weights"
+    ).get_marker()
+    all_weights = next(line for line in axes.get_lines() if line.get_marker() == marker)
     assert all_weights.get_ydata()[:3] == pytest.approx([100.0, 86.0, 73.96], abs=0.01)
 
 
@@ -110,8 +114,10 @@ def retention_drawn(figure: Figure, panel: str, run: str) -> list[float]:
     figure.draw_without_rendering()
     axes = next(axes for axes in figure.axes if axes.get_title() == panel)
     row = [label.get_text() for label in figure.axes[0].get_yticklabels()].index(labels.run_label(run))
-    lines = [line for line in axes.get_lines() if line.get_markersize() == 7]
-    return [line.get_xdata()[0] for line in lines if line.get_ydata()[0] == row]
+    look = labels.look(run)
+    lines = [line for line in axes.get_lines() if (line.get_marker(), line.get_color()) == (look.marker, look.color)]
+    points = [point for line in lines for point in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+    return [float(x) for x, y in points if y == row and np.isfinite(x)]
 
 
 def test_the_summary_names_runs_without_results() -> None:
@@ -143,10 +149,13 @@ def faces(axes: Axes, run: str) -> list[str]:
 
 def test_the_ablation_figure_has_changes_left_and_rivals_and_other_patterns_right(ablation: Evidence) -> None:
     left, right, below = report.load("figures", "ablation").draw(ablation).axes
-    assert [label.get_text() for label in left.get_yticklabels()] == ["no teacher", "permuted"]  # the costlier above
+    assert [label.get_text() for label in left.get_yticklabels()] == [
+        "without teacher",
+        "permuted channels",
+    ]  # the costlier above
     names = [label.get_text() for label in right.get_yticklabels()]
     assert names == ["Dense", "Dense+", "NxM+", "ASP+", "GMP+", "SR-STE+"]
-    assert [label.get_text() for label in below.get_yticklabels()] == ["1:4, ASP+"]
+    assert [label.get_text() for label in below.get_yticklabels()] == ["ASP+ at 1:4"]
     assert faces(below, "asp_plus") == [labels.look("asp_plus").color]
     weighted = [
         run.model_copy(update={"hyperparameters": run.hyperparameters | {"importance": "activations"}})
@@ -155,7 +164,7 @@ def test_the_ablation_figure_has_changes_left_and_rivals_and_other_patterns_righ
         for run in ablation.results
     ]
     *_, below = report.load("figures", "ablation").draw(replace(ablation, results=weighted)).axes
-    assert [label.get_text() for label in below.get_yticklabels()] == ["1:4, ASP+, activations"]
+    assert [label.get_text() for label in below.get_yticklabels()] == ["ASP+ at 1:4"]
     assert faces(below, "asp_plus") == ["white"]  # a variant in more than its pattern
     own = [run for run in ablation.results if run.variant != "pattern-1-4"]
     assert len(report.load("figures", "ablation").draw(replace(ablation, results=own)).axes) == 2
@@ -176,7 +185,7 @@ def test_the_ablation_figure_names_what_a_variant_is_compared_with(ablation: Evi
     other = {"nxm_plus/no-teacher": "asp_plus/pattern-1-4"}
     evidence = replace(ablation, variants=ablation.variants | other)
     left, *_ = report.load("figures", "ablation").draw(evidence).axes
-    assert "no teacher\n(against pattern 1 4)" in [label.get_text() for label in left.get_yticklabels()]
+    assert "without teacher\nvs. at 1:4" in [label.get_text() for label in left.get_yticklabels()]
 
 
 def test_other_patterns_of_some_tasks_have_a_panel_of_those(ablation: Evidence) -> None:
@@ -199,8 +208,14 @@ def test_latency_has_a_panel_for_each_device_and_precision_and_states_what_is_ab
     titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.subfigs[0].axes]
     assert titles == [f"(a) Inference on {what}" for what in ("CPU, fp32", "CPU, bf16", "CUDA, fp32", "CUDA, bf16")]
     assert "NxM (2:4 kernels): no 2:4 kernel for cpu." in texts_of(figure)
-    entries = [axes.get_legend_handles_labels()[1] for axes in figure.subfigs[0].axes]
-    assert [any("2:4" in label for label in own) for own in entries] == [False, False, False, True]
+    (legend,) = figure.subfigs[0].legends
+    entries = {text.get_text(): mark for text, mark in zip(legend.get_texts(), legend.legend_handles, strict=True)}
+    assert {name for name, mark in entries.items() if mark.get_markerfacecolor() == "white"} == {
+        name for name in entries if "(2:4 kernels)" in name
+    }
+    assert {"Dense", "NxM", "NxM (2:4 kernels)"} <= entries.keys()
+    faces = [{line.get_markerfacecolor() for line in axes.get_lines()} for axes in figure.subfigs[0].axes]
+    assert ["white" in own for own in faces] == [False, False, False, True]
 
 
 def test_products_show_the_fastest_2of4_kernel_and_mark_what_is_noisy_or_was_not_sparse() -> None:
@@ -221,7 +236,7 @@ def test_forms_mark_kernels_that_were_not_sparse_and_name_what_is_absent() -> No
     figure = report.load("figures", "deployment").draw(evidence)
     written = texts_of(figure)
     assert "In 2 rows of 2:4 kernels the profiler saw no sparse kernel." in written
-    assert "Absent: Dense (compiled fp32): no compiler." in written
+    assert "Absent: compiled fp32 of Dense: no compiler." in written
     left = next(axes for axes in figure.axes if axes.get_title().startswith("CUDA: score"))
     assert len(left.get_lines()) == 4 + 4 + 2
 
@@ -237,7 +252,10 @@ def test_the_speed_ups_that_the_paper_cites_are_drawn() -> None:
     low, high = np.log2(paper.MATMUL_SPEEDUP)
     figure = report.load("figures", "matrices").draw(Evidence("embedded", [], None, matrices=make_matrices()))
     bars = [
-        line.get_xdata() for axes in figure.axes for line in axes.lines if axes.get_xlabel() == "Speed-up over dense"
+        line.get_xdata()
+        for axes in figure.axes
+        for line in axes.lines
+        if axes.get_xlabel().startswith("Speed-up over dense (bar: the paper's range")
     ]
     assert any(np.allclose(bar, (low, high)) for bar in bars)
 
@@ -247,7 +265,7 @@ def test_the_speed_ups_that_the_paper_cites_are_drawn() -> None:
     for axes, reference in zip(figure.axes[::2], (dense, dense / 20), strict=True):
         (band,) = axes.patches
         assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((reference / 1.6, reference / 1.3))
-    assert "Band: dense PyTorch fp32 and PyTorch bf16" in texts_of(figure)
+    assert "Band: the 1.3–1.6× of the paper (A100) over dense." in texts_of(figure)
     for file in files:
         file["rows"] = [row for row in file["rows"] if row["model"] != "dense"]
     figure = report.load("figures", "deployment").draw(Evidence("embedded", [], None, deployment=files))

@@ -195,7 +195,7 @@ def test_links_are_relative_to_the_page() -> None:
 
 def test_a_number_is_what_the_table_of_the_ablation_shows(ablation: Evidence) -> None:
     shown = report.load("tables", "table_ablation").make(ablation).numbers
-    row = shown[(shown["task"] == "stsb") & (shown["name"] == "nxm_plus/no-teacher")].iloc[0]
+    row = shown[(shown["task"] == "stsb") & (shown["run"] == "nxm_plus") & (shown["variant"] == "no-teacher")].iloc[0]
     pair, own = ["nxm_plus/no-teacher", "nxm_plus"], ["nxm_plus/no-teacher"]
     assert number("points", ablation, pair, "stsb") == f"{row['difference']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
     assert number("score", ablation, own, "stsb") == f"{row['mean']:.1f}"

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from nxm import report
-from nxm.report import paper, statistics
+from nxm.report import labels, paper, statistics
 from nxm.report.evidence import Evidence
+from nxm.report.page import blocks
 from nxm.report.table import Table, write_table
 from nxm.study.results import Result
+from nxm.study.settings import Study
 from synthetic_study import (
     EMPTY,
     PLUS,
@@ -49,7 +52,7 @@ def test_every_table_is_made_of_whatever_exists_the_same_to_the_byte(
 
 
 def test_a_long_table_may_break_over_pages() -> None:
-    rows = pd.DataFrame({"Method": ["NxM"] * 60})
+    rows = pd.DataFrame({"Run": ["NxM"] * 60})
     long, short = (Table("Table 9. Rows", rows.head(count), rows, ("A note.",)).latex("rows") for count in (60, 5))
     assert r"\end{longtable}" in long
     assert r"\begin{table}" not in long
@@ -62,75 +65,113 @@ def test_a_long_table_may_break_over_pages() -> None:
 
 def test_table_1_has_the_papers_row_below_ours_over_the_same_tasks(many: Evidence) -> None:
     table = report.load("tables", "table1").make(many)
-    rows = {
-        (row["Method"], row[""]): row for row in table.shown.replace({"Method": {"": None}}).ffill().to_dict("records")
-    }
+    rows = {(row["Run"], row[""]): row for row in table.shown.replace({"Run": {"": None}}).ffill().to_dict("records")}
     assert rows["NxM", "paper"]["MNLI-m"] == "82.3"
     mean = paper.average("nxm", ["mnli_m", "mnli_mm", "cola", "stsb"])
     assert rows["NxM", "paper"]["Geo. mean"] == f"{mean:.1f}"
     assert rows["NxM", "ours"]["STS-B"] == str(statistics.task_score(many.results, "nxm", "stsb"))
-    assert rows["Dense", "ours"]["Kept of dense"] == "100.0 %"
-    assert "Of the paper's columns SST-2, QNLI, MRPC and RTE are not in this study" in table.markdown()
+    assert rows["Dense", "ours"]["% of dense"] == "100.0"
+    assert (
+        "The paper's SST-2, QNLI, MRPC and RTE are not in this study: see studies/several/study.yaml."
+        in table.markdown()
+    )
 
 
 def test_tables_state_sizes_seeds_selection_and_machine(one: Evidence) -> None:
-    text = report.load("tables", "table1").make(one).markdown()
-    for piece in (
-        "1,500 of 5,749 training and 1,500 dev",
-        "seed 1",
-        "last epoch",
-        "no epoch is selected",
-        "AMD EPYC, 2 cores",
-    ):
-        assert piece in text
+    stated = {
+        "table1": ("Study embedded: STS-B (sample); MiniLM-L6; seed 1.", "One seed: no spread."),
+        "table3": ("seed 1.", "last epoch", "no epoch is selected"),
+        "table_cost": ("1,500 of 5,749 training and 1,500 dev", "AMD EPYC, 2 cores"),
+    }
+    for name, pieces in stated.items():
+        text = report.load("tables", name).make(one).markdown()
+        assert [piece for piece in pieces if piece not in text] == []
+    assert "STS-B (1,500 of 5,749 training and 1,500 dev examples)" in blocks.conditions(one)
+    assert "AMD EPYC, 2 cores" in blocks.timing(one)
 
 
 def test_tables_state_that_values_were_selected_on_dev(one: Evidence) -> None:
-    text = report.load("tables", "table1").make(replace(one, selection="dev")).markdown()
+    text = report.load("tables", "table3").make(replace(one, selection="dev")).markdown()
     assert "By a grid on these same dev rows, as in the paper (optimistic): the learning rate of ASP and NxM" in text
 
 
 def test_a_missing_run_is_a_note_and_not_a_number(one: Evidence) -> None:
     results = [run for run in one.results if run.name != "asp" or not run.whole]
     table = report.load("tables", "table1").make(Evidence("embedded", results, None))
-    assert "ASP" not in set(table.shown["Method"])
+    assert "ASP" not in set(table.shown["Run"])
     assert "No results file: ASP on STS-B." in table.notes
 
 
 def test_a_constant_answer_is_in_table_1_where_its_score_is_above_0() -> None:
     runs = [make_result(task=task, run=run) for task in ("mrpc", "stsb") for run in ("dense", "nxm")]
     table = report.load("tables", "table1")
-    shown = table.make(Evidence("embedded", runs, None, floors={"mrpc": 81.2, "stsb": 0.0})).shown.set_index("Method")
-    assert list(shown.loc["Always one answer", ["MRPC", "STS-B", "Geo. mean"]]) == ["81.2", "0.0", "0.0"]
+    shown = table.make(Evidence("embedded", runs, None, floors={"mrpc": 81.2, "stsb": 0.0})).shown.set_index("Run")
+    assert list(shown.loc["Constant answer", ["MRPC", "STS-B", "Geo. mean"]]) == ["81.2", "0.0", "0.0"]
     of_stsb = [run for run in runs if run.task == "stsb"]
-    assert "Always" not in table.make(Evidence("embedded", of_stsb, None, floors={"stsb": 0.0})).markdown()
+    assert "Constant answer" not in table.make(Evidence("embedded", of_stsb, None, floors={"stsb": 0.0})).markdown()
 
 
 def test_a_new_run_is_in_table_1_before_it_has_a_label() -> None:
     runs = [make_result(run="dense"), make_result(run="holoformer")]
-    assert "holoformer" in set(report.load("tables", "table1").make(Evidence("embedded", runs, None)).shown["Method"])
+    assert "holoformer" in set(report.load("tables", "table1").make(Evidence("embedded", runs, None)).shown["Run"])
 
 
 def test_table_2_prints_counted_parameters(one: Evidence) -> None:
-    numbers = report.load("tables", "table2").make(one).numbers.set_index("method")
+    numbers = report.load("tables", "table2").make(one).numbers.set_index("run")
     assert numbers.loc["nxm", "parameters"] - numbers.loc["nxm", "nonzero_parameters"] == 6 * 1_769_472 // 2
 
 
 def test_table_3_counts_the_trials_of_each_run(one: Evidence) -> None:
     shown = report.load("tables", "table3").make(one).shown
-    trials = dict(zip(shown["Method"], shown["Cells tried"], strict=True))
+    trials = dict(zip(shown["Run"], shown["Trials"], strict=True))
     assert (trials["NxM"], trials["ASP"], trials["Dense"]) == ("3", "3", "0")
 
 
 def test_table_3_has_the_extras_of_nxm_plus_where_a_study_has_it(one: Evidence, ablation: Evidence) -> None:
     table = report.load("tables", "table3").make(ablation)
-    own = table.shown.set_index("Method").loc["NxM+"]
-    assert set(own["Noise"]) == {"0.3"}
+    own = table.shown.set_index("Run").loc["NxM+"]
+    assert set(own["Token noise"]) == {"0.3"}
     assert set(own["Dropout"]) == {"0"}
-    assert "noise (the share" in " ".join(table.notes)
+    assert "Token noise: share of tokens replaced" in " ".join(table.notes)
     plain = report.load("tables", "table3").make(one)
-    assert not {"Noise", "Dropout", "Start"} & set(plain.shown)
-    assert "noise" not in " ".join(plain.notes)
+    assert not {"Token noise", "Dropout", "Start"} & set(plain.shown)
+    assert "noise" not in " ".join(plain.notes).lower()
+
+
+def rerun(results: list[Result], study: Study) -> list[Result]:
+    """The results as they are written now, with every value of their run."""
+    return [
+        result.model_copy(update={"hyperparameters": now(result, study) | result.hyperparameters}) for result in results
+    ]
+
+
+def now(result: Result, study: Study) -> dict[str, Any]:
+    """All values of a result's run."""
+    changes = study.variants[result.full_name].values if result.variant else {}
+    return study.run(result.name, result.task, changes).model_dump(mode="json")
+
+
+@pytest.mark.parametrize("study", ["one", "ablation"])
+def test_table_3_is_the_same_of_results_with_every_value_of_a_run(study: str, request: pytest.FixtureRequest) -> None:
+    former = request.getfixturevalue(study)
+    complete = replace(former, results=rerun(former.results, former.settings))
+    make = report.load("tables", "table3").make
+    assert any("importance" in run.hyperparameters for run in complete.results)
+    assert all("noise" in run.hyperparameters for run in complete.results)
+    ours, before = make(complete), make(former)
+    assert (ours.markdown(), ours.csv()) == (before.markdown(), before.csv())
+
+
+def test_a_default_is_no_column_of_table_3() -> None:
+    values = {"importance": "none", "relaxation": 1.0, "noise": 0.0, "dropout": None, "permute": False}
+    usual = make_result()
+    usual = usual.model_copy(update={"hyperparameters": usual.hyperparameters | values | {"start": "pretrained"}})
+    make = report.load("tables", "table3").make
+    rare = {"Importance", "Relaxation", "Token noise", "Dropout", "Permuted", "Start"}
+    assert not rare & set(make(Evidence("embedded", [usual], None)).shown)
+    changed = {"importance": "adam", "relaxation": 1.5, "noise": 0.3, "dropout": 0.0, "permute": True, "start": "dense"}
+    other = usual.model_copy(update={"hyperparameters": usual.hyperparameters | changed})
+    assert rare <= set(make(Evidence("embedded", [other], None)).shown)
 
 
 # --- ablation --------------------------------------------------------------------------------------------------------
@@ -138,19 +179,19 @@ def test_table_3_has_the_extras_of_nxm_plus_where_a_study_has_it(one: Evidence, 
 
 def test_the_ablation_compares_a_variant_with_its_run_and_a_rival_with_nxm_plus(ablation: Evidence) -> None:
     table = report.load("tables", "table_ablation").make(ablation)
-    rows = {(row["Task"], row["Method"], row["Variant"]): row for _, row in table.shown.iterrows()}
+    rows = {(row["Task"], row["Run"], row["Variant"]): row for _, row in table.shown.iterrows()}
     assert len(rows) == 3 * (len(PLUS) + len(VARIANTS))
-    own = rows["STS-B", "NxM+", "no teacher"]
-    assert own["Against"] == "NxM+"
+    own = rows["STS-B", "NxM+", "without teacher"]
+    assert own["Compared with"] == "NxM+"
     assert own["Points [95 %]"].startswith(f"{84.0 * (0.97 - 0.99):+.1f} [")
     assert own["Excludes 0"] == "yes"
     assert own["Held out"] == f"{84.0 * 0.97 + 1.5 + 1.0:.1f}"
     assert rows["STS-B", "NxM+", ""]["Points [95 %]"] == statistics.ABSENT
-    assert rows["STS-B", "NxM+", "permuted"]["Excludes 0"] == "no"
-    assert rows["STS-B", "ASP+", "pattern 1 4"]["Against"] == "ASP+"
-    assert rows["CoLA", "GMP+", ""]["Against"] == "NxM+"
-    numbers = table.numbers.set_index(["task", "name"])
-    stsb, cola, both = (numbers.loc[task, "nxm_plus/no-teacher"] for task in ("stsb", "cola", "geometric_mean"))
+    assert rows["STS-B", "NxM+", "permuted channels"]["Excludes 0"] == "no"
+    assert rows["STS-B", "ASP+", "at 1:4"]["Compared with"] == "ASP+"
+    assert rows["CoLA", "GMP+", ""]["Compared with"] == "NxM+"
+    numbers = table.numbers.set_index(["task", "run", "variant"])
+    stsb, cola, both = (numbers.loc[(task, "nxm_plus", "no-teacher")] for task in ("stsb", "cola", "geometric_mean"))
     assert both["mean"] == pytest.approx(paper.geometric_mean([stsb["mean"], cola["mean"]]), rel=1e-3)
     assert both["low"] < both["difference"] < both["high"]
 
@@ -159,14 +200,14 @@ def test_a_variant_is_compared_with_another_where_the_study_says_so(ablation: Ev
     other = {"nxm_plus/no-teacher": "asp_plus/pattern-1-4"}
     evidence = replace(ablation, variants=ablation.variants | other)
     shown = report.load("tables", "table_ablation").make(evidence).shown
-    own = shown[(shown["Task"] == "STS-B") & (shown["Variant"] == "no teacher")].iloc[0]
-    assert own["Against"] == "ASP+, pattern 1 4"
+    own = shown[(shown["Task"] == "STS-B") & (shown["Variant"] == "without teacher")].iloc[0]
+    assert own["Compared with"] == "ASP+ at 1:4"
     assert own["Points [95 %]"].startswith(f"{84.0 * (0.97 - 0.9):+.1f} [")
 
 
 def test_the_ablation_has_the_cost_compared_with_the_dense_model(ablation: Evidence) -> None:
     table = report.load("tables", "table_ablation").make(ablation)
-    own = table.shown[table.shown["Task"] == "STS-B"].set_index(["Method", "Variant"]).loc[("NxM+", "permuted")]
+    own = table.shown[table.shown["Task"] == "STS-B"].set_index(["Run", "Variant"]).loc[("NxM+", "permuted channels")]
     seconds, memory = (
         [
             sum(getattr(run, field) for run in statistics.runs_of(ablation.results, name) if run.task == "stsb")
@@ -174,8 +215,8 @@ def test_the_ablation_has_the_cost_compared_with_the_dense_model(ablation: Evide
         ]
         for field in ("train_seconds", "peak_memory_mib")
     )
-    assert own["Time"] == f"{seconds[0] / seconds[1]:.2f}x"
-    assert own["Memory"] == f"{memory[0] / memory[1]:.2f}x"
+    assert own["Time"] == f"{seconds[0] / seconds[1]:.2f}×"
+    assert own["Memory"] == f"{memory[0] / memory[1]:.2f}×"
 
 
 def test_the_ablation_states_what_failed_what_has_not_run_and_what_was_changed(ablation: Evidence) -> None:
@@ -190,14 +231,25 @@ def test_the_ablation_states_what_failed_what_has_not_run_and_what_was_changed(a
     evidence = replace(ablation, results=results, failures=[failure])
     table = report.load("tables", "table_ablation").make(evidence)
     notes = " ".join(table.notes)
-    assert "NxM+, no teacher, on STS-B, seed 1: failed: the loss became nan at step 3." in notes
-    assert "No result yet: NxM+, no teacher, on CoLA; NxM+, no teacher, on STS-B, seed 2." in notes
+    assert "NxM+ without teacher, on STS-B, seed 1: failed: the loss became nan at step 3." in notes
+    assert "No result yet: NxM+ without teacher, on CoLA; NxM+ without teacher, on STS-B, seed 2." in notes
     changed = table.shown.set_index("Variant")["Changed"]
-    assert set(changed["permuted"]) == {"permute yes"}
-    assert set(changed["pattern 1 4"]) == {"pattern 1:4"}
+    assert set(changed["permuted channels"]) == {"permuted: yes"}
+    assert set(changed["at 1:4"]) == {"pattern: 1:4"}
     assert set(changed[""]) == {""}
     tuning = report.load("tables", "table_tuning").make(evidence)
     assert tuning.shown.empty  # a variant that failed is no trial of a search
+
+
+@pytest.mark.parametrize("complete", [{None}, {"no-teacher"}, {None, "no-teacher", "permuted", "pattern-1-4"}])
+def test_a_variants_changes_are_the_same_of_results_with_every_value(ablation: Evidence, complete: set) -> None:
+    results = [rerun([run], ablation.settings)[0] if run.variant in complete else run for run in ablation.results]
+    shown = report.load("tables", "table_ablation").make(replace(ablation, results=results)).shown
+    changed = shown.set_index("Variant")["Changed"]
+    assert set(changed["without teacher"]) == {"without teacher; token noise: 0"}
+    assert set(changed["permuted channels"]) == {"permuted: yes"}
+    assert set(changed["at 1:4"]) == {"pattern: 1:4"}
+    assert set(changed[""]) == {""}
 
 
 def test_a_variant_of_some_tasks_is_not_missed_on_the_others(ablation: Evidence) -> None:
@@ -205,10 +257,10 @@ def test_a_variant_of_some_tasks_is_not_missed_on_the_others(ablation: Evidence)
     everywhere = replace(ablation, results=runs)
     limited = replace(everywhere, variant_tasks={"asp_plus/pattern-1-4": ["stsb"]})
     make = report.load("tables", "table_ablation").make
-    assert "No result yet: ASP+, pattern 1 4, on CoLA." in make(everywhere).notes
+    assert "No result yet: ASP+ at 1:4, on CoLA." in make(everywhere).notes
     assert "No result yet" not in " ".join(make(limited).notes)
     shown = make(limited).shown
-    assert list(shown[shown["Variant"] == "pattern 1 4"]["Task"]) == ["STS-B"]
+    assert list(shown[shown["Variant"] == "at 1:4"]["Task"]) == ["STS-B"]
 
 
 # --- search ----------------------------------------------------------------------------------------------------------
@@ -245,14 +297,15 @@ def test_the_tuning_table_names_values_in_force_at_an_edge() -> None:
         final = make_result(seed=0, learning_rate=rate)
         table = report.load("tables", "table_tuning").make(Evidence("embedded", [*trials, final], None))
         assert (
-            f"at the edge of what was tried: NxM on STS-B (learning rate {statistics.plain(rate)})" in table.markdown()
+            f"In force at the edge of the values tried: NxM on STS-B (learning rate {labels.plain(rate)})."
+            in table.notes
         ) == at_edge
 
 
 def test_without_trials_the_tuning_table_says_so() -> None:
     table = report.load("tables", "table_tuning").make(Evidence("embedded", [make_result()], None))
     assert table.shown.empty
-    assert "has no grid" in " ".join(table.notes)
+    assert "has no search" in " ".join(table.notes)
 
 
 def test_the_selection_table_has_both_choices_by_the_same_seeds_and_the_final_runs(one: Evidence) -> None:
@@ -274,11 +327,11 @@ def test_the_selection_table_has_both_choices_by_the_same_seeds_and_the_final_ru
     table = report.load("tables", "table_selection").make(
         Evidence("embedded", [*trials, *final], None, selection="heldout")
     )
-    numbers = table.numbers.set_index("method")
+    numbers = table.numbers.set_index("run")
     assert list(numbers.loc["dense", ["best_on_dev", "best_held_out", "final"]]) == [85.0, 84.0, 84.0]
     assert list(numbers.loc["nxm", ["best_on_dev", "best_held_out", "final"]]) == [80.0, 78.0, 78.0]
     assert list(table.shown["STS-B"]) == ["85.0", "84.0", "84.0 ± 1.0", "80.0", "78.0", "78.0 ± 1.0"]
-    assert list(table.shown["Kept of dense"])[3:] == [f"{100 * part:.1f} %" for part in (80 / 85, 78 / 84, 78 / 84)]
+    assert list(table.shown["% of dense"])[3:] == [f"{100 * part:.1f}" for part in (80 / 85, 78 / 84, 78 / 84)]
 
 
 # --- comparison and cost ---------------------------------------------------------------------------------------------
@@ -289,44 +342,42 @@ def test_the_comparison_has_an_interval_where_draws_exist_and_states_if_it_exclu
     assert set(table.shown["Excludes 0"]) == {statistics.ABSENT}
     bootstrap = {"stsb": {"nxm": make_draws(5, 0), "asp": make_draws(0, 1), "dense": make_draws(5, 2)}}
     shown = report.load("tables", "table_comparison").make(replace(one, bootstrap=bootstrap)).shown
-    verdicts = dict(zip(zip(shown["Method"], shown["Against"], strict=True), shown["Excludes 0"], strict=True))
+    verdicts = dict(zip(zip(shown["Run"], shown["Compared with"], strict=True), shown["Excludes 0"], strict=True))
     assert verdicts["NxM", "ASP"] == "yes"
     assert verdicts["NxM", "Dense"] == "no"
 
 
 def test_a_rival_that_collapsed_is_in_the_tables(collapsed: Evidence) -> None:
     shown = report.load("tables", "table_comparison").make(collapsed).shown
-    assert list(shown["Kept in % [95 %]"]) == ["–", shown["Kept in % [95 %]"].iloc[1], "–"]
+    assert list(shown["% of it [95 %]"]) == ["–", shown["% of it [95 %]"].iloc[1], "–"]
     assert list(shown["Task"]) == ["CoLA", "STS-B", "Geo. mean"]
     table = report.load("tables", "table1").make(collapsed)
-    assert list(table.shown[table.shown["Method"] == "ASP"]["Geo. mean"]) == ["0.0"]
+    assert list(table.shown[table.shown["Run"] == "ASP"]["Geo. mean"]) == ["0.0"]
     assert any("score of 0 or less: ASP on CoLA" in note for note in table.notes)
 
 
 def test_energy_is_a_column_only_where_a_device_energy_it(one: Evidence) -> None:
     make = report.load("tables", "table_cost").make
     assert "GPU energy (kJ)" not in make(one).shown
-    assert "Energy is counted by GPUs alone." in make(one).notes
+    assert "Energy is measured on GPUs only." in make(one).notes
     results = [run.model_copy(update={"energy_joules": 4_200.0}) if run.name == "nxm" else run for run in one.results]
     table = make(replace(one, results=results)).shown
-    energy = dict(zip(table["Method"], table["GPU energy (kJ)"], strict=True))
+    energy = dict(zip(table["Run"], table["GPU energy (kJ)"], strict=True))
     assert energy["NxM"] == "4.2"
     assert energy["Dense"] == "–"
 
 
 def test_the_cost_of_the_search_counts_its_failures_and_no_sweep(one: Evidence) -> None:
     make = report.load("tables", "table_cost").make
-    assert (
-        "Search (cells)" not in make(Evidence("embedded", [make_result(), make_result(variant="rho0.1")], None)).shown
-    )
+    assert "Trials" not in make(Evidence("embedded", [make_result(), make_result(variant="rho0.1")], None)).shown
     trials = [make_result(trial="lr0.0001"), make_result(trial="lr0.0003")]
     sweep = [make_result(variant="rho0.1")]
     failure = make_failure(seed=0)
     results = [make_result(), *trials, *sweep, make_result(run="dense")]
     table = make(Evidence("embedded", results, None, failures=[failure]))
-    searched = dict(zip(table.shown["Method"], table.shown["Search (cells)"], strict=True))
+    searched = dict(zip(table.shown["Run"], table.shown["Trials"], strict=True))
     assert searched == {"Dense": "–", "NxM": "3"}
-    minutes = dict(zip(table.shown["Method"], table.shown["Search (min)"], strict=True))
+    minutes = dict(zip(table.shown["Run"], table.shown["Search (min)"], strict=True))
     assert minutes["NxM"] == f"{(sum(run.wall_seconds for run in trials) + 90.0) / 60:.1f}"
 
 
@@ -335,8 +386,8 @@ def test_the_cost_of_all_tasks_has_all_runs_trials_and_sweeps(many: Evidence) ->
     everything = numbers[numbers["task"] == "all"]
     records = [*many.results, *many.failures]
     assert everything["all_seconds"].sum() == pytest.approx(sum(record.wall_seconds or 0.0 for record in records))
-    by_task = numbers[numbers["task"] != "all"].groupby("method")["all_seconds"].sum()
-    assert everything.set_index("method")["all_seconds"].to_dict() == pytest.approx(by_task.to_dict())
+    by_task = numbers[numbers["task"] != "all"].groupby("run")["all_seconds"].sum()
+    assert everything.set_index("run")["all_seconds"].to_dict() == pytest.approx(by_task.to_dict())
 
 
 # --- speed -----------------------------------------------------------------------------------------------------------
@@ -345,7 +396,7 @@ def test_the_cost_of_all_tasks_has_all_runs_trials_and_sweeps(many: Evidence) ->
 def test_products_count_the_kernels_that_were_sparse() -> None:
     evidence = Evidence("embedded", [], None, matrices=make_matrices())
     rows = report.load("tables", "table_matrices").make(evidence).shown
-    own = rows[(rows["Device"] == "CUDA") & (rows["Way"] == "cusparselt")].iloc[0]
+    own = rows[(rows["Device"] == "CUDA") & (rows["Kernel"] == "cusparselt")].iloc[0]
     assert own["Sparse kernels ran"] == "3 of 4"
     assert own["most"] == "1.62"
 
@@ -359,7 +410,7 @@ def test_forms_have_their_times_sizes_scores_and_the_proof_of_their_kernels() ->
     assert rows["CPU", "NxM", "ONNX INT8"]["Score"] == "85.0"
     assert rows["CPU", "Student, dense", "PyTorch fp32"]["ms, 1 × 128"] == "5.0 ~"
     assert rows["CPU", "Student, dense", "PyTorch fp32"]["Speed-up"] == "2.00, 2.00"
-    assert "Absent: Dense, compiled fp32: no compiler." in table.notes
+    assert "Absent: compiled fp32 of Dense: no compiler." in table.notes
 
 
 def test_a_device_that_was_absent_is_a_note_with_the_reason() -> None:

@@ -26,7 +26,7 @@ def draw(evidence: Evidence) -> Figure:
     for (left, right), file in zip(grid, files, strict=True):
         rows = [row for row in file["rows"] if "median_ms" in row]
         name = file["device"].upper()
-        largest = max((row["batch"], row["length"]) for row in rows)
+        largest = _largest(rows)
         _trade_off(left, rows, file["scores"], largest, name)
         _by_batch(right, rows, largest[1], name)
     _legend(figure, [row for file in files for row in file["rows"] if "median_ms" in row])
@@ -37,6 +37,10 @@ def draw(evidence: Evidence) -> Figure:
         ),
     )
     return figure
+
+
+def _largest(rows: list[Row]) -> tuple[int, int]:
+    return max((row["batch"], row["length"]) for row in rows)
 
 
 def _look(row: Row) -> dict[str, Any]:
@@ -111,12 +115,14 @@ def _legend(figure: Figure, rows: list[Row]) -> None:
 
 
 def _remarks(evidence: Evidence, files: list[dict[str, Any]]) -> list[str]:
-    timed = [row for file in files for row in file["rows"] if "median_ms" in row]
+    by_device = [[row for row in file["rows"] if "median_ms" in row] for file in files]
+    band = any(_reference(rows, _largest(rows)) for rows in by_device)
+    timed = [row for rows in by_device for row in rows]
     fell_back = [row for row in timed if row["kernel"] != "dense" and not row["sparse_kernels"]]
     noisy = sum(row["noisy"] for row in timed)
     low, high = paper.MATMUL_SPEEDUP
     return [
-        f"Band: the {low}–{high}× of the paper (A100) over dense.",
+        f"Band: the {low}–{high}× of the paper (A100) over dense." if band else "",
         f"{noisy} of {len(timed)} times have a spread over 10 %." if noisy else "",
         f"In {len(fell_back)} rows of 2:4 kernels the profiler saw no sparse kernel." if fell_back else "",
         *absences(evidence.deployment),
