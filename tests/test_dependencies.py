@@ -178,7 +178,7 @@ def test_dvc_yaml_can_be_read_in_one_go():
 
 
 def test_a_new_method_and_a_new_set_make_no_training_stale(tmp_path):
-    """What trainings depend on is made again by a copy of the code that has one more of each, and is the same."""
+    """A copy of the code with one more method and set makes the same plan, values and checksums for a study."""
     shutil.copytree(SRC, tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.copytree(ROOT / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     package = tmp_path / "src/nxm"

@@ -1,4 +1,4 @@
-"""What the machine is, and in which precision it computes."""
+"""The description of the machine, and the precision it computes in."""
 
 from __future__ import annotations
 

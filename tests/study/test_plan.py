@@ -136,7 +136,7 @@ def test_every_stage_of_the_plan_is_one_of_dvc_yaml():
 
 @pytest.mark.parametrize("name", ALL)
 def test_committed_results_are_in_the_plan_and_have_its_values(name):
-    """What tools/migrate_locks.py asserted once: values added since, and a set's notation, aside."""
+    """The values that a result was made with, apart from values added since and the notation of a set."""
     folder = study_folder(ROOT, name)
     study = study_of(name)
     known = {training: training for training in trainings(study)}

@@ -43,7 +43,7 @@ def _planned(text: str) -> dict[str, Training]:
 
 def planned(study: Study) -> dict[str, Training]:
     """Return the trainings of a study by the names of their stages."""
-    return _planned(study.model_dump_json())
+    return _planned(study.text)
 
 
 def _seconds_per_unit(study: Study, timed: Sequence[Result], task: str) -> float:
@@ -91,10 +91,17 @@ def say_duration(seconds: float) -> str:
 
 
 def stage_units(study: Study, stage: str) -> float:
-    """Return examples x cost of a training stage, an evaluated example being a third; 0 for other stages."""
-    training = planned(study).get(stage)
-    if training is None:
-        return 0.0
+    """Return examples x cost of a training stage, evaluated ones counting a third; 0 for stages that train nothing."""
+    return _units(study.text).get(stage, 0.0)
+
+
+@functools.lru_cache(maxsize=4)
+def _units(text: str) -> dict[str, float]:
+    study = Study.model_validate_json(text)
+    return {stage: _training_units(study, training) for stage, training in _planned(text).items()}
+
+
+def _training_units(study: Study, training: Training) -> float:
     run = composed(study, training)
     rows = TASKS[training.task].rows
     heldout = study.prepare.heldout_examples

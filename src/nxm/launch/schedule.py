@@ -34,6 +34,7 @@ from nxm.study.settings import Study
 from nxm.study.studies import write_study
 
 LOGS = Path(".cache/logs")  # below the study's folder: the output of each stage, while the terminal shows progress
+RECORD_EVERY = 20.0  # seconds: all of dvc.lock is written each time, so small stages share one writing
 TAIL = 30  # lines of a failed stage's log that are shown
 
 Runner = Callable[[int | None, int], bool]  # slot (None: the whole machine), jobs -> success
@@ -258,6 +259,7 @@ class _Display:
     def __init__(self, study: Study, project: Project, plan: list[str], jobs: int, progress: Progress) -> None:
         self.study, self.project, self.plan, self.jobs, self.progress = study, project, plan, jobs, progress
         self.running: dict[str, float] = {}
+        self.recorded = time.monotonic()
         self.done: list[str] = []
         self.timed = timed_runs(study)
         self.bar = progress.add_task("", total=len(plan))
@@ -285,8 +287,9 @@ class _Display:
             except UserError as error:
                 self._complain(error)
                 succeeded = False
-        if seconds > 20 or not self.running:  # each time all of dvc.lock is written: small stages share it
+        if time.monotonic() - self.recorded > RECORD_EVERY:
             self.project.record()
+            self.recorded = time.monotonic()
         if self.logged:
             outcome = "done" if succeeded else "[red]failed[/red]"
             self.progress.console.print(f"{name}: {outcome} ({say_duration(seconds)})", highlight=False)
