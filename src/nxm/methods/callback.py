@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from nxm.errors import UserError
+from nxm.files import new_file
 from nxm.methods.importance import Importance, make_importance
 from nxm.models.targets import find_targets, unwrap, validate_targets
 from nxm.sets import kind_of
@@ -231,10 +231,9 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 
 
 def _write_state(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
     contiguous = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
-    save_file(contiguous, temporary, metadata={"nxm": json.dumps(metadata)})
-    os.replace(temporary, path)
+    with new_file(path) as partial:
+        save_file(contiguous, partial, metadata={"nxm": json.dumps(metadata)})
 
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

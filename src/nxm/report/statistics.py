@@ -24,8 +24,8 @@ from nxm.study.bootstrap import interval
 from nxm.study.results import Failure, Result
 from nxm.study.search import choose
 
-TASKS = {"mnli": "MNLI", "sst2": "SST-2", "qnli": "QNLI", "cola": "CoLA", "stsb": "STS-B", "mrpc": "MRPC", "rte": "RTE"}
-COLUMNS = {"mnli_m": "MNLI-m", "mnli_mm": "MNLI-mm", **{task: label for task, label in TASKS.items() if task != "mnli"}}
+TASKS = {task.name: task.label for task in glue.TASKS.values()}
+COLUMNS = {name: label for task in glue.TASKS.values() for name, label in task.columns.items()}
 METRICS = {"spearman": "Spearman", "f1": "F1", "matthews": "Matthews", "accuracy": "Accuracy"}
 _SELECTED = {
     "heldout": "training rows held out",
