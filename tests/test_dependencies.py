@@ -184,8 +184,9 @@ def test_a_new_method_and_a_new_set_make_no_training_stale(tmp_path):
     package = tmp_path / "src/nxm"
     listing = package / "methods/__init__.py"
     text = listing.read_text(encoding="utf-8")
-    assert text.count('"sr_ste")') == 1
-    listing.write_text(text.replace('"sr_ste")', '"sr_ste", "toy")'), encoding="utf-8")
+    added = re.sub(r"^(METHODS = \(.*)\)$", r'\1, "toy")', text, flags=re.MULTILINE)
+    assert added != text
+    listing.write_text(added, encoding="utf-8")
     shutil.copytree(package / "methods/one_shot", package / "methods/toy")
     toy = (package / "sets/unstructured.py").read_text(encoding="utf-8")
     (package / "sets/another.py").write_text(toy.replace("50 %", "50 permille").replace("%", "permille"), "utf-8")

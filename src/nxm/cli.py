@@ -97,11 +97,21 @@ def repro(study: Study = "embedded", jobs: Jobs = None, allow_missing: AllowMiss
 
 
 @app.command()
-def plan(study: Study = "embedded", jobs: Jobs = None, allow_missing: AllowMissing = False) -> None:
+def plan(
+    study: Study = "embedded",
+    jobs: Jobs = None,
+    allow_missing: AllowMissing = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="bring the generated files of all studies up to date, and stop")
+    ] = False,
+) -> None:
     """Say what `nxm repro` would run, and about how long that takes."""
-    from nxm.launch.schedule import plan
+    from nxm.launch.schedule import plan, write_all
 
-    plan(Path.cwd(), study, jobs, allow_missing=allow_missing)
+    if everything:
+        write_all(Path.cwd())
+    else:
+        plan(Path.cwd(), study, jobs, allow_missing=allow_missing)
 
 
 @app.command()

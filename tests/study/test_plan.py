@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from nxm import UserError
 from nxm.config import read_yaml
+from nxm.methods import METHODS
 from nxm.study.plan import (
     PLAN,
     STAGES,
@@ -267,7 +268,7 @@ TAUGHT = {"distillation": {"task": 0.5, "logits": 0.5, "hidden": 1.0, "temperatu
         (
             "nxm",
             {"method": "amdm"},
-            ["run 'nxm' on stsb: method 'amdm' is unknown; known are admm, one_shot, gradual, sr_ste, or null"],
+            [f"run 'nxm' on stsb: method 'amdm' is unknown; known are {', '.join(METHODS)}, or null"],
         ),
         (
             "nxm",

@@ -31,7 +31,7 @@ from nxm.launch.project import Project, Stage
 from nxm.study.plan import PLAN as PLAN_FILE
 from nxm.study.plan import write_plan
 from nxm.study.settings import Study
-from nxm.study.studies import write_study
+from nxm.study.studies import studies, study_folder, write_study
 
 LOGS = Path(".cache/logs")  # below the study's folder: the output of each stage, while the terminal shows progress
 RECORD_EVERY = 20.0  # seconds: all of dvc.lock is written each time, so small stages share one writing
@@ -368,5 +368,18 @@ def plan(root: Path, name: str, jobs: int | None, *, allow_missing: bool = False
     """Print the stages that `repro` would run, and about how long they take."""
     study = enter(root, name)
     project = Project()
-    announce(study, project, project.pending(allow_missing), default_jobs() if jobs is None else jobs)
+    pending = project.pending(allow_missing)
+    if "plan" in pending:  # what is pending depends on it; this also checks what only the plan checks, such as sets
+        write_plan(study, Path())
+        project.close()
+        project = Project()
+        pending = project.pending(allow_missing)
+    announce(study, project, pending, default_jobs() if jobs is None else jobs)
     project.close()
+
+
+def write_all(root: Path) -> None:
+    """Bring params.yaml, dvc.yaml, plan.yaml and values.json of all studies up to date."""
+    for name in studies(root):
+        write_plan(write_study(root, name), study_folder(root, name))
+    print(f"{len(studies(root))} studies: their generated files are up to date")
