@@ -26,9 +26,10 @@ def estimate_seconds(study: Study, stages: Sequence[str], timed: Sequence[Result
     assumed to have run side by side too.
     """
     work: dict[str, float] = defaultdict(float)
+    known, units = planned(study), _units(study.model_dump_json())
     for stage in stages:
-        if training := planned(study).get(stage):
-            work[training.task] += stage_units(study, stage)
+        if stage in known:
+            work[known[stage].task] += units[stage]
     if not work:
         return 0.0
     if not timed:
@@ -43,7 +44,7 @@ def _planned(text: str) -> dict[str, Training]:
 
 def planned(study: Study) -> dict[str, Training]:
     """Return the trainings of a study by the names of their stages."""
-    return _planned(study.text)
+    return _planned(study.model_dump_json())
 
 
 def _seconds_per_unit(study: Study, timed: Sequence[Result], task: str) -> float:
@@ -92,7 +93,7 @@ def say_duration(seconds: float) -> str:
 
 def stage_units(study: Study, stage: str) -> float:
     """Return examples x cost of a training stage, evaluated ones counting a third; 0 for stages that train nothing."""
-    return _units(study.text).get(stage, 0.0)
+    return _units(study.model_dump_json()).get(stage, 0.0)
 
 
 @functools.lru_cache(maxsize=4)

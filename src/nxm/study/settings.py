@@ -225,11 +225,6 @@ class Study(Settings):
     figures: list[str]
     tables: list[str]
 
-    @functools.cached_property
-    def text(self) -> str:
-        """All settings as one text, made once: a key for what is derived from them."""
-        return self.model_dump_json()
-
     def run(self, name: str, task: str, changes: Mapping[str, Any] | None = None) -> Run:
         """Return a run on a task: its values, replaced by those for the task and then by `changes`.
 
