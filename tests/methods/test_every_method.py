@@ -154,7 +154,8 @@ class Watch(TrainerCallback):
         self.obeyed.append(all(TWO_OF_FOUR.contains(W) for W in find_targets(model).values()))
 
     def on_save(self, args, state, control, model, **kwargs):
-        self.after.append({name: W.detach().clone() for name, W in find_targets(model).items()})
+        saved = model.state_dict()  # in eval mode the model has the projected weights, its state dict never
+        self.after.append({name: saved[name].clone() for name in find_targets(model)})
 
 
 def test_evaluation_is_of_the_projected_network_and_does_not_disturb_training(trained, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,8 +19,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from nxm.errors import UserError
 from nxm.files import new_file
+from nxm.methods.evaluation import ProjectedInEval
 from nxm.methods.importance import Importance, make_importance
-from nxm.models.targets import find_targets, unwrap, validate_targets
+from nxm.models.targets import find_targets, left_dense, unwrap, validate_targets
 from nxm.sets import kind_of
 from nxm.sets.base import ConstraintSet, SparseSet, reject_nan
 from nxm.sets.saved import write_pattern
@@ -31,6 +34,7 @@ class SparsityCallback(TrainerCallback):
 
     It finds the targets, lets the importance watch until the choice is final, saves the method's state with each
     checkpoint, and at the end asserts that the weights lie in the constraint set and writes it into the model's config.
+    In eval mode the model is the projected one (`nxm.methods.evaluation`).
 
     Args:
         constraint: the set S in which the target weights end.
@@ -40,9 +44,12 @@ class SparsityCallback(TrainerCallback):
     Attributes:
         targets: name -> weight, from `on_train_begin` on.
         importance: the `Importance`, or None for "none".
+        weighted_choices: name -> the last choice that the importance made, which is known at the projections alone; the
+            projection in eval mode takes it. Empty before there is one, and without an importance.
 
     Raises:
-        UserError: the method needs a mask and the set is not a `SparseSet`, or the importance is unknown.
+        UserError: the constraint is no set, the method needs a mask and the set is not a `SparseSet`, or the importance
+            is unknown.
     """
 
     needs_mask: ClassVar[bool] = False  # whether the method works with a SparseSet only
@@ -54,6 +61,8 @@ class SparsityCallback(TrainerCallback):
         exclude: tuple[str, ...] = (),
         importance: Importance | str = "none",
     ) -> None:
+        if not isinstance(constraint, ConstraintSet):
+            raise UserError(f"{constraint!r} is not a constraint set; give one such as NM(2, 4), or parse_set('2:4')")
         if self.needs_mask and not isinstance(constraint, SparseSet):
             raise UserError(f"{type(self).__name__} needs a set of zero patterns (a mask), which {constraint} is not")
         self.constraint = constraint
@@ -61,12 +70,30 @@ class SparsityCallback(TrainerCallback):
         self.exclude = exclude
         self.importance = make_importance(importance)
         self.targets: dict[str, nn.Parameter] = {}
+        self.weighted_choices: dict[str, Tensor] = {}
+        self._in_eval: ProjectedInEval | None = None  # while a training runs
+        self._scale: float | None = None  # of the gradients before the step, in fp16
 
-    # Each method defines these.
+    # Each method defines these. In all of them the targets hold the training weights.
 
-    def begin(self, steps: int, steps_per_epoch: int) -> None:
-        """Prepare a training of `steps` optimizer steps; `targets` hold the initial weights."""
+    def begin(self, steps: int, steps_per_epoch: int | None) -> None:
+        """Prepare a training of `steps` optimizer steps; `targets` hold the initial weights.
+
+        steps_per_epoch: None for data without a length.
+        """
         raise NotImplementedError
+
+    def before_step(self) -> None:
+        """Called before the forward pass of a step, and again for each part of an accumulated gradient."""
+
+    def before_update(self, optimizer: Any) -> None:
+        """Called with the gradients complete and clipped, before the optimizer's step."""
+
+    def after_update(self, optimizer: Any) -> None:
+        """Called after the optimizer's step; not where fp16 skipped it, because the gradients overflowed."""
+
+    def after_step(self, step: int, optimizer: Any) -> None:
+        """Called at the end of optimizer step `step`, from 1."""
 
     @property
     def choice_is_final(self) -> bool:
@@ -81,30 +108,74 @@ class SparsityCallback(TrainerCallback):
         """Restore what `state_dict` returned (the tensors may hold others as well); called after `begin`."""
         raise NotImplementedError
 
+    def weighted_choices_in(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> dict[str, Tensor]:
+        """Return `weighted_choices` as of a `state_dict`; {} for a method without an importance."""
+        return {}
+
+    def abandon(self) -> None:
+        """Undo what the method does to the weights for a forward pass: an exception ended the training."""
+
     def finish(self) -> None:
         """Leave the weights in the constraint set at the end of the training."""
+        self._project_targets()
 
     def record(self) -> dict[str, Any] | None:
         """Return the course of the last training for a results file, as JSON; None for a method without one."""
         return None
+
+    # Methods may call these.
+
+    def measure_importance(self, optimizer: Any) -> dict[str, Tensor] | None:
+        """Return name -> cost v of each target (`Importance.measure`); None: there is no importance, or no data yet.
+
+        A target of which nothing is known is left out, and a warning names it.
+        """
+        measured = None if self.importance is None else self.importance.measure(self.targets, optimizer)
+        if measured is not None and len(measured) < len(self.targets):
+            unknown = [name for name in self.targets if name not in measured]
+            warnings.warn(
+                f"{len(unknown)} of {len(self.targets)} matrices took no part in training so far, first {unknown[0]}: "
+                "their weights are chosen by magnitude",
+                stacklevel=2,
+            )
+        return measured
+
+    def hard_choice(self, name: str, W: Tensor) -> Tensor:
+        """Return the choice of the hard prune: the last one made by the importance, else that of W's own projection."""
+        return self.weighted_choices[name] if self.weighted_choices else self.constraint.project(W).choice
 
     # The Trainer calls these.
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        if AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            raise UserError("the weights are sharded over processes; a projection needs whole rows: use DDP instead")
+        self._leave()
+        model = unwrap(model)
+        _refuse_what_cannot_work(args, kwargs.get("optimizer"))
         kind_of(self.constraint)  # what config.json cannot name is refused now, not after hours of training
+        if getattr(model, "config", None) is None:
+            warnings.warn(
+                f"{type(model).__name__} has no config: its weights will lie in {self.constraint}, but no config.json "
+                "will say so",
+                stacklevel=2,
+            )
         self.targets = find_targets(model, self.include, self.exclude)
         validate_targets(self.targets, self.constraint)
-        self.begin(state.max_steps, max(1, round(state.max_steps / state.num_train_epochs)))
-        if self.importance is not None:
-            self.importance.begin(model, self.include, self.exclude)
+        if dense := left_dense(model):
+            warnings.warn(
+                f"{len(dense)} matrices in the blocks of {type(model).__name__} stay dense, since they are no Linear "
+                f"layers' weights: {', '.join(list(dense)[:3])}{', ...' if len(dense) > 3 else ''}",
+                stacklevel=2,
+            )
+        self.weighted_choices = {}
+        self.begin(state.max_steps, _steps_per_epoch(args, kwargs.get("train_dataloader")))
         if state.global_step > 0:
             tensors, metadata = _read_state(_checkpoint(args, state) / STATE_FILE)
             self.load_state_dict(tensors, metadata)
-            if self.importance is not None:
+        self._in_eval = ProjectedInEval(model, self.targets, self._projected, training=state, on_abandoned=self._leave)
+        if self.importance is not None:  # last: from here on the model has hooks, which `_leave` removes
+            self.importance.begin(model, self.include, self.exclude)
+            if state.global_step > 0:
                 self.importance.load_state_dict(tensors)
 
     def on_step_begin(
@@ -112,122 +183,165 @@ class SparsityCallback(TrainerCallback):
     ) -> None:
         if self.importance is not None and self.choice_is_final:
             self.importance.end()  # nothing is chosen any more: stop the measuring, which costs time
+        with self._training_weights():
+            self.before_step()
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._in_eval is not None:
+            self._in_eval.begin_update()
+        self._scale = _gradient_scale(optimizer)
+        self.before_update(optimizer)
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._in_eval is not None:
+            self._in_eval.end_update()
+        # A fused optimizer skips inside its kernel, unseen by accelerate's `step_was_skipped`; but the scale shrinks.
+        skipped = self._scale is not None and _gradient_scale(optimizer) < self._scale
+        with self._training_weights():
+            if not skipped:
+                self.after_update(optimizer)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        with self._training_weights():
+            self.after_step(state.global_step, optimizer)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         tensors, metadata = self.state_dict()
         if self.importance is not None:
             tensors |= self.importance.state_dict()
         if args.should_save:
-            _write_state(_checkpoint(args, state) / STATE_FILE, tensors, metadata)
+            _write_state(_saved_checkpoint(args, state) / STATE_FILE, tensors, metadata)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        if self.importance is not None:
-            self.importance.end()
+        self._leave()
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:  # the weights are that checkpoint's
+            best = _read_state(Path(state.best_model_checkpoint) / STATE_FILE)
+            self.weighted_choices = self.weighted_choices_in(*best)
+        for W in self.targets.values():
+            reject_nan(W)
         self.finish()
         broken = [name for name, W in self.targets.items() if not self.constraint.contains(W)]
         if broken:
             raise AssertionError(
                 f"{len(broken)} matrices left {self.constraint}, first {broken[0]}: please report this"
             )
-        write_pattern(unwrap(model).config, self.constraint, self.targets)
+        if getattr(unwrap(model), "config", None) is not None:
+            write_pattern(unwrap(model).config, self.constraint, self.targets)
 
-    def measure_importance(self, optimizer: Any) -> dict[str, Tensor] | None:
-        """Return name -> cost v of each target (`Importance.measure`); None: there is no importance, or no data yet."""
-        return None if self.importance is None else self.importance.measure(self.targets, optimizer)
+    # How it works.
 
+    def _leave(self) -> None:
+        """Leave the model as a training does: with its training weights, and nothing attached."""
+        if self.importance is not None:
+            self.importance.end()
+        if self._in_eval is not None:
+            self._in_eval.detach()
+            self.abandon()
+        self._in_eval = None
 
-class HardPrunedEvaluation(SparsityCallback):
-    """A method whose weights lie outside the constraint set while it trains.
-
-    In eval mode the network is the hard-pruned one (the paper's evaluation, section 4.2): its weights are projected
-    at the first such forward pass, and restored before training goes on.
-    """
-
-    _unpruned: dict[str, Tensor] | None = None  # the weights, while an evaluation runs on the pruned ones
-
-    def __init__(
-        self,
-        constraint: ConstraintSet,
-        include: tuple[str, ...] = (),
-        exclude: tuple[str, ...] = (),
-        importance: Importance | str = "none",
-    ) -> None:
-        super().__init__(constraint, include, exclude, importance)
-        # An importance is known at the projections alone: the hard prune takes the last choice by it; {}: none yet.
-        self.weighted_choices: dict[str, Tensor] = {}
-
-    # A method with an importance defines this.
-
-    def weighted_choices_in(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> dict[str, Tensor]:
-        """Return `weighted_choices` as of a `state_dict`; {} for a method without an importance."""
-        return {}
-
-    # The Trainer calls these.
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        self.weighted_choices = {}
-        super().on_train_begin(args, state, control, model=model, **kwargs)
-        self._hook = unwrap(model).register_forward_pre_hook(self._prune_in_eval_mode)
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._restore()
-
-    def on_predict(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
-    ) -> None:
-        self._restore()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        self._hook.remove()
-        self._restore()
-        if args.load_best_model_at_end and state.best_model_checkpoint is not None:  # the weights are that checkpoint's
-            best = _read_state(Path(state.best_model_checkpoint) / STATE_FILE)
-            self.weighted_choices = self.weighted_choices_in(*best)
-        super().on_train_end(args, state, control, model=model, **kwargs)
-
-    def finish(self) -> None:
-        self._hard_prune()
-
-    def hard_choice(self, name: str, W: Tensor) -> Tensor:
-        """Return the choice of the hard prune: the last one made by the importance, else that of W's own projection."""
-        return self.weighted_choices[name] if self.weighted_choices else self.constraint.project(W).choice
+    def _training_weights(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._in_eval is None else self._in_eval.training_weights()
 
     @torch.no_grad()
-    def _prune_in_eval_mode(self, module: nn.Module, inputs: Any) -> None:
-        if module.training:
-            self._restore()
-        elif self._unpruned is None and not self.choice_is_final:
-            self._unpruned = {name: W.detach().clone() for name, W in self.targets.items()}
-            self._hard_prune()
+    def _projected(self, name: str, W: Tensor) -> Tensor | None:
+        """Return the hard-pruned W, a new tensor; None where it lies in the set."""
+        if self.constraint.contains(W):
+            return None
+        if not self.weighted_choices:
+            return self.constraint.project(W).Z
+        reject_nan(W)
+        Z = W.detach().clone()
+        self.constraint.hold_(Z, self.weighted_choices[name])
+        return Z
 
     @torch.no_grad()
-    def _hard_prune(self) -> None:
+    def _project_targets(self) -> None:
         """Move every weight outside the set into it; also weights that the Trainer loaded back from a checkpoint."""
         for name, W in self.targets.items():
-            if self.constraint.contains(W):
-                continue
-            if self.weighted_choices:
-                reject_nan(W)
-                self.constraint.hold_(W, self.weighted_choices[name])
-            else:
-                W.copy_(self.constraint.project(W).Z)
+            projected = self._projected(name, W)
+            if projected is not None:
+                W.copy_(projected)
 
-    @torch.no_grad()
-    def _restore(self) -> None:
-        if self._unpruned is not None:
-            for name, W in self.targets.items():
-                W.copy_(self._unpruned[name])
-            self._unpruned = None
+
+def steps_in(interval: str | int, steps_per_epoch: int | None) -> int:
+    """Return the optimizer steps of an interval, "epoch" or a number of steps.
+
+    Raises:
+        UserError: it is an epoch, and the data has no length.
+    """
+    if interval != "epoch":
+        return int(interval)
+    if steps_per_epoch is None:
+        raise UserError("interval 'epoch' needs data with a length, which this has not: give a number of steps")
+    return steps_per_epoch
+
+
+def _refuse_what_cannot_work(args: TrainingArguments, optimizer: Any) -> None:
+    """Raise UserError for a training in which the saved weights could not be right."""
+    if AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise UserError("the weights are sharded over processes; a projection needs whole rows: use DDP instead")
+    if args.enable_jit_checkpoint:
+        raise UserError(
+            "enable_jit_checkpoint saves in the middle of a step, without the method's state, so that it could not be "
+            "resumed: set save_steps instead"
+        )
+    inner = getattr(optimizer, "optimizer", optimizer)  # inside accelerate's wrapper
+    if callable(getattr(inner, "eval", None)):
+        raise UserError(
+            f"{type(inner).__name__} keeps other weights for evaluation than for training, as schedule-free optimizers "
+            "do; what it swaps in would not lie in the constraint set: use another, such as optim='adamw_torch'"
+        )
+
+
+def _steps_per_epoch(args: TrainingArguments, loader: Any) -> int | None:
+    """Return the optimizer steps of an epoch as the Trainer counts them; None for data without a length."""
+    try:
+        batches = len(loader)
+    except TypeError:
+        return None
+    return max(1, -(-batches // args.gradient_accumulation_steps))
+
+
+def _gradient_scale(optimizer: Any) -> float | None:
+    """Return the factor of fp16's gradients, which shrinks when a step is skipped; None without fp16."""
+    scaler = getattr(optimizer, "scaler", None)
+    return scaler.get_scale() if scaler is not None and scaler.is_enabled() else None
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def _saved_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    """Return the folder into which the Trainer has just saved: a hyper-parameter search has one for each run."""
+    folder = _checkpoint(args, state)
+    if not state.is_hyper_param_search:
+        return folder
+    runs = folder.parent.glob(f"*/{folder.name}")
+    return max(runs, key=lambda run: run.stat().st_mtime_ns, default=folder)
 
 
 def _write_state(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

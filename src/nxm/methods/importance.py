@@ -35,7 +35,8 @@ class Importance:
     def measure(self, targets: dict[str, nn.Parameter], optimizer: Any) -> dict[str, Tensor] | None:
         """Return name -> cost v, fp32, of the weight's shape or (1, in_features); None before there is any data.
 
-        The same in every process. Called once per projection.
+        A weight of which nothing is known, since its layer took no part, is left out. The same in every process. Called
+        once per projection.
         """
         raise NotImplementedError
 
@@ -73,11 +74,12 @@ class AdamSecondMoment(Importance):
         for name, W in targets.items():
             state = optimizer.state[W]
             if not state and "betas" in optimizer.param_groups[0]:
-                return None  # Adam in fp16, whose steps were all skipped so far
+                continue  # Adam without a gradient of this weight, or in fp16, whose steps were all skipped so far
             if "exp_avg_sq" not in state:
                 raise UserError(f"the optimizer has no second moment (exp_avg_sq) of {name}: use Adam or AdamW")
-            measured[name] = state["exp_avg_sq"]
-        return measured
+            if state["exp_avg_sq"].any():  # all zero: a fused Adam in fp16, whose steps were all skipped so far
+                measured[name] = state["exp_avg_sq"]
+        return measured or None
 
 
 class ActivationNorms(Importance):
@@ -105,8 +107,8 @@ class ActivationNorms(Importance):
 
     def measure(self, targets: dict[str, nn.Parameter], optimizer: Any) -> dict[str, Tensor] | None:
         tokens, sums = self._totals()
-        seen = bool((tokens > 0).all())
-        return {name: sums[name][None, :] / tokens[i].item() for i, name in enumerate(targets)} if seen else None
+        seen = [(name, count) for name, count in zip(targets, tokens.tolist(), strict=True) if count > 0]
+        return {name: sums[name][None, :] / count for name, count in seen} or None
 
     def end(self) -> None:
         for hook in self._hooks:

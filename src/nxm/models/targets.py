@@ -1,8 +1,8 @@
 """The target matrices of a model: the weights that are made sparse.
 
 As in the paper (section 3.2) these are the fully connected layers of the Transformer blocks, without embeddings,
-pooler and classifier. They are found from the model's structure, so that any encoder with a stack of blocks works,
-whatever the names of its layers (tested: BERT, DistilBERT, RoBERTa, MPNet, ELECTRA).
+pooler and classifier. They are found from the model's structure, so that any model with stacks of blocks works,
+whatever the names of its layers: encoders, decoders, both, or two towers (docs/architectures.md lists what was tried).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nxm.sets.base import ConstraintSet
 def find_targets(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> dict[str, nn.Parameter]:
     """Return the weights, shape `(out_features, in_features)`, of the Linear layers inside the Transformer blocks.
 
-    Blocks are the members of the model's stack, see `find_stack`.
+    Blocks are the members of the model's stacks, see `find_stacks`. A weight that several layers share counts once.
     BERT-base has 72 matrices (12 blocks x Q, K, V, attention output, FFN1, FFN2), in the order of the forward pass.
 
     Args:
@@ -30,14 +30,26 @@ def find_targets(model: nn.Module, include: Sequence[str] = (), exclude: Sequenc
     Returns: full name -> weight.
 
     Raises:
-        UserError: the model has no stack of blocks, the patterns leave no weight, or one of them matches none.
+        UserError: the model has no stack of blocks, the patterns leave no weight, one of them matches none, or the
+            model has a PEFT adapter.
     """
-    prefix, stack = find_stack(model)
-    found = {
-        f"{prefix}.{name}.weight": module.weight
-        for name, module in stack.named_modules()
-        if isinstance(module, nn.Linear)
-    }
+    model = unwrap(model)
+    if any(type(module).__module__.partition(".")[0] == "peft" for module in model.modules()):
+        raise UserError(
+            "this model has a PEFT adapter, whose base would be pruned but not saved: merge it first "
+            "(model = model.merge_and_unload())"
+        )
+    found: dict[str, nn.Parameter] = {}
+    for prefix, stack in find_stacks(model):
+        for name, module in stack.named_modules():
+            if isinstance(module, nn.Linear) and all(module.weight is not W for W in found.values()):
+                found[f"{prefix}.{name}.weight"] = module.weight
+    if not found:
+        inside = {type(module).__name__ for _, stack in find_stacks(model) for module in stack.modules()}
+        raise UserError(
+            f"the blocks of {type(model).__name__} have no nn.Linear layer, and nxm prunes no other: they are made of "
+            f"{', '.join(sorted(inside - {'ModuleList', 'Dropout', 'LayerNorm'}))}"
+        )
     for pattern in (*include, *exclude):
         if not any(re.search(pattern, name) for name in found):
             raise UserError(
@@ -54,34 +66,85 @@ def find_targets(model: nn.Module, include: Sequence[str] = (), exclude: Sequenc
     return chosen
 
 
-def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the name and the module of the stack of Transformer blocks.
+def find_stacks(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """Return the name and the module of each stack of Transformer blocks, in the model's order.
 
-    It is the longest `nn.ModuleList` with Linear layers inside, with `num_hidden_layers` entries where the config has
-    that value.
+    A stack is an outermost `nn.ModuleList` of modules with parameters inside, other than a list of single layers. Where
+    the model's configs say how many blocks there are, it has that many members. An encoder-decoder or a model of two
+    towers has two.
 
     Raises:
         UserError: there is none.
     """
     model = unwrap(model)
-    expected = getattr(getattr(model, "config", None), "num_hidden_layers", None)
-    stacks = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and (expected is None or len(module) == expected)
-        and any(isinstance(inner, nn.Linear) for inner in module.modules())
-    ]
+    stacks: list[tuple[str, nn.ModuleList]] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer, _ in stacks)
+        if isinstance(module, nn.ModuleList) and not inside and any(_is_block(member) for member in module):
+            stacks.append((name, module))
+    depths = _depths(model)
+    stacks = [(name, stack) for name, stack in stacks if len(stack) in depths] or stacks
     if not stacks:
+        raise UserError(f"{type(model).__name__} has no stack of Transformer blocks (an nn.ModuleList of them)")
+    return stacks
+
+
+def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the one stack of a model's Transformer blocks, see `find_stacks`.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    stacks = find_stacks(model)
+    if len(stacks) > 1:
         raise UserError(
-            f"{type(model).__name__} has no stack of Transformer blocks (an nn.ModuleList"
-            + (f" of config.num_hidden_layers = {expected} blocks)" if expected is not None else ")")
+            f"{type(model).__name__} has {len(stacks)} stacks of blocks, where one is wanted: "
+            f"{', '.join(name for name, _ in stacks)}"
         )
-    return max(stacks, key=lambda item: len(item[1]))
+    return stacks[0]
+
+
+def left_dense(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return name -> parameter of the other matrices inside the blocks, which no method makes sparse.
+
+    Such are convolutions, GPT-2's Conv1D, and parameters of more dimensions such as a mixture's experts. Embeddings,
+    whose rows are looked up, are not counted.
+    """
+    model = unwrap(model)
+    dense = {}
+    for prefix, stack in find_stacks(model):
+        for place, module in stack.named_modules():
+            if not isinstance(module, nn.Linear | nn.Embedding):
+                for name, W in module.named_parameters(recurse=False):
+                    if W.ndim >= 2 and min(W.shape[-2:]) > 1:
+                        dense[".".join(part for part in (prefix, place, name) if part)] = W
+    return dense
+
+
+def _is_block(module: nn.Module) -> bool:
+    return any(True for _ in module.children()) and any(W.ndim >= 2 for W in module.parameters())
+
+
+def _depths(model: nn.Module) -> set[int]:
+    """Return the numbers of blocks that the configs of a model and of its parts give."""
+    names = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "n_layers")
+    configs = [config for module in model.modules() if (config := getattr(module, "config", None)) is not None]
+    depths = {getattr(config, name, None) for config in configs for name in names}
+    return {depth for depth in depths if isinstance(depth, int)}
 
 
 def validate_targets(targets: dict[str, nn.Parameter], constraint: ConstraintSet) -> None:
-    """Raise UserError, naming every matrix whose shape does not fit the constraint set."""
+    """Check that weights can be trained into a constraint set.
+
+    Raises:
+        UserError: weights are frozen, or the shapes of some do not fit the set; it names each of these.
+    """
+    frozen = [name for name, weight in targets.items() if not weight.requires_grad]
+    if frozen:
+        raise UserError(
+            f"{len(frozen)} of {len(targets)} matrices are frozen (requires_grad=False), first {frozen[0]}: pruning "
+            "would change them, and they could not adapt; name them in `exclude`, or let them train"
+        )
     problems = []
     for name, weight in targets.items():
         try:
@@ -93,5 +156,5 @@ def validate_targets(targets: dict[str, nn.Parameter], constraint: ConstraintSet
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside a DistributedDataParallel wrapper, or the model itself."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    """Return the model inside a wrapper for several devices, or the model itself."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) else model

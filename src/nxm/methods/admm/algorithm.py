@@ -120,7 +120,7 @@ class ADMM:
                 1.8 (Boyd et al. 2011, section 3.4.3).
             importance: name -> the cost v >= 0 of a squared change of each weight, fp32, of W's shape or one that
                 broadcasts to it (`nxm.methods.importance`); Z then minimises sum v (Z - W - U)^2 over S. None: the
-                Euclidean projection.
+                Euclidean projection, also of a weight that is left out.
 
         Raises:
             Diverged: W + U has NaN.
@@ -130,7 +130,7 @@ class ADMM:
             Z_before, choice_before, U = self.Z[name], self.choices[name], self.U[name]
             relaxed = W if relaxation == 1.0 else torch.lerp(Z_before, W, relaxation)
 
-            projection = self.constraint.project(relaxed + U, None if importance is None else importance[name])
+            projection = self.constraint.project(relaxed + U, None if importance is None else importance.get(name))
             Z = projection.Z  # Z <- Proj_S(W + U)
             U.add_(relaxed, alpha=dual_step).sub_(Z, alpha=dual_step)  # U <- U + W - Z
             self.Z[name], self.choices[name], self._target[name] = Z, projection.choice, Z - U

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from nxm.errors import UserError
 from nxm.methods.admm.algorithm import ADMM, kappa_of_rho, rho_at, rho_by_similarity
 from nxm.methods.admm.settings import BEST_ADMM, Admm
-from nxm.methods.callback import HardPrunedEvaluation
+from nxm.methods.callback import SparsityCallback, steps_in
 from nxm.methods.held import HeldWeights
 from nxm.methods.importance import Importance
 from nxm.sets.base import ConstraintSet, support
@@ -26,14 +25,14 @@ def make(constraint: ConstraintSet, settings: Admm, include: tuple[str, ...], ex
     return AdmmCallback(constraint, settings, MaskHistory(), include, exclude)
 
 
-def steps_between_projections(settings: Admm, steps: int, steps_per_epoch: int) -> int:
-    """Return the number of optimizer steps per ADMM iteration in a run of `steps`."""
+def steps_between_projections(settings: Admm, steps: int, steps_per_epoch: int | None) -> int:
+    """Return the number of optimizer steps per ADMM iteration in a run of `steps`; see `steps_in`."""
     if settings.interval == "auto":
         return max(1, math.floor(steps * settings.freeze_at) // AUTO_ITERATIONS)
-    return steps_per_epoch if settings.interval == "epoch" else int(settings.interval)
+    return steps_in(settings.interval, steps_per_epoch)
 
 
-class AdmmCallback(HardPrunedEvaluation):
+class AdmmCallback(SparsityCallback):
     """ADMM fine-tuning into the constraint set (`nxm.methods.admm.algorithm`).
 
     With `NM` it is NxMTransformer, with `Unstructured` the paper's ADMM_unstructured.
@@ -44,7 +43,6 @@ class AdmmCallback(HardPrunedEvaluation):
         history: records the weights' time outside the mask, for Figure 4; takes five bytes per weight. None: no record.
         include, exclude: regular expressions on weight names, see `nxm.models.targets.find_targets`.
         importance: the measure of the projection, by name or an object (`nxm.methods.importance`); None: the settings'.
-        relaxation: over-relaxation, see `nxm.methods.admm.algorithm.ADMM.iterate_`; None: the settings'.
 
     After training, `iterations` holds one dict for each ADMM iteration (see `nxm.methods.admm.algorithm.Iteration`).
 
@@ -61,13 +59,13 @@ class AdmmCallback(HardPrunedEvaluation):
         exclude: tuple[str, ...] = (),
         *,
         importance: Importance | str | None = None,
-        relaxation: float | None = None,
     ) -> None:
+        if not isinstance(settings, Admm):
+            raise UserError(f"settings must be an object of class Admm, got {settings!r}: write Admm(...)")
         super().__init__(
             constraint or NM(), include, exclude, settings.importance if importance is None else importance
         )
         self.settings = settings
-        self.relaxation = settings.relaxation if relaxation is None else relaxation
         self.history = history
         self.iterations: list[dict[str, Any]] = []
         self.frozen_at_step: int | None = None
@@ -75,7 +73,7 @@ class AdmmCallback(HardPrunedEvaluation):
         self.example: dict[str, Any] | None = None
         self._held: HeldWeights | None = None  # from the freeze on
 
-    def begin(self, steps: int, steps_per_epoch: int) -> None:
+    def begin(self, steps: int, steps_per_epoch: int | None) -> None:
         self.iterations, self.frozen_at_step, self.swaps, self._held = [], None, None, None  # of an earlier training
         self.admm = ADMM(self.targets, self.constraint)
         self.steps_per_epoch = steps_per_epoch
@@ -92,43 +90,25 @@ class AdmmCallback(HardPrunedEvaluation):
         if self.history is not None:
             self.history.begin(self.admm)
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def before_update(self, optimizer: Any) -> None:
         if self._held is not None:
             self._held.apply_to_gradients_()
         elif self.pulls and self.settings.recipe in ("paper", "gradient"):
             self.admm.penalty_gradient_(self.rho)
 
-    def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        if getattr(optimizer, "step_was_skipped", False):  # fp16: the gradients overflowed, nothing moved
-            return
+    def after_update(self, optimizer: Any) -> None:
         if self._held is not None:
             self._held.apply_to_weights_()
         elif self.pulls and self.settings.recipe == "proximal":
             self.admm.proximal_step_(self.kappa)
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def after_step(self, step: int, optimizer: Any) -> None:
         if self._held is not None:
             return
-        if state.global_step % self.interval == 0:
-            self._iterate(state.global_step, optimizer)
-        if state.global_step == self.freeze_step:
-            self._freeze(state.global_step)
+        if step % self.interval == 0:
+            self._iterate(step, optimizer)
+        if step == self.freeze_step:
+            self._freeze(step)
 
     def finish(self) -> None:
         if self._held is None:
@@ -175,7 +155,7 @@ class AdmmCallback(HardPrunedEvaluation):
 
     def _iterate(self, step: int, optimizer: Any) -> None:
         importance = self.measure_importance(optimizer)
-        iteration = self.admm.iterate_(self.dual_step, self.relaxation, importance)
+        iteration = self.admm.iterate_(self.dual_step, self.settings.relaxation, importance)
         if self.importance is not None:
             self.weighted_choices = dict(self.admm.choices)
         if self.history is not None:
@@ -184,7 +164,7 @@ class AdmmCallback(HardPrunedEvaluation):
             {
                 "iteration": len(self.iterations) + 1,
                 "step": step,
-                "epoch": step / self.steps_per_epoch,
+                "epoch": None if self.steps_per_epoch is None else step / self.steps_per_epoch,
                 "rho": self.rho,
                 "similarity": iteration.similarity,
                 "primal_residual": iteration.primal_residual,

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from nxm.errors import UserError
-from nxm.methods.callback import HardPrunedEvaluation
+from nxm.methods.callback import SparsityCallback, steps_in
 from nxm.methods.gradual.algorithm import gradual_mask, share_left
 from nxm.methods.gradual.settings import DEFAULT_GMP, Gmp
 from nxm.methods.held import HeldWeights
@@ -24,7 +23,7 @@ def make(constraint: ConstraintSet, settings: Gmp, include: tuple[str, ...], exc
     return GmpCallback(constraint, settings, include, exclude)
 
 
-class GmpCallback(HardPrunedEvaluation):
+class GmpCallback(SparsityCallback):
     """Gradual magnitude pruning into the constraint set (`nxm.methods.gradual.algorithm`).
 
     Example: `Trainer(..., callbacks=[GmpCallback(NM(2, 4))])`.
@@ -48,13 +47,15 @@ class GmpCallback(HardPrunedEvaluation):
         *,
         importance: Importance | str | None = None,
     ) -> None:
-        self.settings = settings or DEFAULT_GMP
+        self.settings = DEFAULT_GMP if settings is None else settings
+        if not isinstance(self.settings, Gmp):
+            raise UserError(f"settings must be an object of class Gmp, got {settings!r}: write Gmp(...)")
         super().__init__(
             constraint or NM(), include, exclude, self.settings.importance if importance is None else importance
         )
 
-    def begin(self, steps: int, steps_per_epoch: int) -> None:
-        self.interval = steps_per_epoch if self.settings.interval == "epoch" else int(self.settings.interval)
+    def begin(self, steps: int, steps_per_epoch: int | None) -> None:
+        self.interval = steps_in(self.settings.interval, steps_per_epoch)
         self.last_step = math.floor(steps * self.settings.prune_until)
         if self.last_step < 2 * self.interval:
             raise UserError(
@@ -64,32 +65,20 @@ class GmpCallback(HardPrunedEvaluation):
         self._hold({name: torch.ones_like(W, dtype=torch.bool) for name, W in self.targets.items()})
         self.settled = False
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def before_update(self, optimizer: Any) -> None:
         self.held.apply_to_gradients_()
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def after_update(self, optimizer: Any) -> None:
         self.held.apply_to_weights_()
 
     @torch.no_grad()
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        step = state.global_step
+    def after_step(self, step: int, optimizer: Any) -> None:
         if self.settled or (step % self.interval and step != self.last_step):
             return
         scores = {name: W.detach() for name, W in self.targets.items()}
         importance = self.measure_importance(optimizer)
         if importance is not None:
-            scores = {name: score * importance[name].sqrt() for name, score in scores.items()}
+            scores |= {name: scores[name] * cost.sqrt() for name, cost in importance.items()}
             self.weighted_choices = {name: self.constraint.mask(score) for name, score in scores.items()}
         share = share_left(step / self.last_step)
         self._hold({name: gradual_mask(score, self.constraint, share) for name, score in scores.items()})

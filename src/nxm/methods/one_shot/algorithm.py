@@ -25,12 +25,12 @@ def one_shot_choices(
         weights: name -> parameter, any floating dtype.
         importance: name -> the cost v >= 0 of a squared change of each weight, of the weight's shape or one that
             broadcasts to it (`nxm.methods.importance`), so that the largest sqrt(v) |W| survive; None: the Euclidean
-            projection.
+            projection, also of a weight that is left out.
 
     Raises:
         Diverged: a weight has NaN.
     """
     return {
-        name: constraint.project(W, None if importance is None else importance[name]).choice
+        name: constraint.project(W, None if importance is None else importance.get(name)).choice
         for name, W in weights.items()
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from nxm.errors import UserError
 from nxm.methods.callback import SparsityCallback
@@ -47,19 +46,12 @@ class AspCallback(SparsityCallback):
         super().__init__(constraint or NM(), include, exclude, importance)
         self.held: HeldWeights | None = None
 
-    def begin(self, steps: int, steps_per_epoch: int) -> None:
+    def begin(self, steps: int, steps_per_epoch: int | None) -> None:
         self.held = None
         if self.importance is None:
             self.held = self._hold(one_shot_choices(self.targets, self.constraint))
 
-    def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def before_update(self, optimizer: Any) -> None:
         if self.held is None:
             importance = self.measure_importance(optimizer)
             if importance is None:
@@ -70,9 +62,7 @@ class AspCallback(SparsityCallback):
             self.held = self._hold(one_shot_choices(self.targets, self.constraint, importance))
         self.held.apply_to_gradients_()
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def after_update(self, optimizer: Any) -> None:
         if self.held is not None:
             self.held.apply_to_weights_()
 

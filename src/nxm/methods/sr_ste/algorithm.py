@@ -35,8 +35,13 @@ class SRSTE:
 
     @torch.no_grad()
     def mask_(self) -> None:
-        """Replace W by W~ in the network, before the forward pass."""
+        """Replace W by W~ in the network, before the forward pass; where W~ is there already, nothing changes.
+
+        A step's gradient may be accumulated over several passes, each with its own call.
+        """
         for name, W in self.weights.items():
+            if name in self._dense:
+                continue
             self._dense[name] = W.detach().clone()
             self.masks[name] = self.constraint.mask(W)
             W.mul_(self.masks[name])
@@ -44,7 +49,14 @@ class SRSTE:
     @torch.no_grad()
     def restore_(self) -> None:
         """Restore W and add the decay to its gradient, after the backward pass and before the optimizer's step."""
+        self.unmask_()
         for name, W in self.weights.items():
-            W.copy_(self._dense.pop(name))
             if W.grad is not None:
                 W.grad.add_(W * ~self.masks[name], alpha=self.decay)
+
+    @torch.no_grad()
+    def unmask_(self) -> None:
+        """Put W back in place of W~, if it is not there."""
+        for name, dense in self._dense.items():
+            self.weights[name].copy_(dense)
+        self._dense = {}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from nxm.methods.callback import HardPrunedEvaluation
+from nxm.methods.callback import SparsityCallback
 from nxm.methods.sr_ste.algorithm import SRSTE
 from nxm.methods.sr_ste.settings import SrSte
 from nxm.sets.base import ConstraintSet, SparseSet
@@ -21,7 +20,7 @@ def make(
     return SrSteCallback(constraint, settings.decay, include, exclude)
 
 
-class SrSteCallback(HardPrunedEvaluation):
+class SrSteCallback(SparsityCallback):
     """SR-STE into the constraint set (`nxm.methods.sr_ste.algorithm`): the mask is computed at every step, to the last.
 
     Example: `Trainer(..., callbacks=[SrSteCallback(NM(2, 4))])`.
@@ -45,20 +44,17 @@ class SrSteCallback(HardPrunedEvaluation):
         super().__init__(constraint or NM(), include, exclude)
         self.decay = decay
 
-    def begin(self, steps: int, steps_per_epoch: int) -> None:
+    def begin(self, steps: int, steps_per_epoch: int | None) -> None:
         self.sr_ste = SRSTE(self.targets, self.constraint, self.decay)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        super().on_step_begin(args, state, control, **kwargs)
-        self._restore()  # an evaluation may have left the pruned weights for the next training pass to restore
+    def before_step(self) -> None:
         self.sr_ste.mask_()
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def before_update(self, optimizer: Any) -> None:
         self.sr_ste.restore_()
+
+    def abandon(self) -> None:
+        self.sr_ste.unmask_()
 
     @property
     def choice_is_final(self) -> bool:

@@ -1,0 +1,199 @@
+"""The projected network in eval mode, the training weights in train mode: what a look at the model in training sees.
+
+While a method trains, its weights lie outside the constraint set. What is evaluated must be the projected network (the
+paper's evaluation, section 4.2), what trains and is saved must not, whoever runs the model: the Trainer, a user's
+callback, `generate`, a loss that calls a part of the model. So the weights follow the *mode* of their layer: `eval()`
+puts the projected weights in, `train()` puts the training weights back. A state dict has the training weights in both
+modes. Forward passes have no hooks.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from nxm.errors import UserError
+
+_CHILD = "nxm_projected_in_eval"
+
+Project = Callable[[str, Tensor], Tensor | None]
+
+
+class ProjectedInEval:
+    """Makes layers run on projected weights in eval mode, until `detach`.
+
+    An optimizer's step on the targets outside `update` means that an exception ended this training and the model is in
+    other hands: everything is detached before that step.
+
+    Memory: in eval mode two copies of each weight that lies outside the set.
+
+    Args:
+        model: the unwrapped model. A deep copy of it follows its own mode.
+        targets: full name -> weight of a layer.
+        project: (name, W) -> the projected weight, a new tensor; None where W lies in its set.
+        training: an object that the callbacks of one training share, such as the `TrainerState`.
+        on_abandoned: called after a detachment by another training, to undo what else this one left.
+
+    Raises:
+        UserError: another callback of the same training has one of the targets.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Mapping[str, nn.Parameter],
+        project: Project,
+        training: object,
+        on_abandoned: Callable[[], None],
+    ) -> None:
+        self._training = training
+        self._on_abandoned = on_abandoned
+        self._targets = {id(W) for W in targets.values()}
+        self._stepped: set[int] | None = None  # the optimizers that stepped in the current update; None: no update
+        self._handles: list[Any] = []
+        self._layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in targets}
+        self._followers: list[_FollowsMode] = []
+        for name, layer in self._layers.items():  # before anything is attached
+            left = getattr(layer, _CHILD, None)
+            if left is not None and left.owner._training is training:
+                raise UserError(f"{name} is a target of two callbacks: give them different `include` and `exclude`")
+            if left is not None:
+                left.owner.detach()  # an exception ended that training
+        self._handles.append(_watch_optimizers(self))
+        for name, layer in self._layers.items():
+            follower = _FollowsMode(self, name, targets[name], project)
+            layer.add_module(_CHILD, follower)
+            self._handles.append(layer.register_state_dict_post_hook(_keep_training_weight))
+            self._followers.append(follower)
+            follower.train(layer.training)
+
+    def restore(self) -> None:
+        """Put the training weights in, whatever the mode."""
+        for follower in self._followers:
+            follower.restore()
+
+    @contextmanager
+    def training_weights(self) -> Iterator[None]:
+        """Hold the training weights in the model for the method's own work, whatever the mode."""
+        self.restore()
+        yield
+        for follower in self._followers:
+            if not follower.training:
+                follower.project()
+
+    def begin_update(self) -> None:
+        """Expect the optimizer's step: from here to `end_update` the model holds the training weights."""
+        self.restore()
+        self._stepped = set()
+
+    def end_update(self) -> None:
+        """Expect no step any more."""
+        self._stepped = None
+
+    def detach(self) -> None:
+        """Restore the training weights and leave the model as it was found; may be called more than once."""
+        self.restore()
+        for handle in self._handles:
+            handle.remove()
+        for layer in self._layers.values() if self._followers else ():
+            delattr(layer, _CHILD)
+        self._handles, self._followers = [], []
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Called before a step of any optimizer in this process."""
+        if not any(id(W) in self._targets for group in optimizer.param_groups for W in group["params"]):
+            return
+        if self._stepped is not None and id(optimizer) not in self._stepped:  # ours may be made of several
+            self._stepped.add(id(optimizer))
+            self.restore()
+        else:
+            self.detach()
+            self._on_abandoned()
+
+
+def _watch_optimizers(owner: ProjectedInEval) -> RemovableHandle:
+    reference = weakref.ref(owner)  # an abandoned model may be freed
+
+    def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        owner = reference()
+        if owner is not None:
+            owner.before_step(optimizer)
+
+    handle = register_optimizer_step_pre_hook(before_step)
+    weakref.finalize(owner, handle.remove)
+    return handle
+
+
+class _FollowsMode(nn.Module):
+    """A child of a layer, without parameters: `train` and `eval` reach it as they reach every module."""
+
+    def __init__(self, owner: ProjectedInEval, name: str, weight: nn.Parameter, project: Project) -> None:
+        super().__init__()
+        # In a tuple, so that the weight is not registered a second time; and one that deepcopy copies with the layer.
+        self._weight = (weight,)
+        self._name = name
+        self._project = _Shared(project)
+        self._owner = _Shared(owner)
+        self._trained: Tensor | None = None  # while the layer runs on projected weights
+        self._projected: Tensor | None = None
+
+    @property
+    def owner(self) -> ProjectedInEval:
+        return self._owner.value
+
+    @property
+    def trained(self) -> Tensor | None:
+        """The training weight, while the layer runs on the projected one."""
+        return self._trained
+
+    def train(self, mode: bool = True) -> _FollowsMode:
+        super().train(mode)
+        if mode:
+            self.restore()
+        else:
+            self.project()
+        return self
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def project(self) -> None:
+        (W,) = self._weight
+        if self._trained is None:
+            projected = self._project.value(self._name, W)
+            if projected is not None:
+                self._trained, self._projected = W.detach().clone(), projected
+                W.copy_(projected)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def restore(self) -> None:
+        (W,) = self._weight
+        if self._trained is not None:
+            if torch.equal(W, self._projected):  # else somebody loaded other weights in eval mode: these count
+                W.copy_(self._trained)
+            self._trained = self._projected = None
+
+
+class _Shared:
+    """Holds what copies of a model share: the training is not copied with it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        return self
+
+
+def _keep_training_weight(
+    layer: nn.Module, state_dict: dict[str, Tensor], prefix: str, metadata: dict[str, Any]
+) -> None:
+    follower = getattr(layer, _CHILD, None)
+    if follower is not None and follower.trained is not None:
+        state_dict[f"{prefix}weight"] = follower.trained
