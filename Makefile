@@ -17,7 +17,7 @@ help:
 	@echo "make show STUDY=...      print what is committed, without running anything"
 	@echo "make test                lint, unit tests and a small study end to end"
 	@echo "make lint                ruff and mypy alone"
-	@echo "make pages               render README.md and the studies' pages from the results"
+	@echo "make pages               render README.md, the studies' pages and docs/situations.md"
 	@echo "make lock                renew requirements.lock from pyproject.toml"
 	@echo "make clean               remove the environment and cheap caches; results, data and checkpoints stay"
 
@@ -41,6 +41,7 @@ show: $(READY)
 
 pages: $(READY)
 	@$(NXM) pages
+	@$(BIN)/python tools/situations.py
 
 test: lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

@@ -163,8 +163,8 @@ class SparsityCallback(TrainerCallback):
         validate_targets(self.targets, self.constraint)
         if dense := left_dense(model):
             warnings.warn(
-                f"{len(dense)} matrices in the blocks of {type(model).__name__} stay dense, since they are no Linear "
-                f"layers' weights: {', '.join(list(dense)[:3])}{', ...' if len(dense) > 3 else ''}",
+                f"{len(dense)} matrices of {type(model).__name__} stay dense, since they are in no Linear layer of its "
+                f"blocks: {', '.join(list(dense)[:3])}{', ...' if len(dense) > 3 else ''}",
                 stacklevel=2,
             )
         self.weighted_choices = {}

@@ -69,21 +69,17 @@ def find_targets(model: nn.Module, include: Sequence[str] = (), exclude: Sequenc
 def find_stacks(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
     """Return the name and the module of each stack of Transformer blocks, in the model's order.
 
-    A stack is an outermost `nn.ModuleList` of modules with parameters inside, other than a list of single layers. Where
-    the model's configs say how many blocks there are, it has that many members. An encoder-decoder or a model of two
-    towers has two.
+    A stack is an outermost `nn.ModuleList` of modules with matrices inside, other than a list of single layers; where
+    some have Linear layers, only these count. Where the model's configs say how many blocks there are, it has that many
+    members. An encoder-decoder or a model of two towers has two.
 
     Raises:
         UserError: there is none.
     """
     model = unwrap(model)
-    stacks: list[tuple[str, nn.ModuleList]] = []
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer, _ in stacks)
-        if isinstance(module, nn.ModuleList) and not inside and any(_is_block(member) for member in module):
-            stacks.append((name, module))
+    lists = _lists_of_modules(model)
     depths = _depths(model)
-    stacks = [(name, stack) for name, stack in stacks if len(stack) in depths] or stacks
+    stacks = [(name, stack) for name, stack in lists if len(stack) in depths] or lists
     if not stacks:
         raise UserError(f"{type(model).__name__} has no stack of Transformer blocks (an nn.ModuleList of them)")
     return stacks
@@ -105,31 +101,46 @@ def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def left_dense(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return name -> parameter of the other matrices inside the blocks, which no method makes sparse.
+    """Return name -> parameter of the other matrices in lists of modules, which no method makes sparse.
 
-    Such are convolutions, GPT-2's Conv1D, and parameters of more dimensions such as a mixture's experts. Embeddings,
-    whose rows are looked up, are not counted.
+    Such are convolutions and parameters of more dimensions, as a mixture's experts, and all matrices of a list that is
+    no stack (`find_stacks`). Embeddings, whose rows are looked up, are not counted.
     """
     model = unwrap(model)
+    stacks = {prefix for prefix, _ in find_stacks(model)}
     dense = {}
-    for prefix, stack in find_stacks(model):
-        for place, module in stack.named_modules():
-            if not isinstance(module, nn.Linear | nn.Embedding):
+    for prefix, modules in _lists_of_modules(model):
+        for place, module in modules.named_modules():
+            if not isinstance(module, nn.Embedding) and not (isinstance(module, nn.Linear) and prefix in stacks):
                 for name, W in module.named_parameters(recurse=False):
-                    if W.ndim >= 2 and min(W.shape[-2:]) > 1:
+                    if W.ndim >= 2 and min(W.shape[-2:]) > 1 and "bias" not in name:
                         dense[".".join(part for part in (prefix, place, name) if part)] = W
     return dense
+
+
+def _lists_of_modules(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """Return the outermost lists that may be stacks of blocks; where some have Linear layers, these alone."""
+    lists: list[tuple[str, nn.ModuleList]] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer, _ in lists)
+        if isinstance(module, nn.ModuleList) and not inside and any(_is_block(member) for member in module):
+            lists.append((name, module))
+    return [(name, modules) for name, modules in lists if _has_linear(modules)] or lists
 
 
 def _is_block(module: nn.Module) -> bool:
     return any(True for _ in module.children()) and any(W.ndim >= 2 for W in module.parameters())
 
 
+def _has_linear(module: nn.Module) -> bool:
+    return any(isinstance(inner, nn.Linear) for inner in module.modules())
+
+
 def _depths(model: nn.Module) -> set[int]:
     """Return the numbers of blocks that the configs of a model and of its parts give."""
     names = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "n_layers")
     configs = [config for module in model.modules() if (config := getattr(module, "config", None)) is not None]
-    depths = {getattr(config, name, None) for config in configs for name in names}
+    depths = [getattr(config, name, None) for config in configs for name in names]
     return {depth for depth in depths if isinstance(depth, int)}
 
 
