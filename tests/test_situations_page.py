@@ -13,7 +13,7 @@ TOOL = runpy.run_path(str(ROOT / "tools" / "situations.py"))
 
 def test_the_page_is_up_to_date():
     rows = list(TOOL["situations"](ROOT / "tests"))
-    assert len(rows) > 30
+    assert len(rows) >= 30
     assert TOOL["PAGE"].read_text(encoding="utf-8") == TOOL["page"](rows), "run `make pages`"
 
 

@@ -2,8 +2,8 @@
 
     python tools/situations.py
 
-A test names its situations: `@pytest.mark.situation(part, words, "works" or "refused", since="0.2")`. They are read from
-the source, so that the tests need not be imported.
+A test names its situations: `@pytest.mark.situation(part, words, "works" or "refused", since="0.2")`. They are read
+from the source, so that the tests need not be imported.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ FIRST_VERSION = "0.2"  # that has this page
 
 HEAD = """# What is supported
 
-Each row is a test. *Refused* means: an error before anything is lost, which says what would be right. This page is written by
-`make pages` from the tests' markers; a situation that is missing here has not been tried.
+Each row is a test. *Refused* means: an error before anything is lost, which says what would be right.
+This page is written by `make pages` from the tests' markers; a situation that is missing here has not been tried.
 """
 
 

@@ -2,7 +2,7 @@
 
 As in the paper (section 3.2) these are the fully connected layers of the Transformer blocks, without embeddings,
 pooler and classifier. They are found from the model's structure, so that any model with stacks of blocks works,
-whatever the names of its layers: encoders, decoders, both, or two towers (docs/architectures.md lists what was tried).
+whatever the names of its layers: encoders, decoders, both, or two towers (docs/situations.md lists what was tried).
 """
 
 from __future__ import annotations
