@@ -5,6 +5,7 @@ Timings are interleaved (`nxm.measure.timing`). `nxm.measure.forms` measures the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -109,8 +110,8 @@ def measure_training_step(
     The dense step, a method's callback in each step and its projection are timed separately within each round. The time
     of a run in a round is dense step + callback + projection / interval, with its number of steps between projections
     as interval. (On a shared machine complete steps vary from one second to the next by more than a callback costs.)
-    ADMM is timed in its phase before the mask is frozen, with the study's records for Figure 4. All methods work on the
-    same network.
+    ADMM is timed in its phase before the mask is frozen, with the study's records for Figure 4. Each method works on a
+    copy of the same network, as it is after one step.
 
     Args:
         folder: the dense model.
@@ -129,41 +130,49 @@ def measure_training_step(
         weight_decay=study.trainer.weight_decay,
         report_to=[],
     )
-    optimizer_class, optimizer_settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
-    optimizer = optimizer_class(model.parameters(), **optimizer_settings)
     batch = _random_batch(model, batch_size, length, device)
-    # a run so long that the mask is never frozen
-    state = TrainerState(max_steps=1000 * steps_per_epoch, num_train_epochs=1000)
     control = TrainerControl()
-    given = {"model": model, "optimizer": optimizer}
     callbacks = {name: _callback(study, task, name, steps_per_epoch) for name in STEP_RUNS}
+    given: dict[str, dict[str, Any]] = {}
     Accelerator(cpu=args.device.type == "cpu")  # the callbacks read accelerate's state
-    for callback in callbacks.values():
-        if callback is not None:
-            callback.on_train_begin(args, state, control, **given)
 
-    def step() -> None:
-        """Take a dense step; its gradients stay for the callbacks."""
-        model.zero_grad()
-        model(**batch).loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), study.trainer.max_grad_norm)
-        optimizer.step()
+    def step(name: str) -> None:
+        """Take the step of a run's own network, without the callback; its gradients stay."""
+        network, optimizer = given[name]["model"], given[name]["optimizer"]
+        network.zero_grad()
+        network(**batch).loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), study.trainer.max_grad_norm)
+        if callbacks[name] is None:
+            optimizer.step()
 
-    def call_back(callback: SparsityCallback) -> None:
+    def call_back(name: str) -> None:
         """Call what the Trainer calls around the optimizer's step."""
-        callback.on_pre_optimizer_step(args, state, control, **given)
-        callback.on_optimizer_step(args, state, control, **given)
+        callbacks[name].on_pre_optimizer_step(args, control=control, **given[name])
+        callbacks[name].on_optimizer_step(args, control=control, **given[name])
 
-    def project(callback: AdmmCallback) -> None:
+    def project(name: str) -> None:
         """Call `on_step_end` of a step that projects; in other steps it does nothing."""
-        state.global_step = callback.interval
-        callback.on_step_end(args, state, control, **given)
+        given[name]["state"].global_step = callbacks[name].interval
+        callbacks[name].on_step_end(args, control=control, **given[name])
+
+    for name, callback in callbacks.items():
+        network = copy.deepcopy(model)
+        optimizer_class, optimizer_settings = Trainer.get_optimizer_cls_and_kwargs(args, network)
+        given[name] = {
+            # a run so long that the mask is never frozen
+            "state": TrainerState(max_steps=1000 * steps_per_epoch, num_train_epochs=1000),
+            "model": network,
+            "optimizer": optimizer_class(network.parameters(), **optimizer_settings),
+        }
+        if callback is not None:
+            callback.on_train_begin(args, control=control, train_dataloader=range(steps_per_epoch), **given[name])
+        step(name)
 
     admm = {name: callback for name, callback in callbacks.items() if isinstance(callback, AdmmCallback)}
     calls: dict[tuple[str, str], Call] = {
-        ("dense", "step"): step,
-        **{(name, "callback"): partial(call_back, callback) for name, callback in callbacks.items() if callback},
-        **{(name, "projection"): partial(project, callback) for name, callback in admm.items()},
+        ("dense", "step"): partial(step, "dense"),
+        **{(name, "callback"): partial(call_back, name) for name, callback in callbacks.items() if callback},
+        **{(name, "projection"): partial(project, name) for name in admm},
     }
     warmup = min(study.benchmark.warmup, 2)  # steps are long, and the first creates AdamW's state
     with tqdm(total=len(calls) * (warmup + study.benchmark.repeats), desc="training step", unit=" calls") as bar:
