@@ -127,6 +127,7 @@ def test_the_state_is_saved_with_every_checkpoint(trained):
     assert len(list(trained.folder.glob(f"checkpoint-*/{STATE_FILE}"))) == 16
 
 
+@pytest.mark.situation("training", "killed and resumed from a checkpoint", "works", since="0.1")
 @pytest.mark.parametrize("step", [2, 7, 11])
 def test_a_resumed_training_ends_with_the_same_weights(step, trained, tmp_path):
     checkpoint = tmp_path / f"checkpoint-{step}"
@@ -179,6 +180,7 @@ def test_evaluation_is_of_the_projected_network_and_does_not_disturb_training(tr
     assert_equal(weights_of(model), trained.weights)
 
 
+@pytest.mark.situation("training", "load_best_model_at_end, with an early best", "works", since="0.1")
 @every_example
 @pytest.mark.parametrize("best", [1, 3])
 def test_the_best_evaluation_loaded_back_is_pruned_as_it_was_evaluated(name, values, best, tmp_path, monkeypatch):
@@ -207,6 +209,7 @@ def test_the_best_evaluation_loaded_back_is_pruned_as_it_was_evaluated(name, val
     assert honest()["eval_loss"] == losses[best - 1]
 
 
+@pytest.mark.situation("training", "one callback for one training after another", "works", since="0.1")
 def test_a_callback_may_be_used_for_one_training_after_another(trained, tmp_path):
     model = new_model()
     trainer_for(model, parity_data(), tmp_path, [trained.callback], seed=3).train()
@@ -243,6 +246,7 @@ def test_targets_can_be_chosen(name, tmp_path):
 # --- Refusals ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.situation("training", "a matrix whose width is no multiple of M", "refused", since="0.1")
 @pytest.mark.parametrize("name", METHODS)
 def test_a_width_that_is_no_multiple_of_the_group_is_refused_before_training(name, tmp_path):
     callback = make(name, settings_class(name).examples[0], NM(2, 32))
@@ -250,6 +254,9 @@ def test_a_width_that_is_no_multiple_of_the_group_is_refused_before_training(nam
         trainer_for(new_model(), parity_data(), tmp_path, [callback]).train()
 
 
+@pytest.mark.situation(
+    "training", "resume from a checkpoint without the method's state, or in another output_dir", "refused", since="0.1"
+)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_checkpoint_without_the_methods_state_is_refused_by_name(name, tmp_path):
     trainer_for(new_model(), parity_data(), tmp_path, [], save_strategy="steps", save_steps=2, max_steps=4).train()
@@ -258,6 +265,7 @@ def test_a_checkpoint_without_the_methods_state_is_refused_by_name(name, tmp_pat
         trainer.train(resume_from_checkpoint=True)
 
 
+@pytest.mark.situation("training", "resume from a damaged checkpoint", "refused", since="0.1")
 @pytest.mark.parametrize("name", METHODS)
 def test_a_damaged_state_is_refused_by_name(name, tmp_path):
     values = settings_class(name).examples[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -285,6 +286,21 @@ def test_a_search_saves_the_state_in_its_own_runs(name, tmp_path):
     assert {path.parent.name for path in (tmp_path / "run-1").glob(f"*/{STATE_FILE}")} == {
         f"checkpoint-{step}" for step in (4, 8, 12, 16)
     }
+
+
+@pytest.mark.situation("training", "load_best_model_at_end, and the best checkpoint's folder is gone", "works")
+@every_method
+def test_a_best_checkpoint_that_is_gone_loses_nothing(name, tmp_path):
+    class Gone(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 16:
+                shutil.rmtree(state.best_model_checkpoint)
+
+    model = new_model()
+    arguments = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 4}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    trainer_for(model, parity_data(), tmp_path, [make(name), Gone()], **arguments, **best).train()
+    assert obeys(model)
 
 
 @pytest.mark.situation("training", "enable_jit_checkpoint (saving on SIGTERM)", "refused")

@@ -237,9 +237,10 @@ class SparsityCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         self._leave()
-        if args.load_best_model_at_end and state.best_model_checkpoint is not None:  # the weights are that checkpoint's
-            best = _read_state(Path(state.best_model_checkpoint) / STATE_FILE)
-            self.weighted_choices = self.weighted_choices_in(*best)
+        best = state.best_model_checkpoint
+        # Then the weights are that checkpoint's; unless it is gone, which the Trainer warns of.
+        if args.load_best_model_at_end and best is not None and Path(best).is_dir():
+            self.weighted_choices = self.weighted_choices_in(*_read_state(Path(best) / STATE_FILE))
         for W in self.targets.values():
             reject_nan(W)
         self.finish()
