@@ -17,6 +17,7 @@ from nxm import UserError
 from nxm.data.prepare import load_prepared, prepare
 from nxm.data.settings import Prepare
 from nxm.data.tasks import compute_metrics, get_task
+from nxm.distillation.settings import DISTILLATION
 from nxm.models.save import save_model
 from nxm.study.settings import Run
 from nxm.study.settings import Trainer as TrainerSettings
@@ -106,6 +107,25 @@ def test_two_runs_are_equal_to_the_bit_and_seeds_differ(source, tmp_path):
     assert first.metrics == second.metrics
     assert all(torch.equal(v, second.model.state_dict()[k]) for k, v in first.model.state_dict().items())
     assert any(not torch.equal(v, other.model.state_dict()[k]) for k, v in first.model.state_dict().items())
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_a_runs_dropout_holds_during_its_training_steps_alone(source, tmp_path, monkeypatch, taught):
+    seen = set()
+
+    def forward(self, *args, **kwargs):
+        seen.add((self.training, self.p))
+        return args[0]
+
+    monkeypatch.setattr(torch.nn.Dropout, "forward", forward)
+    model, teacher = (load_model(source / "weights", STSB, fresh_head=True) for _ in range(2))
+    own = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+    tokenizer = load_tokenizer(source / "weights")
+    parts = Parts(model, tokenizer, source / "weights", teacher if taught else None, None, None)
+    values = RUN.model_copy(update={"dropout": 0.25, "distillation": DISTILLATION if taught else None})
+    train(parts, STSB, load_prepared(source / "prepared"), values, COMMON, 0, tmp_path)
+    assert {p for training, p in seen if training} == {0.25}
+    assert {p for training, p in seen if not training} == own == {0.1}
 
 
 def test_a_saved_model_scores_the_same(source, tmp_path):

@@ -1,9 +1,11 @@
-"""Students: smaller networks built from a teacher's layers."""
+"""Students: smaller networks built from a teacher's layers, and their dropout in training."""
 
 from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -41,11 +43,40 @@ def every_other_layer(teacher: PreTrainedModel) -> PreTrainedModel:
     return student.to(dtype=teacher.dtype)
 
 
-def set_dropout_(model: nn.Module, p: float) -> None:
-    """Set every dropout of a model to p, in place. The config, and so a model loaded from it later, is unchanged.
+@contextmanager
+def dropout_at(model: nn.Module, p: float | None) -> Iterator[None]:
+    """Set every dropout of a model to p inside the block; afterwards each has its own rate again.
 
     With dropout a student would have to match hidden states that its teacher computes without any.
+
+    A dropout is the rate of a module such as nn.Dropout, or a number with "drop" in its name: an attribute that a
+    module passes to a function (BART, Llama), or a value of the config that a module reads in its forward pass
+    (ProphetNet). The rate at which whole layers or paths are left out (`layerdrop`) is changed by p = 0 alone. Where a
+    config's rate is 0, some models have no module whose rate could be raised.
+
+    Args:
+        p: the rate, from 0 to 1; None changes nothing.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = p
+    before = [] if p is None else list(_dropouts(model, with_depth=p == 0))
+    try:
+        for owner, name, _ in before:
+            setattr(owner, name, p)
+        yield
+    finally:
+        for owner, name, rate in before:
+            setattr(owner, name, rate)
+
+
+def _dropouts(model: nn.Module, with_depth: bool) -> Iterator[tuple[object, str, float]]:
+    """Yield the owner, the name and the rate of each dropout; `with_depth` those of whole layers and paths too."""
+    modules = list(model.modules())
+    configs = {id(config): config for module in modules if (config := vars(module).get("config")) is not None}
+    for owner in (*modules, *configs.values()):
+        kind = type(owner).__name__
+        for name, rate in vars(owner).items():
+            if "drop" not in name and not (name == "p" and "Dropout" in kind):
+                continue
+            is_rate = isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 <= rate <= 1
+            of_depth = re.search(r"layer_?drop|drop_?path|drop_?connect", f"{kind} {name}", re.IGNORECASE)
+            if is_rate and (with_depth or not of_depth):
+                yield owner, name, rate

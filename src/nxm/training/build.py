@@ -1,7 +1,7 @@
 """The parts of a training: the model, its teacher, and the callback that takes it into the constraint set.
 
 The order of random draws is part of every result: set the seed, draw the head, take half the layers, permute channels,
-set dropout, load the teacher, make the callback.
+load the teacher, make the callback.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nxm.data.tasks import Task, get_task
 from nxm.errors import UserError
 from nxm.methods import make_callback as make_method_callback
 from nxm.methods.callback import SparsityCallback
-from nxm.models.student import every_other_layer, set_dropout_
+from nxm.models.student import every_other_layer
 from nxm.sets import parse_set
 from nxm.sets.nm import NM
 from nxm.study.plan import Training, model_path, start_path
@@ -55,8 +55,6 @@ def build(study: Study, training: Training, run: Run, mean_label: float | None) 
         model = every_other_layer(model)
     if run.permute:
         _permute_(model, study, run)
-    if run.dropout is not None:
-        set_dropout_(model, run.dropout)
     teacher_path = model_path(study, training, run.teacher) if run.teacher else None
     teacher = load_teacher(teacher_path, task, run)
     return Parts(model, load_tokenizer(start), start, teacher, teacher_path, make_callback(study, run))

@@ -1,8 +1,8 @@
 """A Hugging Face Trainer for reproducible fine-tuning on GLUE.
 
-It adds three features: batches of similar length whose order depends on seed and epoch alone, so that a resumed run and
-a run with more processes see the same batches; an error at the first loss that is not finite; and a mark in every
-complete checkpoint. Knowledge distillation is in `nxm.distillation.trainer`.
+It adds four features: batches of similar length whose order depends on seed and epoch alone, so that a resumed run and
+a run with more processes see the same batches; the run's dropout during training steps; an error at the first loss that
+is not finite; and a mark in every complete checkpoint. Knowledge distillation is in `nxm.distillation.trainer`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from nxm.data.tasks import METRICS, Task, compute_metrics, paper_metric
 from nxm.distillation.trainer import DistillationTrainer
 from nxm.errors import Diverged, UserError
 from nxm.files import write_text
+from nxm.models.student import dropout_at
 from nxm.study.settings import Run
 from nxm.study.settings import Trainer as TrainerSettings
 from nxm.training.build import Parts
@@ -94,9 +95,9 @@ def train(
         "callbacks": [*([parts.callback] if parts.callback else []), _MarkComplete(seconds_before)],
     }
     if parts.teacher is None:
-        trainer = _Trainer(**options)
-    else:  # dropout None: `build` has set it
-        taught = {"distillation": run.distillation, "noise": run.noise, "dropout": None}
+        trainer = _Trainer(dropout=run.dropout, **options)
+    else:
+        taught = {"distillation": run.distillation, "noise": run.noise, "dropout": run.dropout}
         trainer = _StudentTrainer(teacher=parts.teacher, **taught, **options)
     outcome = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if not trainer.predicted:  # resumed after the last evaluation
@@ -152,8 +153,9 @@ class LengthGroupedByEpoch(Sampler[int]):
 
 
 class _Trainer(Trainer):
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, dropout: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.own_dropout = dropout  # None with a teacher: DistillationTrainer then sets it
         self.loss_is_scaled_for_ga = False  # it is the mean over a batch
         self.accepted = frozenset(inspect.signature(self.model.forward).parameters)
         self.predicted: dict[str, np.ndarray] = {}  # logits of the last evaluation by its metrics' prefix
@@ -184,7 +186,8 @@ class _Trainer(Trainer):
         return super().compute_loss(model, own, return_outputs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
+        with dropout_at(self.model, self.own_dropout):
+            loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise Diverged(
                 f"the loss became {loss.item()} at step {self.state.global_step + 1} (epoch {self.state.epoch:.2f}, "
