@@ -17,6 +17,7 @@ GROUPS = {
         "stages/train.py",
         "src/nxm/data/tasks.py",
         "src/nxm/methods/callback.py",
+        "src/nxm/methods/evaluation.py",
         "src/nxm/methods/held.py",
         "src/nxm/methods/importance.py",
         "src/nxm/models/save.py",
