@@ -75,9 +75,8 @@ class Run(Settings):
     learning_rate: Positive
     batch_size: PositiveInt  # global, over all processes
     distillation: Distillation | None = None  # weights of the terms of the loss with a teacher
-    dropout: Annotated[float, Field(strict=True, ge=0.0, lt=1.0)] | None = (
-        None  # during training; null: the model's own
-    )
+    # during training; null: the model's own
+    dropout: Annotated[float, Field(strict=True, ge=0.0, lt=1.0)] | None = None
     noise: Share = 0.0  # share of tokens replaced in half of each batch; the teacher labels the changed sentences
     permute: bool = False  # reorder inner channels first, so that N:M retains more (`nxm.models.permute`)
 
@@ -280,8 +279,8 @@ class Study(Settings):
         if run.batch_size > rows:
             raise ValueError(f"batch_size = {run.batch_size} is more than the {rows} training examples: set it lower")
         steps = rows // run.batch_size  # an incomplete last batch is left out
-        if (settings := run.method_settings) and hasattr(settings, "refuse_short_training"):
-            settings.refuse_short_training(run.epochs * steps, steps)
+        if refuse := getattr(run, "refuse_short_training", None):  # of a method that projects now and then
+            refuse(run.epochs * steps, steps)
 
     def train_rows(self, task: str) -> int | None:
         """Return the number of a task's training examples; None where the data decides, which may be a folder's."""
