@@ -111,7 +111,7 @@ def finished(repository) -> tuple[Path, str]:
 def passing(finished) -> Iterator[tuple[Path, str]]:
     """The finished study for a test that changes it: afterwards it is as it was, without running any stage again."""
     study = finished[0] / SMOKE
-    before = study.with_name("smoke-before")
+    before = finished[0].with_name("smoke-before")  # beside the repository, where it is no study
     shutil.copytree(study, before)
     yield finished
     shutil.rmtree(study)
