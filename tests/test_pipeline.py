@@ -266,7 +266,7 @@ def test_the_report_is_made_without_a_run_and_a_search_that_diverged_and_says_so
     whole = (tables / "table1.md").read_text()
     before = edited(settings, "distil_nxm_plus: {<<: *plus,", "distil_nxm_plus: {<<: *plus, learning_rate: 1e30,")
     try:
-        edited(settings, "nxm: {values: {learning_rate: [2e-3, 1e30]}}", "nxm: {values: {learning_rate: [1e30]}}")
+        edited(settings, "nxm: {values: {learning_rate: [3e-3, 1e30]}}", "nxm: {values: {learning_rate: [1e30]}}")
         status, output = run_launch(folder)
         assert status == 1
         assert "study smoke: a stage failed" in output
