@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -87,3 +88,42 @@ def test_the_embedded_studys_chain_can_be_read_by_name(root):
     assert stages["figure@figure1"].is_report
     assert all(stages[name].is_timed for name in stages if name.startswith(("benchmark", "deployment", "matrices")))
     project.close()
+
+
+@pytest.mark.situation("settings", "another name than embedded for the study in the root's params.yaml", "refused")
+@pytest.mark.parametrize(("key", "value"), [("study", "mine"), ("root", "/tmp")])
+def test_the_roots_study_has_its_name_and_place(root, key, value):
+    path = root / "params.yaml"
+    text = path.read_text()
+    path.write_text(re.sub(rf"^{key}: \S+", f"{key}: {value}", text, flags=re.MULTILINE))
+    for name in ("embedded", "own"):
+        with pytest.raises(UserError, match=rf"params\.yaml: .*{key} = '{value}'.* here they are 'embedded' and '\.'"):
+            schedule.plan(root, name, None)
+    assert not (root / "studies/own/params.yaml").exists()
+
+
+@pytest.mark.situation("commands", "a generated plan that was cut short or has conflict marks", "works")
+@pytest.mark.parametrize("name", [PLAN, VALUES])
+@pytest.mark.parametrize("text", ["", "{", "<<<<<<< HEAD\n"])
+def test_a_damaged_plan_is_made_again(root, name, text):
+    path = root / name
+    whole = path.read_bytes()
+    path.write_text(text)
+    schedule.enter(root, "embedded")
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.situation("commands", "a results file that was cut short or has conflict marks", "refused")
+@pytest.mark.parametrize("text", ["", '{"study": "embe', "<<<<<<< HEAD\n{}\n"])
+def test_a_damaged_results_file_is_an_error_with_the_remedy(root, text, capsys):
+    path = root / "results/stsb/nxm/seed0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        schedule.plan(root, "embedded", None)
+    assert str(error.value).startswith(f"{path}: not a JSON file: it was cut short, or has git's conflict marks")
+    assert "delete it, and `nxm repro` makes it again" in str(error.value)
+    schedule.plan(root, "own", None)  # another study needs it for an estimate alone
+    path.unlink()
+    schedule.plan(root, "embedded", None)
+    assert "stages to run" in capsys.readouterr().out

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
 from nxm import UserError
 from nxm.launch import schedule
@@ -135,6 +139,45 @@ def test_a_dvc_yaml_that_cannot_be_read_is_an_error_with_dvcs_message(folder):
         Project()
 
 
+@pytest.mark.situation("commands", "a downloaded archive, which is no git repository", "works")
+def test_a_folder_that_is_no_git_repository_runs(folder):
+    (folder / ".dvc/config").write_text("[core]\n    analytics = false\n")
+    run("fetch", "train", "figure")
+    assert pending() == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", marks=pytest.mark.situation("commands", "an empty or cut dvc.lock", "refused")),
+        "schema: '2.0'\nstages:\n  fetch:\n",
+        "schema: '2.0'\nstages:\n  fetch:\n    cm",
+        "schema: [",
+    ],
+)
+def test_a_damaged_dvc_lock_is_an_error_with_the_remedy(folder, text):
+    run("fetch")
+    path = folder / "dvc.lock"
+    whole = path.read_text()
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        Project()
+    assert f"{path} is damaged, perhaps by an interruption: `git checkout {path}` brings back the" in str(error.value)
+    path.write_text(whole)
+    assert pending() == ["train", "figure"]
+    path.unlink()
+    assert pending() == ["fetch", "train", "figure"]
+
+
+@pytest.mark.situation("commands", "git's conflict marks in dvc.lock", "refused")
+def test_a_conflict_in_dvc_lock_is_an_error_that_says_so(folder):
+    (folder / "dvc.lock").write_text("<<<<<<< HEAD\nschema: '2.0'\n=======\nschema: '2.0'\n>>>>>>> other\n")
+    with pytest.raises(
+        UserError, match="has git's conflict marks: take the entries of both sides, and remove the marks"
+    ):
+        Project()
+
+
 # --- nxm repro -------------------------------------------------------------------------------------------------------
 
 
@@ -179,3 +222,40 @@ def test_what_plan_adds_to_the_stages_runs_in_the_same_command(study):
     schedule.repro(study, "embedded", 1)
     assert pending() == []
     assert {path.name for path in study.glob("?.json")} == {"a.json", "b.json"}
+
+
+@pytest.mark.situation("commands", "`nxm plan` while `nxm repro` runs", "works")
+def test_a_second_run_disturbs_no_first_and_its_plan_can_be_seen(study, capfd):
+    path = study / "dvc.yaml"
+    slow = "cmd: touch begun && sleep 3 && cp params.yaml source"
+    path.write_text(path.read_text().replace("cmd: cp params.yaml source", slow))
+    failed: list[BaseException] = []
+
+    def first() -> None:
+        try:
+            schedule.repro(study, "embedded", 1)
+        except BaseException as error:
+            failed.append(error)
+
+    running = threading.Thread(target=first)
+    running.start()
+    while not (study / "begun").exists():
+        time.sleep(0.01)
+    with pytest.raises(UserError, match=rf"study embedded: process {os.getpid()} on .* runs it already"):
+        schedule.repro(study, "embedded", 1)
+    capfd.readouterr()
+    schedule.plan(study, "embedded", 1)
+    printed = capfd.readouterr().out
+    assert f"process {os.getpid()} on " in printed
+    assert "3 stages to run" in printed
+    running.join()
+    assert not failed
+    assert pending() == []
+
+
+@pytest.mark.situation("commands", "`nxm repro` while a DVC command runs in the same study", "refused")
+def test_a_dvc_command_at_work_is_told_before_a_stage_starts(study):
+    with Repo().lock, pytest.raises(UserError, match="a DVC command is at work here; wait for its end"):
+        schedule.repro(study, "embedded", 1)
+    assert not (study / "source").exists()
+    schedule.repro(study, "embedded", 1)

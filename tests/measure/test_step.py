@@ -16,7 +16,7 @@ from nxm.measure.timing import Call
 from nxm.sets.nm import NM
 from nxm.sets.unstructured import Unstructured
 from nxm.study.results import read_benchmark
-from nxm.study.settings import Benchmark, Study, load_study
+from nxm.study.settings import Benchmark, Run, Study, load_study
 
 REPOSITORY = Path(__file__).parents[2]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -127,7 +127,12 @@ def test_an_interval_that_follows_from_the_length_is_that_of_the_studys_own_run(
 ) -> None:
     original = Study.run
     changes = {"epochs": 24, "interval": "auto", "freeze_at": 0.5}
-    monkeypatch.setattr(Study, "run", lambda *given: original(*given).model_copy(update=changes))
+
+    def changed(*given: object) -> Run:
+        run = original(*given)
+        return run.replace(**{name: value for name, value in changes.items() if name in type(run).model_fields})
+
+    monkeypatch.setattr(Study, "run", changed)
     rows = training_step(folder, study, scripted)
     assert {row["method"]: row.get("interval") for row in rows} == {
         "dense": None,

@@ -75,7 +75,7 @@ def test_the_schedule_rescales_the_dual_so_that_the_mask_holds(tiny_data, tmp_pa
 
 def test_a_run_too_short_for_one_iteration_is_refused(tiny_data, tmp_path):
     trainer = trainer_for(new_model(), tiny_data, tmp_path, [AdmmCallback(settings=PROXIMAL)], num_train_epochs=1)
-    with pytest.raises(ValueError, match="fewer than one iteration"):
+    with pytest.raises(ValueError, match="interval = epoch is 4 optimizer steps, and the ADMM phase has 2"):
         trainer.train()
 
 

@@ -70,6 +70,6 @@ def test_gmp_prunes_in_steps_and_then_holds_the_mask(tiny_data, tmp_path):
 def test_gmp_that_would_prune_at_once_is_refused(tiny_data, tmp_path):
     callback = GmpCallback(NM(2, 4), Gmp(interval="epoch", prune_until=0.4))
     with pytest.raises(
-        ValueError, match=r"has 6 optimizer steps \(prune_until = 0\.4 of 16\), fewer than two intervals of 4"
+        ValueError, match=r"interval = epoch is 4 optimizer steps, and pruning has 6 \(prune_until = 0\.4 of 16\)"
     ):
         trainer_for(new_model(), tiny_data, tmp_path, [callback]).train()

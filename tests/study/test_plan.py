@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -332,3 +333,29 @@ def test_an_unknown_task_is_named_with_the_known_ones(values):
 def test_a_variant_of_an_unknown_run_is_named(values):
     with pytest.raises(UserError, match="variant 'nmx/rho1' is of 'nmx', which 'runs' does not name"):
         parse_study(values | {"variants": {"nmx/rho1": {"values": {"rho": 1.0}}}}, "params.yaml")
+
+
+@pytest.mark.situation("settings", "a pattern whose groups do not fit the weights' width", "refused")
+@pytest.mark.parametrize(
+    ("targets", "fits"),
+    [
+        ({}, {"1:4": True, "1:6": False, "1:5": False}),
+        ({"exclude": ["output"]}, {"1:4": True, "1:6": True, "1:5": False}),
+    ],
+)
+def test_a_set_is_compared_with_the_weights_that_are_here(values, tmp_path, targets, fits):
+    """Widths 32 and 48: groups of 4 fit both; groups of 6 one, which may be the targets'; groups of 5 neither."""
+    values["targets"] |= targets
+    weights = tmp_path / "data/source/weights"
+    for notation, fit in fits.items():
+        values["runs"]["nxm"]["set"] = notation
+        study = parse_study(values, "params.yaml")
+        write_plan(study, tmp_path)  # nothing is fetched yet
+        weights.mkdir(parents=True)
+        (weights / "config.json").write_text(json.dumps({"hidden_size": 32, "intermediate_size": 48}))
+        if fit:
+            write_plan(study, tmp_path)
+        else:
+            with pytest.raises(UserError, match=rf"nxm on stsb: set = '{notation}': the weights: input width"):
+                write_plan(study, tmp_path)
+        shutil.rmtree(weights)

@@ -194,6 +194,132 @@ def test_an_impossible_value_is_named_with_what_would_be_right(values, place, va
     assert message in refused(values)
 
 
+@pytest.mark.parametrize("value", [-1, 2**32, 99999999999, 1.5, 0.0, True, "1", None])
+@pytest.mark.parametrize(
+    ("place", "key"),
+    [
+        (("seeds",), "seeds.0"),
+        (("search", "seeds"), "search.seeds.0"),
+        (("benchmark", "seeds"), "benchmark.seeds.0"),
+        (("deployment", "seeds"), "deployment.seeds.0"),
+        (("variants", "nxm/rho1.0", "seeds"), "variants.nxm/rho1.0.seeds.0"),
+    ],
+)
+@pytest.mark.situation("settings", "a seed that is negative, too large or no integer", "refused")
+def test_a_seed_that_no_generator_takes_is_refused(values, place, key, value):
+    put(values, place, [value])
+    assert f"params.yaml: {key} = {value!r}: Input should be " in refused(values)
+
+
+def test_the_seed_of_the_sample_is_one_too(values):
+    for value in (-1, True, 0.5):
+        values["prepare"]["sample_seed"] = value
+        assert f"prepare.sample_seed = {value!r}: Input should be " in refused(values)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "twice"),
+    [
+        (("seeds",), [1, 0, 1], "1"),
+        (("tasks",), ["stsb", "stsb"], "'stsb'"),
+        (("figures",), ["figure1", "figure1"], "'figure1'"),
+        (("tables",), ["table1", "table1"], "'table1'"),
+        (("targets", "exclude"), ["a", "a"], "'a'"),
+        (("deployment", "forms"), ["fp32", "fp32"], "'fp32'"),
+        (("matrices", "points"), [[1, 16], [1, 16]], "[1, 16]"),
+        (("variants", "nxm/rho1.0", "seeds"), [3, 3], "3"),
+        (
+            ("search",),
+            {"seeds": [9], "runs": {"nxm": {"values": {"rho": [0.1, 0.10]}}}},
+            "0.1",
+        ),
+    ],
+)
+@pytest.mark.situation("settings", "an entry twice in a list, such as a seed", "refused")
+def test_an_entry_that_is_twice_in_a_list_is_refused(values, place, value, twice):
+    put(values, place, value)
+    assert f"{twice} is listed twice; list each once" in refused(values)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        pytest.param(
+            ("targets", "include"),
+            ["("],
+            "targets.include.0 = '(': not a regular expression: missing ), unterminated subpattern at position 0",
+            marks=pytest.mark.situation("settings", "a bad regular expression in include or exclude", "refused"),
+        ),
+        (("targets", "exclude"), ["a", "*"], "targets.exclude.1 = '*': not a regular expression: nothing to repeat"),
+        (("runs", "dense", "learning_rate"), float("inf"), "learning_rate = inf: Input should be a finite number"),
+        (("runs", "dense", "learning_rate"), "3e-4", "learning_rate = '3e-4': Input should be a valid number"),
+        (("runs", "dense", "epochs"), 5.0, "epochs = 5.0: Input should be a valid integer"),
+        (("runs", "dense", "epochs"), True, "epochs = True: Input should be a valid integer"),
+        (("trainer", "max_grad_norm"), float("nan"), "trainer.max_grad_norm = nan: Input should be a finite number"),
+        (("trainer", "weight_decay"), -0.1, "trainer.weight_decay = -0.1: Input should be greater than or equal to 0"),
+        (("figures",), ["figure1", "figure99"], "'figures' names figure99; known are ablation, "),
+        (("tables",), ["table99"], "'tables' names table99; known are table1, "),
+        (("runs", "dense", "by_task"), 3, "'runs.dense.by_task' must be mappings of values by task, not 3"),
+        (("runs", "dense", "by_task"), {"stsb": None}, "'runs.dense.by_task' must be mappings of values by task"),
+        pytest.param(
+            ("runs", "asp", "batch_size"),
+            1281,
+            "run 'asp' on stsb: batch_size = 1281 is more than the 1280 training examples: set it lower",
+            marks=pytest.mark.situation("settings", "a batch larger than the data", "refused"),
+        ),
+        pytest.param(
+            ("runs", "nxm", "interval"),
+            101,
+            "run 'nxm' on stsb: interval = 101 is 101 optimizer steps, and the ADMM phase has 100 (freeze_at = 0.5 of "
+            "200): set a smaller interval, freeze later or train longer",
+            marks=pytest.mark.situation("settings", "an interval longer than the phase before the freeze", "refused"),
+        ),
+        (("runs", "nxm", "freeze_at"), 0.0, "interval = 25 is 25 optimizer steps, and the ADMM phase has 0"),
+        pytest.param(
+            ("prepare", "heldout_examples"),
+            5749,
+            "prepare.heldout_examples = 5749, but stsb has 5749 training rows: hold out fewer",
+            marks=pytest.mark.situation("settings", "more rows held out than there are", "refused"),
+        ),
+        (
+            ("search",),
+            {"seeds": [9], "runs": {"nxm": {"values": {"rho": [0.1, -1]}}}},
+            "'search' for 'nxm': run 'nxm' on stsb: rho = -1: Input should be greater than 0",
+        ),
+    ],
+)
+def test_what_cannot_be_right_is_refused_before_anything_runs(values, place, value, message):
+    put(values, place, value)
+    assert message in refused(values)
+
+
+def test_the_longest_interval_and_the_largest_batch_that_can_be_are_taken(values):
+    values["runs"]["nxm"]["interval"] = 100
+    values["runs"]["asp"]["batch_size"] = 1280
+    parse_study(values, "params.yaml")
+
+
+def test_gradual_pruning_prunes_twice_at_least(values):
+    gradual = {"method": "gradual", "set": "2:4", "epochs": 1, "learning_rate": 3e-4, "batch_size": 128}
+    values["runs"]["gmp"] = gradual | {"interval": 5, "prune_until": 1.0}
+    parse_study(values, "params.yaml")
+    values["runs"]["gmp"]["interval"] = 6
+    assert (
+        "run 'gmp' on stsb: interval = 6 is 6 optimizer steps, and pruning has 10 (prune_until = 1 of 10)"
+        in refused(values)
+    )
+    values["runs"]["gmp"]["interval"] = "epoch"
+    assert "interval = epoch is 10 optimizer steps" in refused(values)
+
+
+def test_a_folders_own_data_may_have_any_number_of_rows(values):
+    values["data"] = {"source": "local", "name": "my"}
+    values["prepare"] |= {"train_examples": None, "heldout_examples": 9999}
+    values["runs"]["asp"]["batch_size"] = 9999
+    study = parse_study(values, "params.yaml")
+    assert study.train_rows("stsb") is None
+
+
 def test_all_mistakes_in_runs_are_named_at_once(values):
     values["runs"]["nxm"]["rho"] = -1
     values["runs"]["asp"]["epoch"] = 3
@@ -309,7 +435,8 @@ def test_the_papers_recipe_is_the_papers(values, change):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("a: [1,", "not a YAML file"), ("- 1\n", "expected a mapping"), ("\xff", "mapping|YAML")]
+    ("content", "message"),
+    [("a: [1,", "not a YAML file"), ("- 1\n", "expected a mapping"), ("\xff", "line 1: the byte 0xff is not UTF-8")],
 )
 def test_a_file_that_is_no_settings_is_named(content, message, tmp_path):
     path = tmp_path / "params.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -122,6 +123,9 @@ def test_an_unknown_study_is_named_with_the_known_ones():
         ("sead: [1]\n", r"mine/study\.yaml: unknown key 'sead'; did you mean 'seeds'"),
         ("runs: {dense: null}\n", r"mine/study\.yaml: run 'distil': teacher = 'dense' is no other run of the study"),
         ("- 1\n", r"mine/study\.yaml: expected a mapping"),
+        ("runs:\n", r"mine/study\.yaml: runs = None: Input should be a valid dictionary"),
+        ("study: other\n", r"mine/study\.yaml: study = 'other': in this folder it is 'mine'; leave it out"),
+        ("root: /tmp\n", r"mine/study\.yaml: root = '/tmp': in this folder it is '\.\./\.\.'; leave it out"),
     ],
 )
 def test_a_mistake_in_a_study_is_named_with_its_file(root, text, message):
@@ -167,3 +171,34 @@ def test_every_training_is_launched_by_accelerate_with_hardware_apart():
             "accelerate launch --config_file \\${ACCELERATE_CONFIG:-${root}/hardware/auto.yaml} "
             "${root}/stages/train.py ${item.stage}@${key}"
         )
+
+
+@pytest.mark.situation("commands", "`nxm plan` killed while it writes a study's files", "works")
+@pytest.mark.parametrize("files", range(4))
+def test_a_kill_in_the_middle_leaves_whole_files(root, files, monkeypatch):
+    """What was replaced is as it is to be, what was not is as before; the same command then writes the rest."""
+    add_study(root, "own", "seeds: [5]\n")
+    write_study(root, "own")
+    folder = root / "studies/own"
+    paths = ("params.yaml", "dvc.yaml", ".dvc/config", ".dvcignore")
+    new = {path: (folder / path).read_text() for path in paths}
+    for path in paths:
+        (folder / path).write_text("former\n")
+    written = []
+
+    def write_and_die(path: Path, target: Path) -> None:
+        if len(written) == files:
+            raise KeyboardInterrupt
+        written.append(target)
+        rename(path, target)
+
+    rename = os.replace
+    monkeypatch.setattr("nxm.files.os.replace", write_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        write_study(root, "own")
+    monkeypatch.undo()
+    texts = {path: (folder / path).read_text() for path in paths}
+    assert sorted(texts.values()) == sorted([*[new[path] for path in paths][:files], *["former\n"] * (4 - files)])
+    assert not list(folder.rglob("*.partial"))
+    write_study(root, "own")
+    assert {path: (folder / path).read_text() for path in paths} == new

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from nxm.config import PositiveInt, Settings
+from nxm.config import Count, PositiveInt, Seed, Settings
 
 
 class Source(Settings):
@@ -39,9 +39,9 @@ class Prepare(Settings):
 
     train_examples: PositiveInt | None = None  # at most; null: all. Excludes those held out
     train_examples_by_task: dict[str, PositiveInt | None] = {}  # the same for single tasks
-    heldout_examples: Annotated[int, Field(ge=0)] = 0  # of the training split, for the selection of hyper-parameters
-    sample_seed: int = 0  # draws the examples, independently of the training seed
-    max_length: Annotated[int, Field(ge=8, le=512)] = 128  # tokens, as in the paper's GLUE scripts
+    heldout_examples: Count = 0  # of the training split, for the selection of hyper-parameters
+    sample_seed: Seed = 0  # draws the examples, independently of the training seed
+    max_length: Annotated[int, Field(strict=True, ge=8, le=512)] = 128  # tokens, as in the paper's GLUE scripts
 
     def most_examples(self, task: str) -> int | None:
         """Return the largest number of training examples of a task; None: all."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pydantic import model_validator
 
-from pydantic import Field, model_validator
-
-from nxm.config import Positive, Settings
+from nxm.config import NonNegative, Positive, Settings
 
 
 class Distillation(Settings):
     """The weights of the knowledge-distillation loss's terms (`nxm.distillation.loss.distillation_loss`)."""
 
-    task: Annotated[float, Field(ge=0.0)]  # the loss on the labels
-    logits: Annotated[float, Field(ge=0.0)]  # the distance to the teacher's logits
-    hidden: Annotated[float, Field(ge=0.0)]  # mean squared error of matching hidden states
+    task: NonNegative  # the loss on the labels
+    logits: NonNegative  # the distance to the teacher's logits
+    hidden: NonNegative  # mean squared error of matching hidden states
     temperature: Positive  # classification only; regression matches the score itself
 
     @property

@@ -6,10 +6,12 @@ import functools
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from nxm.data.tasks import TASKS
 from nxm.environment import JOBS, PLAN, STARTED
+from nxm.errors import UserError
 from nxm.study.plan import Training, composed, trainings
 from nxm.study.results import Result, place_of, read_study, result_path
 from nxm.study.settings import Study
@@ -54,12 +56,14 @@ def _seconds_per_unit(study: Study, timed: Sequence[Result], task: str) -> float
 
 def timed_runs(study: Study) -> list[Result]:
     """Return timed runs of a study, or else those of other studies with the same weights."""
-    own = read_study(".")
+    own = read_study(Path.cwd())
     if own:
         return own
     root = Path(study.root)
-    others = [root, *sorted(path.parent for path in root.glob("studies/*/study.yaml"))]
-    found = [result for folder in others for result in read_study(folder)]
+    found: list[Result] = []
+    for folder in (root, *sorted(path.parent for path in root.glob("studies/*/study.yaml"))):
+        with suppress(UserError):  # a damaged file of another study: its own commands say so
+            found += read_study(folder)
     return [result for result in found if result.provenance.weights.partition(" ")[0] == study.weights.name]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -22,11 +23,14 @@ from dvc.dependency import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.output import Output
 from dvc.repo import Repo
+from dvc.scm import SCMError
 from dvc.stage import PipelineStage
 
 from nxm.config import read_yaml
 from nxm.environment import JOBS, SLOT
 from nxm.errors import UserError
+
+LOCK = "dvc.lock"
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,14 @@ class Project:
 
     def __init__(self) -> None:
         try:
-            self._repo = Repo()
+            self._repo = _open()
             graph = self._repo.index.graph
             self._stages: dict[str, PipelineStage] = {stage.name: stage for stage in self._repo.index.stages}
         except DvcException as error:
-            raise UserError(f"{Path.cwd()}: DVC cannot read the study: {_messages(error)}") from None
+            messages = _messages(error)
+            if LOCK in messages:
+                raise UserError(f"{_say_lock_is_damaged(Path.cwd() / LOCK)} DVC says: {messages}") from None
+            raise UserError(f"{Path.cwd()}: DVC cannot read the study: {messages}") from None
         needs = {name: {up.name for up in graph.successors(stage)} for name, stage in self._stages.items()}
         order = TopologicalSorter(needs).static_order()
         self.stages = {name: _described(self._stages[name], needs[name]) for name in order}
@@ -83,10 +90,9 @@ class Project:
         """
         hashes = _Hashes()
         found: set[str] = set()
-        with self._locked():
-            for name, stage in self.stages.items():
-                if stage.needs & found or self._changed(self._stages[name], hashes, allow_missing):
-                    found.add(name)
+        for name, stage in self.stages.items():  # without DVC's lock, for which a study that runs would have to wait
+            if stage.needs & found or self._changed(self._stages[name], hashes, allow_missing):
+                found.add(name)
         return [name for name in self.stages if name in found]
 
     @staticmethod
@@ -114,6 +120,11 @@ class Project:
             todo += makers - found
             found |= makers
         return found
+
+    def refuse_other_dvc(self) -> None:
+        """Raise UserError if a DVC command is at work on the study, so that no stage could be recorded."""
+        with self._locked():
+            pass
 
     # --- running ----------------------------------------------------------------------------------------------------
 
@@ -182,8 +193,25 @@ class Project:
                 yield
         except DvcException as error:
             if "lock" in str(error).lower():
-                raise UserError(f"{Path.cwd()}: another dvc or nxm command is at work here: {error}") from None
+                raise UserError(f"{Path.cwd()}: a DVC command is at work here; wait for its end: {error}") from None
             raise
+
+
+def _open() -> Repo:
+    """Open the project in the working directory; without git if there is no repository, as in a downloaded archive."""
+    try:
+        return Repo()
+    except SCMError:
+        return Repo(config={"core": {"no_scm": True}})
+
+
+def _say_lock_is_damaged(path: Path) -> str:
+    if re.search(r"^(<{7}|>{7}) ", path.read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE):
+        return f"{path} has git's conflict marks: take the entries of both sides, and remove the marks."
+    return (
+        f"{path} is damaged, perhaps by an interruption: `git checkout {path}` brings back the committed one. If "
+        "none is committed, delete it, and every stage runs again."
+    )
 
 
 class _Hashes:

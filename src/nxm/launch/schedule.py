@@ -24,12 +24,14 @@ import pynvml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from nxm.config import read_yaml
 from nxm.environment import JOBS, PLAN, STARTED, cores
 from nxm.errors import UserError
+from nxm.launch.alone import alone, process_at_work
 from nxm.launch.estimate import estimate_seconds, say_duration, stage_units, timed_runs
 from nxm.launch.project import Project, Stage
 from nxm.study.plan import PLAN as PLAN_FILE
-from nxm.study.plan import write_plan
+from nxm.study.plan import VALUES, write_plan
 from nxm.study.settings import Study
 from nxm.study.studies import studies, study_folder, write_study
 
@@ -51,11 +53,17 @@ def repro(root: Path, name: str, jobs: int | None, *, allow_missing: bool = Fals
         allow_missing: run stages that changed, not those whose data or model is missing on this machine.
 
     Raises:
-        UserError: a stage failed, after all others have run, or the study's settings are wrong.
+        UserError: a stage failed, after all others have run; the study's settings are wrong; or another process runs
+            the study.
     """
-    jobs = default_jobs() if jobs is None else jobs
     study = enter(root, name)
+    with alone(study.study):
+        _repro(root, study, default_jobs() if jobs is None else jobs, allow_missing)
+
+
+def _repro(root: Path, study: Study, jobs: int, allow_missing: bool) -> None:
     project = Project()
+    project.refuse_other_dvc()
     pending = project.pending(allow_missing)
     announce(study, project, pending, jobs)
     if not pending:
@@ -90,9 +98,18 @@ def enter(root: Path, name: str) -> Study:
     study = write_study(root, name)
     if study.root != ".":
         os.chdir(root / "studies" / name)
-    if not Path(PLAN_FILE).exists():  # a new study: DVC reads the plan before it could run the stage that makes it
-        write_plan(study, Path())
+    if not (_is_whole(Path(PLAN_FILE)) and _is_whole(Path(VALUES))):
+        write_plan(study, Path())  # DVC reads the plan before it could run the stage that makes it
     return study
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a generated file can be read: it may be missing, cut short, or have conflict marks."""
+    try:
+        read_yaml(path)  # JSON is YAML
+    except UserError:
+        return False
+    return True
 
 
 def default_jobs() -> int:
@@ -367,6 +384,8 @@ def point_at_results() -> None:
 def plan(root: Path, name: str, jobs: int | None, *, allow_missing: bool = False) -> None:
     """Print the stages that `repro` would run, and about how long they take."""
     study = enter(root, name)
+    if process := process_at_work():
+        print(f"process {process} runs this study now; a stage that has begun there counts as still to run")
     project = Project()
     pending = project.pending(allow_missing)
     if "plan" in pending:  # what is pending depends on it; this also checks what only the plan checks, such as sets

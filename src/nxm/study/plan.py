@@ -17,9 +17,10 @@ from typing import Any
 from nxm.errors import UserError
 from nxm.files import write_text
 from nxm.study.code import code_path
-from nxm.study.settings import Run, Study, say_value
+from nxm.study.settings import Run, Study, Targets, say_value
 
 PLAN, VALUES = "plan.yaml", "values.json"
+WEIGHTS = "data/source/weights"  # of the stage `fetch`
 # The paper's chain has a stage for each of these runs; every further run is one of `compress`.
 STAGES = {
     "dense": "baseline",
@@ -131,7 +132,7 @@ def composed(study: Study, training: Training, chosen: Mapping[str, Any] | None 
 def start_path(study: Study, training: Training, run: Run) -> Path:
     """Return the folder of the model that a training starts from, below the study's folder."""
     if run.start == "pretrained":
-        return Path("data/source/weights")
+        return Path(WEIGHTS)
     if run.start == "student":
         if study.student.source != "teacher":
             return Path("data/source/student")
@@ -153,8 +154,9 @@ def write_plan(study: Study, folder: Path) -> None:
     """Write plan.yaml and values.json of a study into its folder. A file with the same content is not touched.
 
     Raises:
-        UserError: a run has an unknown constraint set.
+        UserError: a run has an unknown constraint set, or one that does not fit the weights, if these are here.
     """
+    widths = _widths(study, folder)
     source = f"{study.root}/src/nxm"
     stages: dict[str, dict[str, dict[str, Any]]] = {
         name: {} for name in (*STAGES.values(), OTHER_RUNS, "variant", "trial", "select")
@@ -173,7 +175,7 @@ def write_plan(study: Study, folder: Path) -> None:
             "start": start,
             "teacher": model_path(study, training, run.teacher).as_posix() if run.teacher else start,
             "chosen": chosen_path(training).as_posix() if training.chosen else start,
-            "set": f"{source}/sets/{_module_of(run.set, training)}.py" if run.set else nothing,
+            "set": f"{source}/sets/{_module_of(run.set, training, study.targets, widths)}.py" if run.set else nothing,
             "algorithm": f"{method}/algorithm.py" if run.method else nothing,
             "callback": f"{method}/callback.py" if run.method else nothing,
             "teaching": code_path("teaching") if run.teacher else nothing,
@@ -187,13 +189,38 @@ def write_plan(study: Study, folder: Path) -> None:
     _write(folder / VALUES, json.dumps(values, indent=1) + "\n")
 
 
-def _module_of(notation: str, training: Training) -> str:
+def _widths(study: Study, folder: Path) -> list[int]:
+    """Return the input widths of the weights' matrices, as far as their config names them; [] if it is not here."""
+    name = study.weights.name
+    weights = Path(folder, study.root, name) if study.weights.source == "local" and name else folder / WEIGHTS
+    try:
+        config = json.loads((weights / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # the stage `fetch` makes or refuses it
+        return []
+    return [config[key] for key in ("hidden_size", "dim", "intermediate_size", "hidden_dim") if key in config]
+
+
+def _module_of(notation: str, training: Training, targets: Targets, widths: list[int]) -> str:
+    """Return the name of a set's module, after checking that the matrices can lie in the set.
+
+    With `include` or `exclude` the targets are known from the model alone; one width must fit then, else all.
+    """
     from nxm.sets import parse_set  # imports torch, which commands without work to do must not wait for
 
+    where = f"params: {training.name} on {training.task}: set = '{notation}'"
     try:
-        return type(parse_set(notation)).__module__.rpartition(".")[2]
+        constraint = parse_set(notation)
     except UserError as error:
-        raise UserError(f"params: {training.name} on {training.task}: set = '{notation}': {error}") from None
+        raise UserError(f"{where}: {error}") from None
+    problems = []
+    for width in widths:
+        try:
+            constraint.validate((width, width), "the weights")
+        except UserError as error:
+            problems.append(str(error))
+    if problems and (len(problems) == len(widths) or not (targets.include or targets.exclude)):
+        raise UserError(f"{where}: {problems[0]}")
+    return type(constraint).__module__.rpartition(".")[2]
 
 
 def _spelled_out(values: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from zipfile import BadZipFile
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from nxm.config import explain
+from nxm.config import explain_all
 from nxm.errors import UserError
 from nxm.files import write_bytes, write_text
 from nxm.study.plan import Training
@@ -263,7 +263,7 @@ def _checked(path: str | Path, content: dict[str, Any], kind: type[Kind]) -> Kin
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise UserError("\n".join(explain(path, problem, kind) for problem in error.errors())) from None
+        raise UserError(explain_all(path, error, kind)) from None
 
 
 def read_study(folder: str | Path) -> list[Result]:
@@ -442,7 +442,10 @@ def _read_json(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a JSON file: {error}") from None
+        raise UserError(
+            f"{path}: not a JSON file: it was cut short, or has git's conflict marks: `git checkout` it, or delete it, "
+            f"and `nxm repro` makes it again ({error})"
+        ) from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(loaded).__name__}")
     return loaded

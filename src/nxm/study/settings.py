@@ -15,31 +15,45 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError, create_model, model_validator
 
-from nxm.config import Positive, PositiveInt, Settings, Share, explain, listed, read_yaml
+from nxm.config import (
+    Distinct,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    RegularExpression,
+    Seed,
+    Settings,
+    Share,
+    explain_all,
+    listed,
+    read_yaml,
+)
 from nxm.data.settings import Prepare, Source
 from nxm.data.tasks import TASKS, get_task
 from nxm.distillation.settings import Distillation
 from nxm.errors import UserError
 from nxm.methods import METHODS, settings_class
 
-Count = Annotated[int, Field(ge=0)]
 RunName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 VariantName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*/[a-z0-9][A-Za-z0-9._-]*$")]
+Seeds = Annotated[list[Seed], Distinct]
+Values = Annotated[list[JsonValue], Field(min_length=1), Distinct]  # to try
+_REPORT = Path(__file__).parents[1] / "report"  # its folders `figures` and `tables` have a module for each
 STARTS = ("pretrained", "student")  # or the name of a run
 
 
 class Targets(Settings):
     """The Linear layers of the Transformer blocks to compress: regular expressions on the module's name."""
 
-    include: list[str] = []  # empty: all of them
-    exclude: list[str] = []
+    include: Annotated[list[RegularExpression], Distinct] = []  # empty: all of them
+    exclude: Annotated[list[RegularExpression], Distinct] = []
 
 
 class Trainer(Settings):
     """The settings that all trainings of the study share."""
 
     warmup_ratio: Share = 0.1
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    weight_decay: NonNegative = 0.0
     max_grad_norm: Positive = 1.0
     mean_label_bias: bool = True  # regression: the head's bias starts at the mean label, which saves the first epoch
     evaluate_every: PositiveInt = 1  # epochs
@@ -61,7 +75,8 @@ class Run(Settings):
     learning_rate: Positive
     batch_size: PositiveInt  # global, over all processes
     distillation: Distillation | None = None  # weights of the terms of the loss with a teacher
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # during training; null: the model's own
+    # during training; null: the model's own
+    dropout: Annotated[float, Field(strict=True, ge=0.0, lt=1.0)] | None = None
     noise: Share = 0.0  # share of tokens replaced in half of each batch; the teacher labels the changed sentences
     permute: bool = False  # reorder inner channels first, so that N:M retains more (`nxm.models.permute`)
 
@@ -125,19 +140,24 @@ class Variant(Settings):
 
     values: dict[str, JsonValue]
     against: str | None = "run"  # "run": the variant's own
-    tasks: Annotated[list[str], Field(min_length=1)] | None = None  # null: all tasks of the study
-    seeds: Annotated[list[int], Field(min_length=1)] | None = None  # null: all seeds of the study
+    tasks: Annotated[list[str], Field(min_length=1), Distinct] | None = None  # null: all tasks of the study
+    seeds: Annotated[Seeds, Field(min_length=1)] | None = None  # null: all seeds of the study
 
 
 class Tried(Settings):
     """Values to try for one run: every combination is a trial. `large` replaces them on MNLI, QNLI and SST-2."""
 
-    values: dict[str, Annotated[list[JsonValue], Field(min_length=1)]]
-    large: dict[str, Annotated[list[JsonValue], Field(min_length=1)]] | None = None
+    values: dict[str, Values]
+    large: dict[str, Values] | None = None
 
     def on(self, task: str) -> dict[str, list[JsonValue]]:
         """Return the values to try on a task."""
         return self.large if self.large is not None and get_task(task).group == "large" else self.values
+
+    def combinations(self, task: str) -> list[dict[str, JsonValue]]:
+        """Return every combination of the values to try on a task."""
+        values = self.on(task)
+        return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
 
 
 class Search(Settings):
@@ -149,7 +169,7 @@ class Search(Settings):
     """
 
     by: Literal["dev", "heldout"] | None = None
-    seeds: list[int] = []
+    seeds: Seeds = []
     runs: dict[RunName, Tried] = {}
 
     @model_validator(mode="after")
@@ -162,7 +182,7 @@ class Search(Settings):
 class Benchmark(Settings):
     """The numbers of timings of training steps and projections; see `nxm.measure.step`."""
 
-    seeds: Annotated[list[int], Field(max_length=1)]  # of the dense model to continue training; []: no measurement
+    seeds: Annotated[Seeds, Field(max_length=1)]  # of the dense model to continue training; []: no measurement
     warmup: PositiveInt
     repeats: PositiveInt
 
@@ -173,9 +193,9 @@ Pair = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 class Matrices(Settings):
     """Matrix products and devices to measure; see `nxm.measure.products`."""
 
-    devices: list[Literal["cpu", "cuda"]]  # []: none
-    shapes: list[Pair]  # outputs, inputs
-    points: list[Pair]  # batch, length in tokens
+    devices: Annotated[list[Literal["cpu", "cuda"]], Distinct]  # []: none
+    shapes: Annotated[list[Pair], Distinct]  # outputs, inputs
+    points: Annotated[list[Pair], Distinct]  # batch, length in tokens
     warmup: PositiveInt
     repeats: PositiveInt
 
@@ -193,11 +213,11 @@ class Matrices(Settings):
 class Deployment(Settings):
     """Forms of trained models and devices to measure; see `nxm.measure.forms`."""
 
-    devices: list[Literal["cpu", "cuda"]]  # []: none
-    seeds: Annotated[list[int], Field(min_length=1, max_length=1)]  # of the models measured
-    forms: list[Literal["fp32", "bf16", "fp16", "compiled", "onnx", "int8"]]
-    batch_sizes: list[PositiveInt]
-    lengths: list[PositiveInt]  # tokens
+    devices: Annotated[list[Literal["cpu", "cuda"]], Distinct]  # []: none
+    seeds: Annotated[Seeds, Field(min_length=1, max_length=1)]  # of the models measured
+    forms: Annotated[list[Literal["fp32", "bf16", "fp16", "compiled", "onnx", "int8"]], Distinct]
+    batch_sizes: Annotated[list[PositiveInt], Distinct]
+    lengths: Annotated[list[PositiveInt], Distinct]  # tokens
     scores: bool  # measure the score on dev in each form too
     warmup: PositiveInt
     repeats: PositiveInt
@@ -208,8 +228,8 @@ class Study(Settings):
 
     root: str = "."  # path from the study's folder to the repository's root
     study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    tasks: Annotated[list[str], Field(min_length=1)]
-    seeds: list[int]  # []: only variants and trials run
+    tasks: Annotated[list[str], Field(min_length=1), Distinct]
+    seeds: Seeds  # []: only variants and trials run
     weights: Source
     student: Source
     data: Source
@@ -222,8 +242,8 @@ class Study(Settings):
     benchmark: Benchmark
     matrices: Matrices
     deployment: Deployment
-    figures: list[str]
-    tables: list[str]
+    figures: Annotated[list[str], Distinct]
+    tables: Annotated[list[str], Distinct]
 
     def run(self, name: str, task: str, changes: Mapping[str, Any] | None = None) -> Run:
         """Return a run on a task: its values, replaced by those for the task and then by `changes`.
@@ -242,12 +262,33 @@ class Study(Settings):
         values |= changes or {}
         where = f"params: run '{name}' on {task}"
         try:
-            return parse_run(values)
+            run = parse_run(values)
+            self._refuse_short_training(run, task)
+            return run
         except ValidationError as error:
             kind = run_class(values.get("method"))
-            raise UserError("\n".join(explain(where, problem, kind) for problem in error.errors())) from None
+            raise UserError(explain_all(where, error, kind)) from None
         except ValueError as error:
             raise UserError(f"{where}: {error}") from None
+
+    def _refuse_short_training(self, run: Run, task: str) -> None:
+        """Raise ValueError if a run has no step, or its method no projection, on the study's examples of a task."""
+        rows = self.train_rows(task)
+        if rows is None:
+            return
+        if run.batch_size > rows:
+            raise ValueError(f"batch_size = {run.batch_size} is more than the {rows} training examples: set it lower")
+        steps = rows // run.batch_size  # an incomplete last batch is left out
+        if refuse := getattr(run, "refuse_short_training", None):  # of a method that projects now and then
+            refuse(run.epochs * steps, steps)
+
+    def train_rows(self, task: str) -> int | None:
+        """Return the number of a task's training examples; None where the data decides, which may be a folder's."""
+        most = self.prepare.most_examples(task)
+        if self.data.source == "local":
+            return most
+        left = get_task(task).rows["train"] - self.prepare.heldout_examples
+        return min(most or left, left)
 
     def against(self, variant: str) -> str | None:
         """Return the name of the variant or run that a variant is compared with; None for no comparison."""
@@ -276,10 +317,28 @@ class Study(Settings):
             if strange := set(tasks) - set(known):
                 raise ValueError(f"'{key}' names {listed(strange)}; known here are {', '.join(known)}")
         for name, values in self.runs.items():
-            if strange := set(values.get("by_task", {})) - set(TASKS):
+            by_task = values.get("by_task", {})
+            if not isinstance(by_task, dict) or not all(isinstance(own, dict) for own in by_task.values()):
+                raise ValueError(f"'runs.{name}.by_task' must be mappings of values by task, not {by_task!r}")
+            if strange := set(by_task) - set(TASKS):
                 raise ValueError(f"'runs.{name}.by_task' names {listed(strange)}; known are {', '.join(TASKS)}")
+        for task in self.tasks:
+            rows = get_task(task).rows["train"]
+            if self.data.source != "local" and self.prepare.heldout_examples >= rows:
+                raise ValueError(
+                    f"prepare.heldout_examples = {self.prepare.heldout_examples}, but {task} has {rows} training rows: "
+                    "hold out fewer"
+                )
         if self.weights.source == "teacher" or self.data.source == "teacher":
             raise ValueError("source 'teacher' is for 'student' alone")
+        return self
+
+    @model_validator(mode="after")
+    def _figures_and_tables_are_known(self) -> Study:
+        for kind, names in {"figures": self.figures, "tables": self.tables}.items():
+            known = {path.stem for path in (_REPORT / kind).glob("*.py")} - {"__init__"}
+            if strange := set(names) - known:
+                raise ValueError(f"'{kind}' names {listed(strange)}; known are {listed(known)}")
         return self
 
     @model_validator(mode="after")
@@ -348,6 +407,11 @@ class Study(Settings):
                     raise ValueError(
                         f"'search' tries {listed(strange)} for '{name}', which has {listed(type(run).model_fields)}"
                     )
+                for combination in tried.combinations(task):
+                    try:
+                        self.run(name, task, combination)
+                    except UserError as error:
+                        raise ValueError(f"'search' for '{name}': {'; '.join(_reasons(error))}") from None
                 others = {run.start, run.teacher} & self.runs.keys()
                 if others and not self.seeds:
                     raise ValueError(
@@ -389,7 +453,7 @@ def parse_study(values: dict[str, Any], where: str) -> Study:
     try:
         return Study.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(explain(where, problem, Study) for problem in error.errors())) from None
+        raise UserError(explain_all(where, error, Study)) from None
 
 
 def say_value(value: Any) -> str:

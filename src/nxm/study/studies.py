@@ -61,8 +61,14 @@ def study_values(root: Path, name: str) -> dict[str, Any]:
     if folder == root:
         return base
     changes = read_yaml(folder / "study.yaml")
+    for key, value in {"root": "../..", "study": name}.items():
+        if changes.get(key, value) != value:
+            raise UserError(
+                f"{folder / 'study.yaml'}: {key} = {changes[key]!r}: in this folder it is '{value}'; leave it out"
+            )
     values = merge(base | OWN, changes)
-    values["runs"] = {run: own for run, own in values.get("runs", {}).items() if own is not None}
+    if isinstance(values.get("runs"), dict):  # else the settings' check refuses it
+        values["runs"] = {run: own for run, own in values["runs"].items() if own is not None}
     return values | {"root": "../..", "study": name}
 
 
@@ -85,9 +91,14 @@ def write_study(root: Path, name: str) -> Study:
         UserError: as `study_values`, or the settings are impossible.
     """
     folder = study_folder(root, name)
+    main = load_study(root / "params.yaml")  # checked first, so that its errors do not name the study
+    if (main.study, main.root) != (MAIN, "."):
+        raise UserError(
+            f"{root / 'params.yaml'}: study = '{main.study}', root = '{main.root}': here they are '{MAIN}' and '.'. A "
+            "study of another name is a folder of studies/ with a study.yaml (docs/studies.md)"
+        )
     if folder == root:
-        return load_study(root / "params.yaml")
-    load_study(root / "params.yaml")  # check it first, so that its errors do not name the study
+        return main
     values = study_values(root, name)
     study = parse_study(values, str(folder / "study.yaml"))
     text = StringIO()

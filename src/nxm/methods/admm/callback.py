@@ -80,12 +80,8 @@ class AdmmCallback(SparsityCallback):
         self.freeze_step = math.floor(steps * self.settings.freeze_at) if self.settings.freeze_at < 1.0 else None
         last = self.freeze_step if self.freeze_step is not None else steps
         self.interval = steps_between_projections(self.settings, steps, steps_per_epoch)
+        self.settings.refuse_short_training(steps, steps_per_epoch)
         self.planned = max(1, last // self.interval)
-        if last < self.interval:
-            raise UserError(
-                f"the ADMM phase has {last} optimizer steps, fewer than one iteration's {self.interval}: "
-                "train longer, freeze later or set a smaller interval"
-            )
         self.rho = self._scheduled_rho(0)
         if self.history is not None:
             self.history.begin(self.admm)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from nxm.config import Positive, PositiveInt, Settings, Share
+from nxm.errors import UserError
 from nxm.methods import ImportanceName
 
 
@@ -36,7 +38,17 @@ class Admm(Settings):
         "full"  # share of W - Z that U takes up per iteration: all, or W's own share
     )
     importance: ImportanceName = "none"  # the measure of the projection (`nxm.methods.importance`)
-    relaxation: Annotated[float, Field(ge=1.0, lt=2.0)] = 1.0  # over-relaxation; 1.0: none
+    relaxation: Annotated[float, Field(strict=True, ge=1.0, lt=2.0)] = 1.0  # over-relaxation; 1.0: none
+
+    def refuse_short_training(self, steps: int, steps_per_epoch: int | None) -> None:
+        """Raise UserError if a training of so many optimizer steps has no projection before the mask is frozen."""
+        phase = math.floor(steps * self.freeze_at)
+        interval = {"auto": 1, "epoch": steps_per_epoch}.get(self.interval, self.interval)
+        if phase < interval:
+            raise UserError(
+                f"interval = {self.interval} is {interval} optimizer steps, and the ADMM phase has {phase} (freeze_at "
+                f"= {self.freeze_at:g} of {steps}): set a smaller interval, freeze later or train longer"
+            )
 
     @model_validator(mode="after")
     def _paper_is_the_paper(self) -> Admm:

@@ -57,11 +57,7 @@ class GmpCallback(SparsityCallback):
     def begin(self, steps: int, steps_per_epoch: int | None) -> None:
         self.interval = steps_in(self.settings.interval, steps_per_epoch)
         self.last_step = math.floor(steps * self.settings.prune_until)
-        if self.last_step < 2 * self.interval:
-            raise UserError(
-                f"gradual pruning has {self.last_step} optimizer steps (prune_until = {self.settings.prune_until:g} of "
-                f"{steps}), fewer than two intervals of {self.interval}: not gradual; set a smaller interval"
-            )
+        self.settings.refuse_short_training(steps, steps_per_epoch)
         self._hold({name: torch.ones_like(W, dtype=torch.bool) for name, W in self.targets.items()})
         self.settled = False
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
-
-from nxm.config import Settings
+from nxm.config import NonNegative, Settings
 
 
 class SrSte(Settings):
@@ -14,7 +12,7 @@ class SrSte(Settings):
 
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"decay": 0.05},)
 
-    decay: Annotated[float, Field(ge=0.0)]  # the pull of masked weights toward zero (the paper's lambda_W)
+    decay: NonNegative  # the pull of masked weights toward zero (the paper's lambda_W)
 
 
 SETTINGS = SrSte
