@@ -102,6 +102,7 @@ def test_a_dense_model_needs_to_be_told_the_pattern(tiny_bert, tmp_path, check):
     assert check(tmp_path, "--pattern", "2:4").returncode == 1
 
 
+@pytest.mark.situation("check", "a truncated file or a missing folder", "refused")
 def test_a_truncated_file_and_a_missing_folder_are_named(sparse, tmp_path, check):
     path = sparse / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
@@ -239,6 +240,12 @@ def test_a_class_that_transformers_does_not_have_is_read_by_its_names(sparse, ch
     edit_config(sparse, lambda config: config.update(architectures=["Mine"]))
     assert "12 of 12 matrices obey" in check(sparse).stdout
     assert "12 of 12 matrices obey" in check(sparse, "--pattern", "2:4").stdout
+
+
+def test_what_transformers_cannot_build_is_checked_by_the_names_in_its_file(sparse, check):
+    edit_config(sparse, lambda config: config.update(hidden_size=17))
+    assert "12 of 12 matrices obey" in check(sparse).stdout
+    assert "transformers cannot build this model" in check(sparse, "--pattern", "2:4").stderr
 
 
 @pytest.mark.situation("check", "weights that the config's class needs and the file lacks", "refused")

@@ -34,20 +34,19 @@ def check(folder: Path, pattern: str | None = None) -> bool:
             the pattern.
     """
     config = load_config(folder)
-    skeleton = _skeleton(folder, config)
     if pattern is not None:
         try:
             constraint = parse_set(pattern)
         except UserError as error:
             raise UserError(f"--pattern: {error}") from None
-        claims = [(constraint, list(find_targets(skeleton)))]
+        claims = [(constraint, list(find_targets(_skeleton(folder, config))))]
     else:
         claims = read_patterns(config)
         if not claims:
             raise UserError(f"{folder}: config.json names no sparsity pattern; give one with --pattern 2:4")
     matrices = load_matrices(folder, [name for _, names in claims for name in names])
     obey = [_print_report(folder, constraint, {name: matrices[name] for name in names}) for constraint, names in claims]
-    if others := _without_pattern(skeleton, matrices.keys()):
+    if others := _without_pattern(folder, config, matrices.keys()):
         share = sum(others.values()) / (sum(others.values()) + sum(W.numel() for W in matrices.values()))
         what = "large matrix" if len(others) == 1 else "large matrices, the largest"
         print(
@@ -86,8 +85,12 @@ def _skeleton(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
         raise UserError(f"{folder}/config.json: transformers cannot build this model: {error}") from None
 
 
-def _without_pattern(skeleton: nn.Module, names: Collection[str]) -> dict[str, int]:
+def _without_pattern(folder: Path, config: PretrainedConfig, names: Collection[str]) -> dict[str, int]:
     """Return the sizes of the model's matrices, but for embeddings, that are not named and not smaller than those."""
+    try:
+        skeleton = _skeleton(folder, config)
+    except UserError:
+        return {}
     weights = dict(skeleton.named_parameters())
     if not weights.keys() >= set(names):  # a class that transformers does not have: its structure is unknown
         return {}

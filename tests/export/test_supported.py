@@ -20,9 +20,13 @@ from tiny_models import MODELS, SIZES, save_model
 LONG = ["a b c d e f g h " * 60, "short ."]
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def make(name: str, **changes: object) -> PreTrainedModel:
     """Return a tiny model of a class of transformers; its config takes BERT's names of sizes, or only the changes."""
-    torch.manual_seed(0)
     cls = getattr(hf, name)
     own = {"pad_token_id": 0} | changes
     return cls(cls.config_class(**(own if "d_model" in own else SIZES | own)))
@@ -66,9 +70,11 @@ def test_a_cache_stays_out_of_programs_in_integers(tmp_path):
 
 
 @pytest.mark.situation("export", "RoBERTa and a text as long as it reads: 514 positions are 512 tokens", "works")
-def test_positions_that_start_behind_the_padding_are_counted(tmp_path):
-    source = load_trained(saved(tmp_path, make("RobertaForSequenceClassification", pad_token_id=1), limited=False))
-    assert source.max_length == SIZES["max_position_embeddings"] - 2
+@pytest.mark.parametrize("padding", [0, 1])
+def test_positions_that_start_behind_the_padding_are_counted(tmp_path, padding):
+    model = make("RobertaForSequenceClassification", pad_token_id=padding)
+    source = load_trained(saved(tmp_path, model, limited=False))
+    assert source.max_length == SIZES["max_position_embeddings"] - padding - 1
     inputs = source.encode(LONG)
     assert inputs["input_ids"].shape[1] == source.max_length
     outputs(source.model, inputs)  # a position more would be an IndexError
@@ -127,7 +133,7 @@ def test_of_several_patterns_those_that_are_2of4_are_packed(tmp_path):
     model.save_pretrained(folder)
     source = load_trained(folder)
     dense = semi_structured.write_2of4(source, tmp_path / "packed")
-    assert dense == dict.fromkeys(claimed[Unstructured(0.5)], "it is 50 %, not 2:4")
+    assert dense == dict.fromkeys(claimed[Unstructured(0.5)], f"it is {Unstructured(0.5)}, not 2:4")
     plan = load_trained(tmp_path / "packed").model.config.nxm_2of4
     assert plan["matrices"] == claimed[NM(2, 4)] + claimed[NM(1, 4)]
 

@@ -69,7 +69,8 @@ class Trained:
             limits.append(positions)
         for name, module in self.model.named_modules():
             # RoBERTa and its relatives number positions from padding_idx + 1: 514 positions are 512 tokens
-            if isinstance(module, nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx:
+            positions = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+            if positions and module.padding_idx is not None:
                 limits.append(module.num_embeddings - module.padding_idx - 1)
         return int(min(limits))
 

@@ -209,7 +209,7 @@ def load_model(
     stored_tensors(folder)  # names the file that is missing or damaged
     loader = model_class(config) or AutoModel
     try:
-        model, loading = loader.from_pretrained(
+        model, loading = loader.from_pretrained(  # type: ignore[misc]  # a pair, because of output_loading_info
             folder,
             dtype=dtype,
             use_safetensors=True,
