@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import AutoModel, PretrainedConfig
+from torch import nn
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from nxm.errors import UserError
 from nxm.models.targets import find_targets
 from nxm.sets import parse_set
-from nxm.sets.saved import load_config, load_matrices, read_pattern, report, stored_names
+from nxm.sets.base import ConstraintSet
+from nxm.sets.saved import load_config, load_matrices, model_class, read_patterns, report
 
 
 def check(folder: Path, pattern: str | None = None) -> bool:
-    """Print for every target matrix its shape, its density and whether it obeys the pattern.
+    """Print for every target matrix its shape, its density and whether it obeys its pattern.
+
+    Large matrices of the model that have no pattern, such as those of a dense decoder, are counted and one is named.
 
     Args:
-        folder: a from_pretrained folder with model.safetensors.
-        pattern: a constraint set such as "2:4" or "50 %", to check any model; None: the set in the folder's
-            config.json, which nxm's callbacks write.
+        folder: a from_pretrained folder with safetensors, in one file or in shards.
+        pattern: a constraint set such as "2:4" or "50 %", to check the targets of any model; None: the sets in the
+            folder's config.json, which nxm's callbacks write.
 
     Returns: whether every matrix obeys.
 
     Raises:
-        UserError: the folder cannot be read, names no pattern, or has a matrix whose shape does not fit the pattern.
+        UserError: the folder cannot be read, names no pattern, lacks a matrix, or has a matrix whose shape does not fit
+            the pattern.
     """
     config = load_config(folder)
     if pattern is not None:
@@ -33,34 +39,65 @@ def check(folder: Path, pattern: str | None = None) -> bool:
             constraint = parse_set(pattern)
         except UserError as error:
             raise UserError(f"--pattern: {error}") from None
-        names = _stored_targets(folder, config)
+        claims = [(constraint, list(find_targets(_skeleton(folder, config))))]
     else:
-        claimed = read_pattern(config)
-        if claimed is None:
+        claims = read_patterns(config)
+        if not claims:
             raise UserError(f"{folder}: config.json names no sparsity pattern; give one with --pattern 2:4")
-        constraint, names = claimed
-    try:
-        matrices = report(load_matrices(folder, names), constraint)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    matrices = load_matrices(folder, [name for _, names in claims for name in names])
+    obey = [_print_report(folder, constraint, {name: matrices[name] for name in names}) for constraint, names in claims]
+    if others := _without_pattern(folder, config, matrices.keys()):
+        share = sum(others.values()) / (sum(others.values()) + sum(W.numel() for W in matrices.values()))
+        what = "large matrix" if len(others) == 1 else "large matrices, the largest"
+        print(
+            f"{folder}: not checked, since without a pattern: {len(others)} other {what} "
+            f"{max(others, key=others.__getitem__)} ({100 * share:.0f} % of the weights in large matrices)"
+        )
+    return all(obey)
+
+
+def _print_report(folder: Path, constraint: ConstraintSet, matrices: dict[str, torch.Tensor]) -> bool:
+    reports = report(matrices, constraint)
     table = pd.DataFrame(
         [
-            {"matrix": m.name, "shape": "x".join(map(str, m.shape)), "density": f"{m.density:.4f}", "obeys": m.holds}
-            for m in matrices
+            {
+                "matrix": m.name,
+                "shape": "x".join(map(str, m.shape)),
+                "density": f"{m.density:.4f}",
+                "obeys": m.holds if m.finite else "NaN or infinite",
+            }
+            for m in reports
         ]
     )
     print(table.to_string(index=False))
-    obeying = sum(m.holds for m in matrices)
-    print(f"{folder}: {obeying} of {len(matrices)} matrices obey {constraint}")
-    return obeying == len(matrices)
+    obeying = sum(m.holds for m in reports)
+    print(f"{folder}: {obeying} of {len(reports)} matrices obey {constraint}")
+    return obeying == len(reports)
 
 
-def _stored_targets(folder: Path, config: PretrainedConfig) -> list[str]:
-    with torch.device("meta"):
-        skeleton = AutoModel.from_config(config)
-    # The checkpoint of a model with a head has a prefix before the encoder's names: compare their ends.
-    stored = stored_names(folder / "model.safetensors")
-    names = [full for name in find_targets(skeleton) for full in stored if full == name or full.endswith("." + name)]
-    if not names:
-        raise UserError(f"{folder}: none of the model's matrices is in model.safetensors")
-    return names
+def _skeleton(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
+    """Return the model without its weights."""
+    build = model_class(config) or AutoModel.from_config
+    try:
+        with torch.device("meta"):
+            return build(config)
+    except (ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        raise UserError(f"{folder}/config.json: transformers cannot build this model: {error}") from None
+
+
+def _without_pattern(folder: Path, config: PretrainedConfig, names: Collection[str]) -> dict[str, int]:
+    """Return the sizes of the model's matrices, but for embeddings, that are not named and not smaller than those."""
+    try:
+        skeleton = _skeleton(folder, config)
+    except UserError:
+        return {}
+    weights = dict(skeleton.named_parameters())
+    if not weights.keys() >= set(names):  # a class that transformers does not have: its structure is unknown
+        return {}
+    smallest = min(weights[name].numel() for name in names)
+    embeddings = {id(module.weight) for module in skeleton.modules() if isinstance(module, nn.Embedding)}
+    return {
+        name: W.numel()
+        for name, W in weights.items()
+        if name not in names and W.ndim >= 2 and W.numel() >= smallest and id(W) not in embeddings
+    }

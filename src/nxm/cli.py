@@ -30,14 +30,14 @@ app = typer.Typer(
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="a from_pretrained folder with model.safetensors")],
+    folder: Annotated[Path, typer.Argument(help="a from_pretrained folder with safetensors")],
     pattern: Annotated[
         str | None, typer.Option(help="check this pattern, such as 2:4, instead of the one in config.json")
     ] = None,
 ) -> None:
     """Check matrix by matrix whether a saved model obeys its sparsity pattern.
 
-    Exit status 0: every matrix obeys; 1: one does not, or the folder cannot be read.
+    Exit status 0: every matrix obeys; 1: one does not, is missing or has NaN, or the folder cannot be read.
     """
     from nxm.check import check
 
@@ -64,10 +64,13 @@ def export(
     ] = False,
     batch: Annotated[int | None, typer.Option(help="with --auto: sentences in a batch")] = None,
     length: Annotated[int | None, typer.Option(help="with --auto: tokens in each sentence")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="replace OUT, if it is an earlier export in this format and nothing else")
+    ] = False,
 ) -> None:
     """Export a trained model in a format for deployment.
 
-    Asserts the pattern that config.json names. Writes nothing if the outputs differ from the model's.
+    Asserts the pattern that config.json names. Writes nothing if the outputs differ from the model's or OUT exists.
 
     nxm export sparse-model model.onnx --to onnx
 
@@ -75,7 +78,7 @@ def export(
     """
     from nxm.export.formats import export
 
-    export(folder, out, to, texts=texts, dtype=dtype, auto=auto, batch=batch, length=length)
+    export(folder, out, to, texts=texts, dtype=dtype, auto=auto, batch=batch, length=length, force=force)
 
 
 Study = Annotated[str, typer.Argument(help="embedded, or a folder of studies/")]

@@ -35,6 +35,7 @@ def sparse(tmp_path: Path) -> Path:
 # --- ONNX --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.situation("export", "BERT, DistilBERT, ELECTRA, MPNet and RoBERTa to ONNX", "works")
 @pytest.mark.parametrize("name", MODELS)
 def test_onnx_answers_as_the_model_does_at_any_batch_and_length(name, tmp_path):
     torch.manual_seed(0)
@@ -42,6 +43,7 @@ def test_onnx_answers_as_the_model_does_at_any_batch_and_length(name, tmp_path):
     path = tmp_path / "out" / "model.onnx"
     assert onnx_export.write_onnx(source, path) <= onnx_export.ONNX_TOLERANCE
     assert [entry.name for entry in path.parent.iterdir()] == ["model.onnx"]  # nothing temporary is left
+    assert onnx_export.is_own(path)
     names = [output.name for output in onnx_export.open_session(path).get_outputs()]
     assert names == (["start_logits", "end_logits"] if name == "bert-qa" else ["logits"])
     for examples in (EXAMPLES[:1], EXAMPLES[2:5], ["a", "one sentence alone"]):
@@ -59,6 +61,7 @@ def test_int8_weights_keep_the_pattern_and_take_a_fraction_of_the_room(sparse, t
     error = onnx_export.write_int8(source, small)
     assert 0 < error <= onnx_export.INT8_TOLERANCE
     assert small.stat().st_size < 0.5 * full.stat().st_size
+    assert onnx_export.is_own(small)
     integers = [
         numpy_helper.to_array(tensor)
         for tensor in onnx.load(small).graph.initializer
@@ -73,17 +76,16 @@ def test_int8_weights_keep_the_pattern_and_take_a_fraction_of_the_room(sparse, t
 
 def test_what_differs_is_not_written(sparse, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "ONNX_TOLERANCE", 0.0)
-    path = tmp_path / "model.onnx"
-    path.write_text("the one before")
+    path = tmp_path / "deep" / "model.onnx"
     with pytest.raises(UserError, match=r"model.onnx: not written: outputs of the ONNX model differ .* 0e\+00 allowed"):
         onnx_export.write_onnx(load_trained(sparse), path)
-    assert path.read_text() == "the one before"
-    assert {entry.name for entry in tmp_path.iterdir()} == {"model", "model.onnx"}
+    assert {entry.name for entry in tmp_path.iterdir()} == {"model"}
 
 
 # --- PyTorch's integers for CPUs ----------------------------------------------------------------------------------
 
 
+@pytest.mark.situation("export", "BERT, DistilBERT, ELECTRA, MPNet and RoBERTa to torch-int8", "works")
 @pytest.mark.parametrize("name", MODELS)
 def test_any_architecture_becomes_a_program_whose_linear_layers_are_integers(name, tmp_path):
     torch.manual_seed(0)
@@ -112,6 +114,9 @@ def test_a_program_in_integers_answers_at_any_batch_and_length_and_keeps_the_pat
     error = x86.write_x86(source, path)
     assert 0 < error <= x86.X86_TOLERANCE
     assert [entry.name for entry in path.parent.iterdir()] == ["model.pt2"]
+    assert x86.is_own(path)
+    with pytest.raises(UserError, match=r"model\.pt2: exists and was written by an earlier export, which --force"):
+        x86.write_x86(source, path)
     program = x86.open_x86(path)
     for examples in (EXAMPLES[:1], EXAMPLES[2:5], ["a", "one sentence alone"]):
         inputs = source.encode(examples)
@@ -139,6 +144,7 @@ def test_a_file_that_is_no_program_is_named(sparse, tmp_path):
 # --- the source --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.situation("export", "a model that was trained on and left its pattern", "refused")
 def test_a_model_that_left_its_pattern_is_refused_by_name(tmp_path):
     model = MODELS["bert"]()
     folder = save_model(tmp_path / "model", model)
@@ -149,6 +155,7 @@ def test_a_model_that_left_its_pattern_is_refused_by_name(tmp_path):
         load_trained(folder)
 
 
+@pytest.mark.situation("export", "sparse weights with -0.0", "works")
 def test_minus_zero_is_plus_zero_after_loading(tmp_path):
     model = MODELS["bert"]()
     folder = save_model(tmp_path / "model", model)
@@ -161,6 +168,8 @@ def test_minus_zero_is_plus_zero_after_loading(tmp_path):
     assert torch.equal(loaded, W)
 
 
+@pytest.mark.situation("export", "a dense model to ONNX", "works")
+@pytest.mark.situation("export", "a dense model to torch-2of4", "refused")
 def test_a_dense_model_can_be_written_as_onnx_but_not_packed(tmp_path):
     source = load_trained(save_model(tmp_path / "model", MODELS["bert"](), pattern=None))
     assert onnx_export.write_onnx(source, tmp_path / "model.onnx") <= onnx_export.ONNX_TOLERANCE
@@ -168,6 +177,7 @@ def test_a_dense_model_can_be_written_as_onnx_but_not_packed(tmp_path):
         semi_structured.write_2of4(source, tmp_path / "packed")
 
 
+@pytest.mark.situation("export", "a folder that is missing, damaged or holds a class of one's own", "refused")
 def test_folders_that_are_no_models_are_named(sparse, tmp_path):
     with pytest.raises(UserError, match=r"absent: no model folder here"):
         load_trained(tmp_path / "absent")
@@ -180,7 +190,7 @@ def test_folders_that_are_no_models_are_named(sparse, tmp_path):
         load_trained(sparse)
     (sparse / "config.json").write_text(config)
     (sparse / "model.safetensors").write_bytes((sparse / "model.safetensors").read_bytes()[:1000])
-    with pytest.raises(UserError, match="not a saved model and its tokenizer"):
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged or truncated"):
         load_trained(sparse)
 
 
@@ -232,12 +242,14 @@ def test_matrices_that_no_kernel_takes_stay_dense_with_the_reason(tmp_path):
     assert dense["bert.encoder.layer.0.output.dense.weight"] == "cusparselt takes multiples of 16 x 16, not 40 x 80"
 
 
+@pytest.mark.situation("export", "a 4:8 model to torch-2of4", "refused")
+@pytest.mark.situation("export", "a 1:4 model to torch-2of4", "works")
 def test_another_pattern_is_refused_unless_it_is_2of4_as_well(tmp_path):
     narrow = load_trained(save_model(tmp_path / "narrow", MODELS["bert"](), NM(1, 4)))
     assert semi_structured.write_2of4(narrow, tmp_path / "packed") == {}
     wide = load_trained(save_model(tmp_path / "wide", MODELS["bert"](), NM(4, 8)))
     with pytest.raises(UserError, match="matrices are not 2:4"):
-        semi_structured.write_2of4(wide, tmp_path / "packed")
+        semi_structured.write_2of4(wide, tmp_path / "wide-packed")
 
 
 def test_without_a_gpu_packing_says_why_not(sparse, tmp_path):

@@ -25,7 +25,7 @@ from nxm.errors import Diverged
 from nxm.methods import METHODS, make_callback, settings_class
 from nxm.methods.callback import STATE_FILE, SparsityCallback
 from nxm.methods.gradual.settings import Gmp
-from nxm.sets.saved import read_pattern
+from nxm.sets.saved import read_pattern, read_patterns
 from tiny_training import Pad, new_model, trainer_for
 
 TWO_OF_FOUR = NM(2, 4)
@@ -337,6 +337,20 @@ def test_two_callbacks_for_two_parts_each_end_in_their_own_set(tmp_path):
     trainer_for(model, parity_data(), tmp_path, [attention, rest], eval_strategy="steps", eval_steps=2).train()
     assert all(TWO_OF_FOUR.contains(W) for W in find_targets(model, include=["attention"]).values())
     assert all(NM(1, 4).contains(W) for W in find_targets(model, exclude=["attention"]).values())
+    assert read_patterns(model.config) == [
+        (TWO_OF_FOUR, list(attention.targets)),
+        (NM(1, 4), list(rest.targets)),
+    ]
+
+
+@pytest.mark.situation("training", "a sparse model trained again, into another set", "works")
+def test_a_second_training_takes_over_what_it_changed(tmp_path):
+    model = new_model()
+    trainer_for(model, parity_data(), tmp_path, [AspCallback(TWO_OF_FOUR)]).train()
+    second = AspCallback(NM(1, 4), include=("attention",))
+    with pytest.warns(UserWarning, match="no longer claims 2:4"):  # it moves the matrices that are not its targets too
+        trainer_for(model, parity_data(), tmp_path, [second]).train()
+    assert read_patterns(model.config) == [(NM(1, 4), list(second.targets))]
 
 
 # --- Values -------------------------------------------------------------------------------------------------------

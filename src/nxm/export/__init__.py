@@ -8,8 +8,9 @@
 
     nxm export sparse-model model.onnx --to onnx
 
-Every writer first asserts that the model obeys the pattern that its config.json names and turns -0.0 into +0.0. It then
-runs source and copy on real sentences and writes nothing if their outputs differ by more than its tolerance.
+Every writer first asserts that the model obeys the patterns that its config.json names and turns -0.0 into +0.0. It
+then runs source and copy on real sentences and writes nothing if their outputs differ by more than its tolerance. It
+never replaces what it did not write: files carry a mark, and the folder of `write_2of4` may hold nothing else.
 
 There is no compressed checkpoint, whose file would omit the zeros, because no maintained format offers one.
 compressed-tensors had `sparse-24-bitmask` and dropped it in 2026, as did vLLM and transformers (0.20 has the name and

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from nxm.errors import UserError
 from nxm.export.semi_structured import is_faster, write_2of4
-from nxm.export.trained import EXAMPLES, Example, Trained, load_trained
+from nxm.export.trained import EXAMPLES, Example, load_trained
+from nxm.sets.saved import stored_tensors
 
 
 def export(
@@ -21,6 +22,7 @@ def export(
     auto: bool = False,
     batch: int | None = None,
     length: int | None = None,
+    force: bool = False,
 ) -> None:
     """Write the model in `folder` to `out` in the format `to` and print its size and the agreement of its outputs.
 
@@ -30,11 +32,12 @@ def export(
         texts: examples on which outputs are compared ("torch-int8": and activations calibrated), see `read_examples`;
             None: `nxm.export.trained.EXAMPLES`.
         dtype: "torch-2of4" alone: the type of the products, "bf16" (the default), "fp16" or "int8".
+        force: replace what is at `out`, if it is an earlier export in this format and nothing else.
         auto: "torch-2of4" alone: pack only matrices whose 2:4 product is faster on this GPU at `batch` x `length`.
 
     Raises:
-        UserError: the options contradict each other, the model leaves its pattern, or its copy's outputs differ from
-            its own; nothing is written then.
+        UserError: the options contradict each other, there is something at `out`, it cannot be written, the model is
+            not supported or leaves its pattern, or its copy's outputs differ from its own; nothing is written then.
     """
     tokens = (batch or 0) * (length or 0)
     if auto and (to != "torch-2of4" or tokens <= 0):
@@ -47,21 +50,21 @@ def export(
     examples = EXAMPLES if texts is None else read_examples(texts)
     trained = load_trained(folder)
     if to != "torch-2of4":
-        error = _writer(to)(trained, out, examples)
-        source = (folder / "model.safetensors").stat().st_size
+        error = _writer(to)(trained, out, examples, force=force)
+        source = sum(path.stat().st_size for path in set(stored_tensors(folder).values()))
         share = out.stat().st_size / source
         print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB, {100 * share:.0f} % of the source")
         print(f"outputs agree with the model's on {len(examples)} examples to {error:.1e} (relative)")
         return
     only = lru_cache(partial(is_faster, tokens=tokens, dtype=dtype)) if auto else None
-    dense = write_2of4(trained, out, dtype, only, examples)
+    dense = write_2of4(trained, out, dtype, only, examples, force=force)
     for name, reason in dense.items():
         print(f"{name} stays dense: {reason}")
-    matrices = len(trained.pattern[1]) if trained.pattern else 0
+    matrices = len(trained.sparse)
     print(f"{out}: {matrices - len(dense)} of {matrices} matrices are packed when loaded by load_2of4")
 
 
-def _writer(to: str) -> Callable[[Trained, Path, Sequence[Example]], float]:
+def _writer(to: str) -> Callable[..., float]:
     try:
         if to == "torch-int8":
             from nxm.export.x86 import write_x86
@@ -77,7 +80,8 @@ def _writer(to: str) -> Callable[[Trained, Path, Sequence[Example]], float]:
 def read_examples(path: Path) -> Sequence[Example]:
     """Read one example per line, a tab between its two sentences. Raises UserError for a missing or empty file."""
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # str.splitlines would also split at characters such as U+2028, which may occur in sentences
+        lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text: {error}") from None
     if not lines:

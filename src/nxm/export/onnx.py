@@ -11,17 +11,19 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from google.protobuf.message import DecodeError
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
-from nxm.export.trained import EXAMPLES, Example, Trained, outputs, write_compared
+from nxm.export.trained import EXAMPLES, MARK, Example, Trained, outputs, without_cache, write_compared
 
 ONNX_TOLERANCE = 1e-4  # relative error of the outputs; the order of fp32 sums differs
 INT8_TOLERANCE = 0.1  # 8 bits for weights and activations
+LARGEST = 2**31 - 2**24  # bytes of weights in an ONNX file of at most 2 GiB, with room for the graph
 
 
-def write_onnx(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPLES) -> float:
+def write_onnx(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPLES, *, force: bool = False) -> float:
     """Write the model as ONNX in fp32, for any batch size and length.
 
     Inputs are the tokenizer's outputs that the model takes, int64 `(batch, length)`; outputs have the names of
@@ -29,20 +31,34 @@ def write_onnx(trained: Trained, path: Path, examples: Sequence[Example] = EXAMP
 
     Args:
         examples: sentences or pairs of sentences, on which ONNX Runtime's outputs are compared with the model's.
+        force: replace an ONNX file at `path` that this module wrote.
 
     Returns: the relative error of the outputs.
 
     Raises:
-        UserError: the error exceeds `ONNX_TOLERANCE`; nothing is written then.
+        UserError: there is something at `path`, it cannot be written, the model is not supported or has over 2 GiB of
+            weights, or the error exceeds `ONNX_TOLERANCE`; nothing is written then.
     """
+    _check_size(trained)
 
     def make(temporary: Path) -> None:
         onnx.save(_to_onnx(trained, examples), temporary)
 
-    return write_compared(trained, path, examples, make, run_onnx, ONNX_TOLERANCE, "ONNX model")
+    return write_compared(
+        trained,
+        path,
+        examples,
+        make,
+        run_onnx,
+        ONNX_TOLERANCE,
+        "ONNX model",
+        room=trained.fp32_bytes,
+        is_own=is_own,
+        force=force,
+    )
 
 
-def write_int8(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPLES) -> float:
+def write_int8(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPLES, *, force: bool = False) -> float:
     """Write the model as ONNX with 8-bit weights, for CPUs (ONNX Runtime's dynamic quantisation).
 
     Weights, including embeddings, are quantised once, symmetrically and per output channel, so that zeros stay zeros
@@ -51,6 +67,8 @@ def write_int8(trained: Trained, path: Path, examples: Sequence[Example] = EXAMP
 
     Arguments, return value and errors are those of `write_onnx`, with `INT8_TOLERANCE`.
     """
+
+    _check_size(trained)
 
     def make(temporary: Path) -> None:
         model = _to_onnx(trained, examples)
@@ -61,7 +79,36 @@ def write_int8(trained: Trained, path: Path, examples: Sequence[Example] = EXAMP
             quant_pre_process(plain, ready, skip_symbolic_shape=True)
             quantize_dynamic(ready, temporary, per_channel=True, weight_type=QuantType.QInt8)
 
-    return write_compared(trained, path, examples, make, run_onnx, INT8_TOLERANCE, "INT8 model")
+    return write_compared(
+        trained,
+        path,
+        examples,
+        make,
+        run_onnx,
+        INT8_TOLERANCE,
+        "INT8 model",
+        room=2.5 * trained.fp32_bytes,  # two temporary files in fp32
+        is_own=is_own,
+        force=force,
+    )
+
+
+def is_own(path: Path) -> bool:
+    """Return whether a file is one that `write_onnx` or `write_int8` wrote."""
+    if path.stat().st_size > 2**31:
+        return False
+    try:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except DecodeError:
+        return False
+    return any(entry.key == MARK for entry in model.metadata_props)
+
+
+def _check_size(trained: Trained) -> None:
+    if trained.fp32_bytes > LARGEST:
+        raise trained.unsupported(
+            f"an ONNX file holds at most 2 GiB and the weights take {trained.fp32_bytes / 2**30:.1f} GiB in fp32"
+        )
 
 
 def run_onnx(path: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -84,7 +131,7 @@ def _to_onnx(trained: Trained, examples: Sequence[Example]) -> onnx.ModelProto:
     # the exporter takes a dimension of size 1 as fixed, so show it two examples
     inputs = trained.encode([*examples[:2], *examples[:1]][:2])
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=trained.max_length)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_cache(trained.model):
         warnings.simplefilter("ignore")  # deprecations inside torch, and shared names of dimensions
         program = torch.onnx.export(
             trained.model,
@@ -97,4 +144,6 @@ def _to_onnx(trained: Trained, examples: Sequence[Example]) -> onnx.ModelProto:
             verbose=False,
         )
     assert program is not None
-    return program.model_proto
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {MARK: "1"})
+    return model

@@ -8,6 +8,7 @@ the matrices to pack and the type of their products; `load_2of4` packs them on t
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,10 +38,14 @@ from nxm.export.trained import (
     assert_pattern,
     load_trained,
     outputs,
+    own_outputs,
+    refusal,
     relative_error,
 )
-from nxm.models.save import save_model
+from nxm.files import check_room, new_folder
+from nxm.models.save import no_saved_model
 from nxm.sets.nm import NM
+from nxm.sets.saved import report
 
 HALF_TOLERANCE = 0.05  # relative error of the outputs in bf16 or fp16, compared with fp32
 INT8_TOLERANCE = 0.1  # with 8 bits for weights and activations, the rest in bf16
@@ -160,6 +165,8 @@ def write_2of4(
     dtype: str = "bf16",
     only: Callable[[int, int], bool] | None = None,
     examples: Sequence[Example] = EXAMPLES,
+    *,
+    force: bool = False,
 ) -> dict[str, str]:
     """Write a folder with weights in half precision, to be packed by `load_2of4`.
 
@@ -169,19 +176,53 @@ def write_2of4(
         only: given a matrix's numbers of outputs and inputs, returns whether to pack it (`is_faster`); None: pack all
             that fit a kernel.
         examples: as in `write_onnx`.
+        force: replace a folder that this function wrote, if it holds nothing else.
 
     Returns: the matrices that stay dense, with the reason.
 
     Raises:
-        UserError: the model is not 2:4, or its outputs change by more than `HALF_TOLERANCE` or `INT8_TOLERANCE`.
+        UserError: there is something at `folder`, it cannot be written, no pattern of the model is 2:4, the model is
+            not supported, or its outputs change by more than `HALF_TOLERANCE` or `INT8_TOLERANCE`; nothing is written
+            then.
     """
-    if trained.pattern is None:
+    if not trained.claims:
         raise UserError(f"{trained.folder}: config.json names no sparsity pattern; there is nothing to pack")
+    with new_folder(folder, refusal(is_own, force), trained.folder) as partial:
+        check_room(folder, trained.fp32_bytes / 2)
+        exact = own_outputs(trained, examples)
+        reasons = _stay_dense(trained, dtype, only)
+        half_model = copy.deepcopy(trained.model).to(STORED[dtype])
+        names = [name for name in trained.sparse if name not in reasons]
+        answers = outputs(_unpacked(half_model, names, dtype), trained.encode(examples))
+        tolerance = INT8_TOLERANCE if dtype == "int8" else HALF_TOLERANCE
+        assert_agreement(relative_error(answers, exact), tolerance, folder, f"{dtype} model")
+        half_model.config.nxm_2of4 = {"dtype": dtype, "matrices": names}
+        half_model.save_pretrained(partial)
+        trained.tokenizer.save_pretrained(partial)
+    return reasons
+
+
+def is_own(folder: Path) -> bool:
+    """Return whether a folder is one that `write_2of4` wrote, with nothing else in it."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "nxm_2of4" in config and no_saved_model(folder) is None
+
+
+def _stay_dense(trained: Trained, dtype: str, only: Callable[[int, int], bool] | None) -> dict[str, str]:
+    """Return the sparse matrices that are not to be packed, with the reason. Raises UserError if no claim is 2:4."""
     weights = dict(trained.model.named_parameters())
-    own = {name: weights[name] for name in trained.pattern[1]}
-    assert_pattern(own, PATTERN, str(trained.folder))  # 1:4 is also 2:4
-    reasons = {}
-    for name, W in own.items():
+    reasons, own = {}, {}
+    for constraint, names in trained.claims:
+        matrices = {name: weights[name] for name in names}
+        if len(trained.claims) > 1 and not all(matrix.holds for matrix in report(matrices, PATTERN)):
+            reasons |= dict.fromkeys(names, f"it is {constraint}, not {PATTERN}")
+        else:
+            own |= matrices
+    assert_pattern(own or {name: weights[name] for name in trained.sparse}, PATTERN, str(trained.folder))
+    for name, W in own.items():  # 1:4 is also 2:4
         stored = W.detach().to(STORED[dtype])
         multiplied = quantise(stored)[0] if dtype == "int8" else stored
         if reason := why_not(W.shape, DTYPES[dtype], "cusparselt"):
@@ -190,14 +231,6 @@ def write_2of4(
             reasons[name] = "its dense product is faster"
         elif why_not(W.shape, DTYPES[dtype], "cutlass") is None and not survives_packing(multiplied):
             raise AssertionError(f"{trained.folder}: {name} changes when it is packed: please report this")
-    half_model = copy.deepcopy(trained.model).to(STORED[dtype])
-    names = [name for name in own if name not in reasons]
-    inputs = trained.encode(examples)
-    answers = outputs(_unpacked(half_model, names, dtype), inputs)
-    error = relative_error(answers, outputs(trained.model, inputs))
-    assert_agreement(error, INT8_TOLERANCE if dtype == "int8" else HALF_TOLERANCE, folder, f"{dtype} model")
-    half_model.config.nxm_2of4 = {"dtype": dtype, "matrices": names}
-    save_model(half_model, trained.tokenizer, folder)
     return reasons
 
 

@@ -1,25 +1,28 @@
-"""Trained models as the exports take them: loaded, with their pattern asserted and inputs to compare outputs on."""
+"""Trained models as the exports take them: loaded, with their patterns asserted and inputs to compare outputs on."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
-from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nxm.errors import UserError
-from nxm.files import new_file
-from nxm.sets.base import SparseSet
-from nxm.sets.saved import load_config, read_pattern, report
+from nxm.files import DISK_ERRORS, Refusal, check_place, check_room, new_file
+from nxm.sets.base import ConstraintSet
+from nxm.sets.saved import Claim, load_config, load_model, model_class, read_patterns, report
 
 Example = str | tuple[str, str]
+
+MARK = "nxm_export"  # in the files and folders of exports, by which `--force` knows them
+UNLIMITED = 2**31 - 1  # the maximal length of models without one
 
 # Pairs of everyday English sentences of different lengths, on which outputs are compared by default.
 EXAMPLES: tuple[Example, ...] = (
@@ -44,19 +47,37 @@ class Trained:
 
     Attributes:
         model: in fp32 on the CPU, in eval mode, without -0.0 in its sparse matrices.
-        pattern: the constraint set and the names of its matrices according to config.json; None: a dense model.
+        claims: the constraint sets and the names of their matrices according to config.json; []: a dense model.
     """
 
     folder: Path
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    pattern: tuple[SparseSet, list[str]] | None
+    claims: list[Claim]
+
+    @property
+    def sparse(self) -> list[str]:
+        """The names of the matrices that have a pattern."""
+        return [name for _, names in self.claims for name in names]
 
     @property
     def max_length(self) -> int:
-        """The largest number of tokens that the model can read."""
-        positions = getattr(self.model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
-        return min(self.tokenizer.model_max_length, positions)
+        """The largest number of tokens that the model can read; `UNLIMITED` if neither it nor its tokenizer has one."""
+        limits = [self.tokenizer.model_max_length, UNLIMITED]
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        if positions is not None and positions > 0:  # XLNet, which has no limit, says -1
+            limits.append(positions)
+        for name, module in self.model.named_modules():
+            # RoBERTa and its relatives number positions from padding_idx + 1: 514 positions are 512 tokens
+            positions = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+            if positions and module.padding_idx is not None:
+                limits.append(module.num_embeddings - module.padding_idx - 1)
+        return int(min(limits))
+
+    @property
+    def fp32_bytes(self) -> int:
+        """The size of the weights in fp32."""
+        return 4 * sum(W.numel() for W in self.model.parameters())
 
     def encode(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Return token ids and the model's other inputs, int64 `(examples, longest)`, padded to the longest example."""
@@ -68,40 +89,62 @@ class Trained:
         accepted = inspect.signature(self.model.forward).parameters
         return {name: tensor for name, tensor in batch.items() if name in accepted}
 
+    def unsupported(self, reason: str) -> UserError:
+        """Return the error for a model that an export does not support."""
+        return UserError(
+            f"{self.folder}: {type(self.model).__name__} is not supported by this export, because {reason}"
+        )
+
 
 def load_trained(folder: Path) -> Trained:
     """Load a folder saved by `save_pretrained`, with the head that its config names.
 
     Raises:
-        UserError: it is no model folder, transformers does not have its class, or a matrix violates the pattern in
-            config.json.
+        UserError: it is no model folder, transformers does not have its class, the model does not read sentences, its
+            tokenizer cannot pad, or a matrix violates its pattern in config.json.
     """
     config = load_config(folder)
-    name = (config.architectures or ["none"])[0]
-    architecture = getattr(transformers, name, None)
-    if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
+    architecture = model_class(config)
+    if architecture is None:
+        name = (config.architectures or ["none"])[0]
         raise UserError(f"{folder}: config.json names the model class '{name}', which transformers does not have")
+    if architecture.main_input_name != "input_ids" or architecture.__name__.endswith("ForMultipleChoice"):
+        reads = "several sentences per example"
+        if architecture.main_input_name != "input_ids":
+            reads = f"{architecture.main_input_name} (images, sound or other data)"
+        raise UserError(
+            f"{folder}: {architecture.__name__} is not supported by nxm export, because it reads {reads}; exports are "
+            "for models that read one sentence or a pair"
+        )
+    claims = read_patterns(config)
+    model = load_model(folder, config, torch.float32)
     try:
-        model = architecture.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, SafetensorError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise UserError(f"{folder}: not a saved model and its tokenizer: {error}") from None
-    pattern = read_pattern(config)
-    if pattern is not None:
-        constraint, names = pattern
-        weights = dict(model.named_parameters())
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"{folder}: not supported by nxm export, because the tokenizer has no padding token, which batches of "
+            "sentences need; set tokenizer.pad_token and model.config.pad_token_id, for example to those of the end of "
+            "a sentence, and save both"
+        )
+    weights = dict(model.named_parameters())
+    for constraint, names in claims:
         if missing := [name for name in names if name not in weights]:
             raise UserError(f"{folder}: the model has no matrix '{missing[0]}', which config.json calls {constraint}")
         assert_pattern({name: weights[name] for name in names}, constraint, str(folder))
         with torch.no_grad():
             for name in names:
                 weights[name].add_(0.0)  # -0.0 + 0.0 is +0.0; packers count -0.0 as a value
-    return Trained(folder, model.eval(), tokenizer, pattern)
+    return Trained(folder, model.eval(), tokenizer, claims)
 
 
-def assert_pattern(weights: Mapping[str, Tensor], constraint: SparseSet, where: str) -> None:
+def assert_pattern(weights: Mapping[str, Tensor], constraint: ConstraintSet, where: str) -> None:
     """Raise UserError, with their number, if matrices violate the pattern: a packer would silently drop values."""
-    broken = [matrix.name for matrix in report(dict(weights), constraint) if not matrix.holds]
+    reports = report(weights, constraint)
+    if endless := [matrix.name for matrix in reports if not matrix.finite]:
+        raise UserError(f"{where}: {endless[0]} has NaN or infinite weights; did its training diverge?")
+    broken = [matrix.name for matrix in reports if not matrix.holds]
     if broken:
         raise UserError(
             f"{where}: {len(broken)} of {len(weights)} matrices are not {constraint}, first {broken[0]}; "
@@ -109,11 +152,47 @@ def assert_pattern(weights: Mapping[str, Tensor], constraint: SparseSet, where: 
         )
 
 
+@contextlib.contextmanager
+def without_cache(model: PreTrainedModel) -> Iterator[None]:
+    """Switch off the caches for generation, which a model would return beside its outputs."""
+    switches = {name: getattr(model.config, name, None) for name in ("use_cache", "use_mems_eval")}
+    switches = {name: value for name, value in switches.items() if value}
+    for name in switches:
+        setattr(model.config, name, False)
+    try:
+        yield
+    finally:
+        for name, value in switches.items():
+            setattr(model.config, name, value)
+
+
 @torch.inference_mode()
 def outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Return the model's outputs by name (`logits`, ...), fp32."""
     answers = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
     return {name: value.float().cpu().numpy() for name, value in answers.items() if isinstance(value, Tensor)}
+
+
+def own_outputs(trained: Trained, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """Return the model's own outputs on examples, with which those of its export are compared.
+
+    Raises:
+        UserError: the model cannot be run on sentences alone, or its outputs have NaN or infinite entries.
+    """
+    inputs = trained.encode(examples)
+    try:
+        found = outputs(trained.model, inputs)
+    except Exception as error:  # of any model of transformers: what it lacks, it says in errors of many types
+        raise trained.unsupported(f"it cannot be run on {' and '.join(inputs)} alone: {_cause(error)}") from error
+    if not found:
+        raise trained.unsupported("it has no outputs that are tensors")
+    for name, values in found.items():
+        if not np.isfinite(values).all():
+            raise UserError(
+                f"{trained.folder}: the model's own outputs ({name}) have NaN or infinite entries; did its training "
+                "diverge?"
+            )
+    return found
 
 
 def relative_error(found: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> float:
@@ -143,6 +222,10 @@ def write_compared(
     answer: Callable[[Path, Mapping[str, Tensor]], dict[str, np.ndarray]],
     tolerance: float,
     what: str,
+    *,
+    room: float,
+    is_own: Callable[[Path], bool],
+    force: bool,
 ) -> float:
     """Write a file under a temporary name, compare its outputs with the model's, then rename it.
 
@@ -150,15 +233,50 @@ def write_compared(
         make: writes the file.
         answer: returns the file's outputs by name, given the tokenizer's tensors.
         what: name of the export, for messages.
+        room: bytes that `make` needs on the disk at most.
+        is_own: returns whether an existing file was written by this function.
+        force: replace an existing file, if it is one.
 
     Returns: the relative error of the outputs.
 
     Raises:
-        UserError: the error exceeds the tolerance; nothing is written then.
+        UserError: `path` must not be replaced or cannot be written, the model is not supported, or the error exceeds
+            the tolerance; nothing is written then.
     """
+    check_place(path, refusal(is_own, force), trained.folder)
+    check_room(path, room)
+    expected = own_outputs(trained, examples)
     with new_file(path) as temporary:
-        make(temporary)
-        inputs = trained.encode(examples)
-        error = relative_error(answer(temporary, inputs), outputs(trained.model, inputs))
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # the exporter prints half a graph where it fails
+                make(temporary)
+            found = answer(temporary, trained.encode(examples))
+        except UserError:
+            raise
+        except OSError as error:
+            if error.errno in DISK_ERRORS:
+                raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+            raise
+        except Exception as error:  # exporters meet what they cannot convert with errors of many types
+            raise trained.unsupported(f"the {what} cannot be made or run: {_cause(error)}") from error
+        error = relative_error(found, expected)
         assert_agreement(error, tolerance, path, what)
     return error
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first line of the first error in a chain of errors."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def refusal(is_own: Callable[[Path], bool], force: bool) -> Refusal:
+    """Return the rule for an existing file or folder in the place of an export (see `nxm.files.Refusal`)."""
+
+    def reason(out: Path) -> str | None:
+        if not is_own(out):
+            return "was not written by nxm export in this format"
+        return None if force else "was written by an earlier export, which --force would replace"
+
+    return reason

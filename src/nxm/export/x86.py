@@ -7,6 +7,7 @@ program of `torch.export`; `open_x86` compiles it for this machine, which takes 
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,35 +22,56 @@ from torch._inductor.exc import InductorError
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from nxm.errors import UserError
-from nxm.export.trained import EXAMPLES, Example, Trained, write_compared
+from nxm.export.trained import EXAMPLES, MARK, Example, Trained, without_cache, write_compared
 
 X86_TOLERANCE = 0.1  # relative error of the outputs, with 8 bits for weights and activations
 
 Program = Callable[[Mapping[str, Tensor]], dict[str, np.ndarray]]
 
 
-def write_x86(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPLES) -> float:
+def write_x86(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPLES, *, force: bool = False) -> float:
     """Write the model as an exported program with 8-bit Linear layers, for any batch size and length.
 
     Args:
         examples: sentences or pairs of sentences like those that the model will read; the ranges of activations are
             measured and the outputs compared on them.
+        force: replace a program at `path` that this function wrote.
 
     Returns: the relative error of the outputs.
 
     Raises:
-        UserError: the error exceeds `X86_TOLERANCE`, or PyTorch cannot compile the program here; nothing is written
-            then.
+        UserError: there is something at `path`, it cannot be written, the model is not supported, the error exceeds
+            `X86_TOLERANCE`, or PyTorch cannot compile the program here; nothing is written then.
     """
 
     def make(temporary: Path) -> None:
-        with temporary.open("w+b") as file:  # a path would have to end in .pt2
-            torch.export.save(_quantised(trained, examples), file)
+        archive = io.BytesIO()  # a write to a full disk would abort the process inside torch
+        torch.export.save(_quantised(trained, examples), archive, extra_files={MARK: "1"})
+        temporary.write_bytes(archive.getbuffer())
 
     def answer(temporary: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         return open_x86(temporary)(inputs)
 
-    return write_compared(trained, path, examples, make, answer, X86_TOLERANCE, "INT8 program")
+    return write_compared(
+        trained,
+        path,
+        examples,
+        make,
+        answer,
+        X86_TOLERANCE,
+        "INT8 program",
+        room=trained.fp32_bytes,
+        is_own=is_own,
+        force=force,
+    )
+
+
+def is_own(path: Path) -> bool:
+    """Return whether a file is one that `write_x86` wrote."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith(f"/extra/{MARK}") for name in archive.namelist())
 
 
 def open_x86(path: Path) -> Program:
@@ -102,7 +124,8 @@ def _quantised(trained: Trained, examples: Sequence[Example]) -> torch.export.Ex
     inputs = trained.encode([*examples[:2], *examples[:1]][:2])
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=trained.max_length)
     shapes = ({name: {0: batch, 1: length} for name in inputs},)
-    graph = torch.export.export(_Answers(trained.model), (inputs,), dynamic_shapes=shapes).module()
+    with without_cache(trained.model):
+        graph = torch.export.export(_Answers(trained.model), (inputs,), dynamic_shapes=shapes).module()
     quantizer = x86_inductor.X86InductorQuantizer()
     settings = x86_inductor.get_default_x86_inductor_quantization_config()
     quantizer.set_function_type_qconfig(torch.nn.functional.linear, settings)

@@ -214,7 +214,7 @@ def _prepare(models: Mapping[str, Trained], form: Form, device: torch.device) ->
     running, absent = {}, []
     torch.compiler.reset()  # programs of earlier forms would count towards PyTorch's limit of eight
     for name, trained in models.items():
-        if form.kernel != "dense" and trained.pattern is None:
+        if form.kernel != "dense" and not trained.claims:
             continue  # a dense model has no 2:4 matrices
         try:
             running[name] = _Running(trained, form, device)
@@ -238,7 +238,7 @@ def _assert_right(running: _Running, trained: Trained, form: Form, device: torch
 
 def _torch_model(trained: Trained, form: Form, device: torch.device) -> PreTrainedModel:
     model = copy.deepcopy(trained.model).to(device, DTYPES[form.dtype])
-    names = list(find_targets(trained.model)) if trained.pattern is None else trained.pattern[1]
+    names = trained.sparse or list(find_targets(trained.model))
     sparse = [name for name in names if form.kernel == "2:4" or (form.kernel == "2:4 FFN" and is_feed_forward(name))]
     if form.dtype == "int8":
         use_int8(model, [name for name in names if name not in sparse])

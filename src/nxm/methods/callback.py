@@ -249,8 +249,9 @@ class SparsityCallback(TrainerCallback):
             raise AssertionError(
                 f"{len(broken)} matrices left {self.constraint}, first {broken[0]}: please report this"
             )
-        if getattr(unwrap(model), "config", None) is not None:
-            write_pattern(unwrap(model).config, self.constraint, self.targets)
+        model = unwrap(model)
+        if getattr(model, "config", None) is not None:
+            write_pattern(model.config, self.constraint, self.targets, dict(model.named_parameters()))
 
     # How it works.
 

@@ -1,20 +1,25 @@
-"""The constraint set that a saved model's config.json claims, and the check that its weights lie in it."""
+"""Saved models: the constraint sets that config.json claims, and the check that the weights lie in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from nxm.errors import UserError
 from nxm.sets import all_sets, kind_of
 from nxm.sets.base import ConstraintSet
+
+Claim = tuple[ConstraintSet, list[str]]  # a set and the names of the matrices that lie in it
 
 
 def load_config(folder: Path) -> PretrainedConfig:
@@ -26,28 +31,99 @@ def load_config(folder: Path) -> PretrainedConfig:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no model folder here (config.json is missing)")
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}/config.json: no config of a model that transformers knows ({error})") from None
 
 
-def write_pattern(config: PretrainedConfig, constraint: ConstraintSet, names: Iterable[str]) -> None:
-    """Put the constraint set and the names of its matrices into a config as `nxm_sparsity`, plain JSON."""
-    config.nxm_sparsity = {"kind": kind_of(constraint), **asdict(constraint), "targets": list(names)}
+def write_pattern(
+    config: PretrainedConfig,
+    constraint: ConstraintSet,
+    names: Iterable[str],
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Claim in a config, as `nxm_sparsity` in plain JSON, that the named matrices lie in a constraint set.
+
+    Claims on other matrices remain, so that a model may have several patterns. A matrix has one claim: the latest.
+
+    Args:
+        weights: the model's weights by name; claims on other matrices are dropped, with a warning, for those that left
+            their set. None: they remain unchecked.
+    """
+    names = list(names)
+    try:
+        earlier = read_patterns(config)
+    except UserError as error:
+        warnings.warn(f"the config's former pattern is replaced, since it cannot be read: {error}", stacklevel=2)
+        earlier = []
+    claims: list[Claim] = []
+    taken = set(names)
+    for former, targets in earlier:
+        remaining = [name for name in targets if name not in taken]
+        if weights is not None:
+            holding = [name for name in remaining if name in weights and _lies_in(weights[name], former)]
+            if len(holding) < len(remaining):
+                left = next(name for name in remaining if name not in holding)
+                warnings.warn(
+                    f"config.json no longer claims {former} for {len(remaining) - len(holding)} matrices that have "
+                    f"left it, first {left}",
+                    stacklevel=2,
+                )
+            remaining = holding
+        if former == constraint:
+            names = remaining + names
+        elif remaining:
+            claims.append((former, remaining))
+    entries = [
+        {"kind": kind_of(claimed), **asdict(claimed), "targets": targets}
+        for claimed, targets in [*claims, (constraint, names)]
+    ]
+    config.nxm_sparsity = entries[0] if len(entries) == 1 else entries
 
 
-def read_pattern(config: PretrainedConfig) -> tuple[ConstraintSet, list[str]] | None:
-    """Return the constraint set and the names of its matrices that a config claims; None for a dense model.
+def read_patterns(config: PretrainedConfig) -> list[Claim]:
+    """Return the claims of a config: constraint sets, each with the names of its matrices; [] for a dense model.
 
     Raises:
-        UserError: `nxm_sparsity` names no set that nxm knows.
+        UserError: `nxm_sparsity` names no set that nxm knows, or no matrix.
     """
-    written: dict[str, Any] | None = getattr(config, "nxm_sparsity", None)
+    written: Any = getattr(config, "nxm_sparsity", None)
     if written is None:
-        return None
-    fields = {key: value for key, value in written.items() if key not in ("kind", "targets")}
+        return []
+    entries = written if isinstance(written, list) else [written]
+    if not entries:
+        raise UserError("config.json: nxm_sparsity is an empty list; it should name a pattern and its matrices")
+    return [_read_claim(entry) for entry in entries]
+
+
+def read_pattern(config: PretrainedConfig) -> Claim | None:
+    """Return the only claim of a config; None for a dense model.
+
+    Raises:
+        UserError: as `read_patterns`, or the config has several claims.
+    """
+    claims = read_patterns(config)
+    if len(claims) > 1:
+        sets = ", ".join(str(constraint) for constraint, _ in claims)
+        raise UserError(f"config.json claims several patterns ({sets}) where one is expected")
+    return claims[0] if claims else None
+
+
+def _read_claim(entry: Any) -> Claim:
+    if not isinstance(entry, dict):
+        raise UserError(
+            f"config.json: nxm_sparsity is {entry!r}, which is not a pattern with its matrices as nxm writes it: "
+            '{"kind": "nm", "n_nonzero": 2, "group_size": 4, "targets": [...]}'
+        )
+    targets = entry.get("targets")
+    if not (isinstance(targets, list) and targets and all(isinstance(name, str) for name in targets)):
+        raise UserError(
+            f"config.json: the targets of nxm_sparsity are {targets!r}; they should be the names of the sparse "
+            "matrices, at least one"
+        )
+    fields = {key: value for key, value in entry.items() if key not in ("kind", "targets")}
     try:
-        return all_sets()[written["kind"]](**fields), list(written["targets"])
+        return all_sets()[entry["kind"]](**fields), list(targets)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"config.json: nxm_sparsity {fields} is not a pattern that nxm knows: {error}") from None
 
@@ -57,42 +133,116 @@ class MatrixReport:
     """The check of one target matrix.
 
     density: the share of non-zeros.
-    holds: whether it lies in the constraint set.
+    holds: whether it lies in the constraint set; never if it has NaN or infinite entries.
+    finite: whether all its entries are finite.
     """
 
     name: str
     shape: tuple[int, ...]
     density: float
     holds: bool
+    finite: bool = True
 
 
 @torch.no_grad()
-def report(weights: dict[str, Tensor] | dict[str, nn.Parameter], constraint: ConstraintSet) -> list[MatrixReport]:
-    """Check each matrix. Raises UserError when the shape of one does not fit the set."""
+def report(weights: Mapping[str, Tensor], constraint: ConstraintSet) -> list[MatrixReport]:
+    """Check each matrix. Raises UserError when one is no matrix, or its shape does not fit the set."""
     reports = []
     for name, W in weights.items():
+        if W.ndim != 2:
+            raise UserError(f"{name}: has the shape {tuple(W.shape)}; {constraint} is a pattern of matrices")
         constraint.validate(W.shape, name)
         density = float((W != 0).sum()) / W.numel()
-        reports.append(MatrixReport(name, tuple(W.shape), density, constraint.contains(W)))
+        finite = bool(W.isfinite().all())
+        reports.append(MatrixReport(name, tuple(W.shape), density, finite and constraint.contains(W), finite))
     return reports
 
 
+def _lies_in(W: Tensor, constraint: ConstraintSet) -> bool:
+    try:
+        return report({"": W}, constraint)[0].holds
+    except UserError:
+        return False
+
+
 def load_matrices(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """Read the named tensors from a model folder's model.safetensors.
+    """Read the named matrices of a saved model, in one file or in shards.
+
+    Names are those of the model in memory. transformers saves some architectures, such as ViT, under other names; the
+    model is then loaded on the CPU.
 
     Raises:
-        UserError: the file is missing or damaged, or lacks one of the tensors.
+        UserError: a file is missing or damaged, or the model lacks one of the matrices.
     """
-    path = folder / "model.safetensors"
-    stored = set(stored_names(path))
-    if missing := [name for name in names if name not in stored]:
-        raise UserError(f"{path}: no tensor '{missing[0]}'; the config's targets are not this model's")
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in names}
+    files = stored_tensors(folder)
+    if all(name in files for name in names):
+        matrices = {}
+        for name in names:
+            with safe_open(files[name], framework="pt") as file:
+                matrices[name] = file.get_tensor(name)
+        return matrices
+    weights = dict(load_model(folder, load_config(folder), needed=names).named_parameters())
+    return {name: weights[name].detach() for name in names}
 
 
-def stored_names(path: Path) -> list[str]:
-    """Return the names of a safetensors file's tensors. Raises UserError when it is missing or damaged."""
+def model_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
+    """Return the class that config.json names as its architecture; None if transformers does not have it."""
+    named = getattr(transformers, (config.architectures or ["none"])[0], None)
+    return named if isinstance(named, type) and issubclass(named, PreTrainedModel) else None
+
+
+def load_model(
+    folder: Path,
+    config: PretrainedConfig,
+    dtype: torch.dtype | str = "auto",
+    needed: Sequence[str] | None = None,
+) -> PreTrainedModel:
+    """Load a saved model on the CPU, with the class that its config names, or the bare model of its type.
+
+    Args:
+        dtype: of the weights; "auto": that of the files.
+        needed: names of weights that must come from the files; None: all weights.
+
+    Raises:
+        UserError: a file is missing or damaged, or lacks a weight.
+    """
+    stored_tensors(folder)  # names the file that is missing or damaged
+    loader = model_class(config) or AutoModel
+    try:
+        model, loading = loader.from_pretrained(  # type: ignore[misc]  # a pair, because of output_loading_info
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        raise UserError(f"{folder}: transformers cannot load this model: {error}") from None
+    absent = set(loading["missing_keys"])
+    weights = dict(model.named_parameters())
+    if missing := sorted(absent) if needed is None else sorted(absent & set(needed) | set(needed) - weights.keys()):
+        raise UserError(f"{folder}: no tensor '{missing[0]}' in its files for {type(model).__name__}")
+    return model
+
+
+def stored_tensors(folder: Path) -> dict[str, Path]:
+    """Return the file of every tensor of a saved model, by the tensor's name in the file.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists() or not index.exists():
+        return dict.fromkeys(_names(whole), whole)
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: no index of a model's files: {error!r}") from None
+    return {name: folder / shard for shard in shards for name in _names(folder / shard)}
+
+
+def _names(path: Path) -> list[str]:
     try:
         with safe_open(path, framework="pt") as file:
             return list(file.keys())

@@ -24,7 +24,7 @@ from nxm.files import sha256_file, sha256_tree
 from nxm.methods.callback import SparsityCallback
 from nxm.models.save import save_model
 from nxm.models.targets import find_targets
-from nxm.sets.saved import load_matrices, read_pattern, report
+from nxm.sets.saved import load_matrices, read_patterns, report
 from nxm.study.plan import Training, chosen_path, composed
 from nxm.study.results import (
     Failure,
@@ -106,15 +106,12 @@ def check_saved(folder: Path) -> None:
     """
     from transformers import AutoConfig
 
-    claimed = read_pattern(AutoConfig.from_pretrained(folder, local_files_only=True))
-    if claimed is None:
-        return
-    constraint, names = claimed
-    broken = [matrix.name for matrix in report(load_matrices(folder, names), constraint) if not matrix.holds]
-    if broken:
-        raise AssertionError(
-            f"{folder}: saved matrices leave {constraint}: {', '.join(broken[:3])}: please report this"
-        )
+    for constraint, names in read_patterns(AutoConfig.from_pretrained(folder, local_files_only=True)):
+        broken = [matrix.name for matrix in report(load_matrices(folder, names), constraint) if not matrix.holds]
+        if broken:
+            raise AssertionError(
+                f"{folder}: saved matrices leave {constraint}: {', '.join(broken[:3])}: please report this"
+            )
 
 
 def _which(training: Training) -> str:
