@@ -471,13 +471,6 @@ def millions(count: float) -> str:
     return f"{count / 1e3:.0f} k" if count >= 1e4 else f"{count:,.0f}"
 
 
-def value_text(value: float | str | bool) -> str:
-    """Return a hyper-parameter of any kind as text."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return value if isinstance(value, str) else plain(value)
-
-
 def plain(value: float) -> str:
     """Return a number as people write hyper-parameters: `9e-5`, `0.003`, `32`."""
     if value == 0 or not math.isfinite(value):
