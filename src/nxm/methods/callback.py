@@ -29,12 +29,171 @@ from nxm.sets.saved import write_pattern
 STATE_FILE = "nxm_state.safetensors"
 
 
-class SparsityCallback(TrainerCallback):
-    """Base of all methods' callbacks; use a subclass.
+class MethodCallback(TrainerCallback):
+    """What every method does with a Trainer: eval mode, fp16's skipped steps, checkpoints; use a subclass.
 
-    It finds the targets, lets the importance watch until the choice is final, saves the method's state with each
-    checkpoint, and at the end asserts that the weights lie in the constraint set and writes it into the model's config.
-    In eval mode the model is the projected one (`nxm.methods.evaluation`).
+    In eval mode the model is the one that the training would end with now (`nxm.methods.evaluation`).
+    """
+
+    _in_eval: ProjectedInEval | None = None  # while a training runs
+    _scale: float | None = None  # of the gradients before the step, in fp16
+
+    # Each method defines these. In all of them the parameters have their training values.
+
+    def start(self, model: nn.Module, steps: int, steps_per_epoch: int | None) -> dict[str, nn.Parameter]:
+        """Prepare a training of `steps` optimizer steps of a model with its initial weights.
+
+        Args:
+            steps_per_epoch: None for data without a length.
+
+        Returns: full name -> parameter, of those that `projected` knows.
+        """
+        raise NotImplementedError
+
+    def projected(self, name: str, W: Tensor) -> Tensor | None:
+        """Return what W would be if the training ended now, a new tensor; None if it would stay as it is."""
+        raise NotImplementedError
+
+    def before_step(self, step: int) -> None:
+        """Called before the forward pass of the step after `step` others, and for each part of its gradient again."""
+
+    def before_update(self, step: int, optimizer: Any) -> None:
+        """Called with the gradients complete and clipped, before the optimizer's step."""
+
+    def after_update(self, step: int, optimizer: Any) -> None:
+        """Called after the optimizer's step; not where fp16 skipped it, because the gradients overflowed."""
+
+    def after_step(self, step: int, optimizer: Any) -> None:
+        """Called at the end of a step; `step` counts it."""
+
+    def watch(self, model: nn.Module) -> None:
+        """Register what observes the model, before the first step."""
+
+    def unwatch(self) -> None:
+        """Remove what `watch` registered; may be called more than once, and without it."""
+
+    def abandon(self) -> None:
+        """Undo what the method does to the weights for a forward pass: the training ended, or an exception ended it."""
+
+    def whole_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what must survive a restart: tensors, and JSON metadata. Called in every process."""
+        raise NotImplementedError
+
+    def load_whole_state(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Restore a `whole_state`; called after `start` and `watch`."""
+        raise NotImplementedError
+
+    def load_best(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Take from a `whole_state` what `finish` needs: the weights are those of that checkpoint."""
+        raise NotImplementedError
+
+    def finish(self, model: nn.Module) -> None:
+        """Leave the weights as they are to be saved, at the end of the training."""
+        raise NotImplementedError
+
+    def record(self) -> dict[str, Any] | None:
+        """Return the course of the last training for a results file, as JSON; None for a method without one."""
+        return None
+
+    # The Trainer calls these.
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        self._leave()
+        model = unwrap(model)
+        _refuse_what_cannot_work(args, kwargs.get("optimizer"))
+        try:
+            parameters = self.start(model, state.max_steps, _steps_per_epoch(args, kwargs.get("train_dataloader")))
+            self._in_eval = ProjectedInEval(
+                model, parameters, torch.no_grad()(self.projected), training=state, on_abandoned=self._leave
+            )
+            self.watch(model)
+            if state.global_step > 0:
+                with self._training_weights():
+                    self.load_whole_state(*_read_state(_checkpoint(args, state) / STATE_FILE))
+        except BaseException:
+            self._leave()
+            raise
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        with self._training_weights():
+            self.before_step(state.global_step)
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._in_eval is not None:
+            self._in_eval.begin_update()
+        self._scale = _gradient_scale(optimizer)
+        self.before_update(state.global_step, optimizer)
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._in_eval is not None:
+            self._in_eval.end_update()
+        # A fused optimizer skips inside its kernel, unseen by accelerate's `step_was_skipped`; but the scale shrinks.
+        skipped = self._scale is not None and _gradient_scale(optimizer) < self._scale
+        with self._training_weights():
+            if not skipped:
+                self.after_update(state.global_step, optimizer)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        with self._training_weights():
+            self.after_step(state.global_step, optimizer)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        tensors, metadata = self.whole_state()
+        if args.should_save:
+            _write_state(_saved_checkpoint(args, state) / STATE_FILE, tensors, metadata)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        self._leave()
+        best = state.best_model_checkpoint
+        # Then the weights are that checkpoint's; unless it is gone, which the Trainer warns of.
+        if args.load_best_model_at_end and best is not None and Path(best).is_dir():
+            self.load_best(*_read_state(Path(best) / STATE_FILE))
+        self.finish(unwrap(model))
+
+    def _leave(self) -> None:
+        """Leave the model with its training weights, and nothing attached."""
+        self.unwatch()
+        if self._in_eval is not None:
+            self._in_eval.detach()
+            self.abandon()
+        self._in_eval = None
+
+    def _training_weights(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._in_eval is None else self._in_eval.training_weights()
+
+
+class SparsityCallback(MethodCallback):
+    """Base of the methods that train into a constraint set; use a subclass.
+
+    It finds the targets, lets the importance watch until the choice is final, and at the end asserts that the weights
+    lie in the constraint set and writes it into the model's config. In eval mode the model is the projected one.
 
     Args:
         constraint: the set S in which the target weights end.
@@ -42,7 +201,7 @@ class SparsityCallback(TrainerCallback):
         importance: the measure of the projection, by name (`nxm.methods.ImportanceName`) or an object.
 
     Attributes:
-        targets: name -> weight, from `on_train_begin` on.
+        targets: name -> weight, from the begin of a training on.
         importance: the `Importance`, or None for "none".
         weighted_choices: name -> the last choice that the importance made, which is known at the projections alone; the
             projection in eval mode takes it. Empty before there is one, and without an importance.
@@ -71,10 +230,8 @@ class SparsityCallback(TrainerCallback):
         self.importance = make_importance(importance)
         self.targets: dict[str, nn.Parameter] = {}
         self.weighted_choices: dict[str, Tensor] = {}
-        self._in_eval: ProjectedInEval | None = None  # while a training runs
-        self._scale: float | None = None  # of the gradients before the step, in fp16
 
-    # Each method defines these. In all of them the targets hold the training weights.
+    # Each method defines these.
 
     def begin(self, steps: int, steps_per_epoch: int | None) -> None:
         """Prepare a training of `steps` optimizer steps; `targets` hold the initial weights.
@@ -83,25 +240,13 @@ class SparsityCallback(TrainerCallback):
         """
         raise NotImplementedError
 
-    def before_step(self) -> None:
-        """Called before the forward pass of a step, and again for each part of an accumulated gradient."""
-
-    def before_update(self, optimizer: Any) -> None:
-        """Called with the gradients complete and clipped, before the optimizer's step."""
-
-    def after_update(self, optimizer: Any) -> None:
-        """Called after the optimizer's step; not where fp16 skipped it, because the gradients overflowed."""
-
-    def after_step(self, step: int, optimizer: Any) -> None:
-        """Called at the end of optimizer step `step`, from 1."""
-
     @property
     def choice_is_final(self) -> bool:
         """True once the choice is fixed for the rest of the training, so that the weights lie in the constraint set."""
         raise NotImplementedError
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the state that must survive a restart: tensors, and JSON metadata. Called in every process."""
+        """Return the method's state for checkpoints: tensors, and JSON metadata. Called in every process."""
         raise NotImplementedError
 
     def load_state_dict(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -111,17 +256,6 @@ class SparsityCallback(TrainerCallback):
     def weighted_choices_in(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> dict[str, Tensor]:
         """Return `weighted_choices` as of a `state_dict`; {} for a method without an importance."""
         return {}
-
-    def abandon(self) -> None:
-        """Undo what the method does to the weights for a forward pass: an exception ended the training."""
-
-    def finish(self) -> None:
-        """Leave the weights in the constraint set at the end of the training."""
-        self._project_targets()
-
-    def record(self) -> dict[str, Any] | None:
-        """Return the course of the last training for a results file, as JSON; None for a method without one."""
-        return None
 
     # Methods may call these.
 
@@ -144,14 +278,9 @@ class SparsityCallback(TrainerCallback):
         """Return the choice of the hard prune: the last one made by the importance, else that of W's own projection."""
         return self.weighted_choices[name] if self.weighted_choices else self.constraint.project(W).choice
 
-    # The Trainer calls these.
+    # The base class calls these.
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        self._leave()
-        model = unwrap(model)
-        _refuse_what_cannot_work(args, kwargs.get("optimizer"))
+    def start(self, model: nn.Module, steps: int, steps_per_epoch: int | None) -> dict[str, nn.Parameter]:
         kind_of(self.constraint)  # what config.json cannot name is refused now, not after hours of training
         if getattr(model, "config", None) is None:
             warnings.warn(
@@ -168,108 +297,10 @@ class SparsityCallback(TrainerCallback):
                 stacklevel=2,
             )
         self.weighted_choices = {}
-        self.begin(state.max_steps, _steps_per_epoch(args, kwargs.get("train_dataloader")))
-        if state.global_step > 0:
-            tensors, metadata = _read_state(_checkpoint(args, state) / STATE_FILE)
-            self.load_state_dict(tensors, metadata)
-        self._in_eval = ProjectedInEval(model, self.targets, self._projected, training=state, on_abandoned=self._leave)
-        if self.importance is not None:  # last: from here on the model has hooks, which `_leave` removes
-            self.importance.begin(model, self.include, self.exclude)
-            if state.global_step > 0:
-                self.importance.load_state_dict(tensors)
+        self.begin(steps, steps_per_epoch)
+        return self.targets
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.importance is not None and self.choice_is_final:
-            self.importance.end()  # nothing is chosen any more: stop the measuring, which costs time
-        with self._training_weights():
-            self.before_step()
-
-    def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        if self._in_eval is not None:
-            self._in_eval.begin_update()
-        self._scale = _gradient_scale(optimizer)
-        self.before_update(optimizer)
-
-    def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        if self._in_eval is not None:
-            self._in_eval.end_update()
-        # A fused optimizer skips inside its kernel, unseen by accelerate's `step_was_skipped`; but the scale shrinks.
-        skipped = self._scale is not None and _gradient_scale(optimizer) < self._scale
-        with self._training_weights():
-            if not skipped:
-                self.after_update(optimizer)
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        with self._training_weights():
-            self.after_step(state.global_step, optimizer)
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        tensors, metadata = self.state_dict()
-        if self.importance is not None:
-            tensors |= self.importance.state_dict()
-        if args.should_save:
-            _write_state(_saved_checkpoint(args, state) / STATE_FILE, tensors, metadata)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        self._leave()
-        best = state.best_model_checkpoint
-        # Then the weights are that checkpoint's; unless it is gone, which the Trainer warns of.
-        if args.load_best_model_at_end and best is not None and Path(best).is_dir():
-            self.weighted_choices = self.weighted_choices_in(*_read_state(Path(best) / STATE_FILE))
-        for W in self.targets.values():
-            reject_nan(W)
-        self.finish()
-        broken = [name for name, W in self.targets.items() if not self.constraint.contains(W)]
-        if broken:
-            raise AssertionError(
-                f"{len(broken)} matrices left {self.constraint}, first {broken[0]}: please report this"
-            )
-        model = unwrap(model)
-        if getattr(model, "config", None) is not None:
-            write_pattern(model.config, self.constraint, self.targets, dict(model.named_parameters()))
-
-    # How it works.
-
-    def _leave(self) -> None:
-        """Leave the model as a training does: with its training weights, and nothing attached."""
-        if self.importance is not None:
-            self.importance.end()
-        if self._in_eval is not None:
-            self._in_eval.detach()
-            self.abandon()
-        self._in_eval = None
-
-    def _training_weights(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._in_eval is None else self._in_eval.training_weights()
-
-    @torch.no_grad()
-    def _projected(self, name: str, W: Tensor) -> Tensor | None:
-        """Return the hard-pruned W, a new tensor; None where it lies in the set."""
+    def projected(self, name: str, W: Tensor) -> Tensor | None:
         if self.constraint.contains(W):
             return None
         if not self.weighted_choices:
@@ -279,13 +310,48 @@ class SparsityCallback(TrainerCallback):
         self.constraint.hold_(Z, self.weighted_choices[name])
         return Z
 
+    def watch(self, model: nn.Module) -> None:
+        if self.importance is not None:
+            self.importance.begin(model, self.include, self.exclude)
+
+    def unwatch(self) -> None:
+        if self.importance is not None:
+            self.importance.end()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.choice_is_final:
+            self.unwatch()  # nothing is chosen any more, and the measuring costs time
+        super().on_step_begin(args, state, control, **kwargs)
+
+    def whole_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, metadata = self.state_dict()
+        return tensors | (self.importance.state_dict() if self.importance is not None else {}), metadata
+
+    def load_whole_state(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        self.load_state_dict(tensors, metadata)
+        if self.importance is not None:
+            self.importance.load_state_dict(tensors)
+
+    def load_best(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        self.weighted_choices = self.weighted_choices_in(tensors, metadata)
+
     @torch.no_grad()
-    def _project_targets(self) -> None:
-        """Move every weight outside the set into it; also weights that the Trainer loaded back from a checkpoint."""
-        for name, W in self.targets.items():
-            projected = self._projected(name, W)
+    def finish(self, model: nn.Module) -> None:
+        for W in self.targets.values():
+            reject_nan(W)
+        for name, W in self.targets.items():  # also weights that the Trainer loaded back from a checkpoint
+            projected = self.projected(name, W)
             if projected is not None:
                 W.copy_(projected)
+        broken = [name for name, W in self.targets.items() if not self.constraint.contains(W)]
+        if broken:
+            raise AssertionError(
+                f"{len(broken)} matrices left {self.constraint}, first {broken[0]}: please report this"
+            )
+        if getattr(model, "config", None) is not None:
+            write_pattern(model.config, self.constraint, self.targets, dict(model.named_parameters()))
 
 
 def steps_in(interval: str | int, steps_per_epoch: int | None) -> int:

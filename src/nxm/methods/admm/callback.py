@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nxm.errors import UserError
 from nxm.methods.admm.algorithm import ADMM, kappa_of_rho, rho_at, rho_by_similarity
@@ -86,13 +86,13 @@ class AdmmCallback(SparsityCallback):
         if self.history is not None:
             self.history.begin(self.admm)
 
-    def before_update(self, optimizer: Any) -> None:
+    def before_update(self, step: int, optimizer: Any) -> None:
         if self._held is not None:
             self._held.apply_to_gradients_()
         elif self.pulls and self.settings.recipe in ("paper", "gradient"):
             self.admm.penalty_gradient_(self.rho)
 
-    def after_update(self, optimizer: Any) -> None:
+    def after_update(self, step: int, optimizer: Any) -> None:
         if self._held is not None:
             self._held.apply_to_weights_()
         elif self.pulls and self.settings.recipe == "proximal":
@@ -106,10 +106,10 @@ class AdmmCallback(SparsityCallback):
         if step == self.freeze_step:
             self._freeze(step)
 
-    def finish(self) -> None:
+    def finish(self, model: nn.Module) -> None:
         if self._held is None:
             self._count_swaps({name: self.hard_choice(name, W) for name, W in self.targets.items()})
-        super().finish()
+        super().finish(model)
         if self.history is not None:
             self.example = self.history.example(self.admm, pattern="intermediate.dense")
 

@@ -61,10 +61,10 @@ class GmpCallback(SparsityCallback):
         self._hold({name: torch.ones_like(W, dtype=torch.bool) for name, W in self.targets.items()})
         self.settled = False
 
-    def before_update(self, optimizer: Any) -> None:
+    def before_update(self, step: int, optimizer: Any) -> None:
         self.held.apply_to_gradients_()
 
-    def after_update(self, optimizer: Any) -> None:
+    def after_update(self, step: int, optimizer: Any) -> None:
         self.held.apply_to_weights_()
 
     @torch.no_grad()

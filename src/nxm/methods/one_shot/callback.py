@@ -51,7 +51,7 @@ class AspCallback(SparsityCallback):
         if self.importance is None:
             self.held = self._hold(one_shot_choices(self.targets, self.constraint))
 
-    def before_update(self, optimizer: Any) -> None:
+    def before_update(self, step: int, optimizer: Any) -> None:
         if self.held is None:
             importance = self.measure_importance(optimizer)
             if importance is None:
@@ -62,7 +62,7 @@ class AspCallback(SparsityCallback):
             self.held = self._hold(one_shot_choices(self.targets, self.constraint, importance))
         self.held.apply_to_gradients_()
 
-    def after_update(self, optimizer: Any) -> None:
+    def after_update(self, step: int, optimizer: Any) -> None:
         if self.held is not None:
             self.held.apply_to_weights_()
 

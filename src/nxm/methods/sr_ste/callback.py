@@ -47,10 +47,10 @@ class SrSteCallback(SparsityCallback):
     def begin(self, steps: int, steps_per_epoch: int | None) -> None:
         self.sr_ste = SRSTE(self.targets, self.constraint, self.decay)
 
-    def before_step(self) -> None:
+    def before_step(self, step: int) -> None:
         self.sr_ste.mask_()
 
-    def before_update(self, optimizer: Any) -> None:
+    def before_update(self, step: int, optimizer: Any) -> None:
         self.sr_ste.restore_()
 
     def abandon(self) -> None:
