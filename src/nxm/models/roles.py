@@ -7,6 +7,7 @@ attention's output O; a row of FFN1 owns a column of FFN2.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -91,7 +92,8 @@ class Block:
 
     @property
     def head_width(self) -> int:
-        return int(self.attention.attention_head_size)
+        width: Any = self.attention.attention_head_size  # every architecture in `ROLES` has it
+        return int(width)
 
     @property
     def n_heads(self) -> int:
@@ -127,7 +129,8 @@ def find_blocks(model: nn.Module) -> list[Block]:
     roles = find_roles(model)
     prefix, stack = find_stack(model)
     names = ("attention", "query", "key", "value", "output", "ffn1", "ffn2")
-    return [
-        Block(f"{prefix}.{i}", **{name: block.get_submodule(getattr(roles, name)) for name in names})
-        for i, block in enumerate(stack)
-    ]
+    found = []
+    for i, block in enumerate(stack):
+        layers: dict[str, Any] = {name: block.get_submodule(getattr(roles, name)) for name in names}
+        found.append(Block(f"{prefix}.{i}", **layers))
+    return found
