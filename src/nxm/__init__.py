@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from nxm.methods.importance import ActivationNorms, AdamSecondMoment
     from nxm.methods.one_shot.callback import AspCallback
     from nxm.methods.sr_ste.callback import SrSteCallback
+    from nxm.methods.structured.callback import StructuredCallback
+    from nxm.methods.structured.settings import Structured
     from nxm.models.permute import permute_
     from nxm.models.shrink import load, shrink
     from nxm.models.structure import Structure, structure_of
@@ -51,6 +53,8 @@ _HOMES = {
     "SparsityCallback": "nxm.methods.callback",
     "SrSteCallback": "nxm.methods.sr_ste.callback",
     "Structure": "nxm.models.structure",
+    "Structured": "nxm.methods.structured.settings",
+    "StructuredCallback": "nxm.methods.structured.callback",
     "Unstructured": "nxm.sets.unstructured",
     "UserError": "nxm.errors",
     "find_targets": "nxm.models.targets",
@@ -82,6 +86,8 @@ __all__ = [
     "SparsityCallback",
     "SrSteCallback",
     "Structure",
+    "Structured",
+    "StructuredCallback",
     "Unstructured",
     "UserError",
     "find_targets",

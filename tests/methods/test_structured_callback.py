@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -305,3 +308,38 @@ def test_a_checkpoint_without_the_state_is_refused_by_name(tmp_path):
     trainer = trainer_for(new_model(), parity_data(), tmp_path, [make(EXAMPLES[0])])
     with pytest.raises(UserError, match=rf"checkpoint-4/{STATE_FILE} is missing"):
         trainer.train(resume_from_checkpoint=True)
+
+
+# --- Two processes -----------------------------------------------------------------------------------------------
+
+TWO = """
+import sys
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[1])
+from conftest import parity_data
+from nxm import structure_of
+from nxm.methods.structured.callback import StructuredCallback
+from nxm.methods.structured.settings import Structured
+from tiny_training import new_model, trainer_for
+
+folder, model = Path(sys.argv[2]), new_model()
+callback = StructuredCallback(Structured(recipe="learned", budget=0.5, measure_steps=2))
+arguments = {"per_device_train_batch_size": 8, "seed": 3, "ddp_backend": "gloo", "save_strategy": "steps"}
+trainer = trainer_for(model, parity_data(), folder, [callback], save_steps=4, **arguments)
+trainer.train()
+state = {name: scores.detach() for name, scores in callback.scores.items()}
+torch.save({"scores": state, "structure": repr(structure_of(model))}, folder / f"{trainer.args.process_index}.pt")
+"""
+
+
+@pytest.mark.long
+def test_two_processes_choose_the_same_structure(tmp_path):
+    """Gradients are averaged before the masks' are read off them, so that both move the same scores."""
+    (tmp_path / "two.py").write_text(TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611"]
+    subprocess.run([*command, str(tmp_path / "two.py"), str(Path(__file__).parent.parent), str(tmp_path)], check=True)
+    first, second = (torch.load(tmp_path / f"{i}.pt") for i in range(2))
+    assert first["structure"] == second["structure"]
+    assert_equal(first["scores"], second["scores"])
+    assert len(list(tmp_path.glob(f"checkpoint-*/{STATE_FILE}"))) == 4

@@ -310,9 +310,10 @@ class StructuredCallback(TrainerCallback):
         course = self.course
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:  # the weights are that checkpoint's
             self.load_state_dict(*_read_state(Path(state.best_model_checkpoint) / STATE_FILE))
-        self.masks = self.final_masks()
-        self.choice_is_final = True
+        masks = self.final_masks()
         self.course = course
+        self._set_masks(state.global_step, masks)
+        self.choice_is_final = True
         self._hold()
 
     def record(self) -> dict[str, Any]:
