@@ -205,7 +205,7 @@ def test_scores_and_thresholds_move_as_by_hand(tmp_path):
     task = by_hand.sum()
     pull = 2 * (20000 * excess**2 / 0.25) * excess * slope
     torch.testing.assert_close(callback.thresholds["0.rows"].grad, task.detach() + pull, rtol=1e-4, atol=0)
-    assert float(callback.thresholds["0.rows"]) == pytest.approx(10.0 - 0.01, abs=1e-4)  # Adam's first step is its rate
+    assert callback.thresholds["0.rows"].item() == pytest.approx(10.0 - 0.01, abs=1e-4)  # Adam's first step is its rate
 
 
 def test_the_regulariser_pulls_thresholds_down_until_the_budget():
