@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from nxm.methods.importance import ActivationNorms, AdamSecondMoment
     from nxm.methods.one_shot.callback import AspCallback
     from nxm.methods.sr_ste.callback import SrSteCallback
+    from nxm.methods.structured.callback import StructuredCallback
+    from nxm.methods.structured.settings import Structured
     from nxm.models.permute import permute_
+    from nxm.models.shrink import load, shrink
+    from nxm.models.structure import Structure, structure_of
     from nxm.models.targets import find_targets
     from nxm.sets import parse_set
     from nxm.sets.base import ConstraintSet, Projection, SparseSet
@@ -48,11 +52,17 @@ _HOMES = {
     "SparseSet": "nxm.sets.base",
     "SparsityCallback": "nxm.methods.callback",
     "SrSteCallback": "nxm.methods.sr_ste.callback",
+    "Structure": "nxm.models.structure",
+    "Structured": "nxm.methods.structured.settings",
+    "StructuredCallback": "nxm.methods.structured.callback",
     "Unstructured": "nxm.sets.unstructured",
     "UserError": "nxm.errors",
     "find_targets": "nxm.models.targets",
+    "load": "nxm.models.shrink",
     "parse_set": "nxm.sets",
     "permute_": "nxm.models.permute",
+    "shrink": "nxm.models.shrink",
+    "structure_of": "nxm.models.structure",
 }
 
 __all__ = [
@@ -75,11 +85,17 @@ __all__ = [
     "SparseSet",
     "SparsityCallback",
     "SrSteCallback",
+    "Structure",
+    "Structured",
+    "StructuredCallback",
     "Unstructured",
     "UserError",
     "find_targets",
+    "load",
     "parse_set",
     "permute_",
+    "shrink",
+    "structure_of",
 ]
 
 

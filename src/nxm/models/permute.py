@@ -55,8 +55,7 @@ def permute_(
         raise UserError(f"model type '{config.model_type}' cannot be permuted; known: {', '.join(sorted(_KNOWN))}")
     prefix, stack = find_stack(model)
     targets = find_targets(model, include, exclude)
-    heads = int(config.num_attention_heads)
-    width = int(config.hidden_size) // heads
+    width = int(config.hidden_size) // int(config.num_attention_heads)
     if width % constraint.group_size:
         raise UserError(
             f"attention heads of width {width} cannot be permuted: {width} is not a multiple of the group size "
@@ -65,12 +64,13 @@ def permute_(
     shares = {}
     for number, block in enumerate(stack):
         layers = dict(block.named_modules())
-        for known, parts in ((_ATTENTION, heads), (_FEED_FORWARD, 1)):
+        for known, in_heads in ((_ATTENTION, True), (_FEED_FORWARD, False)):
             pair = next((first, second) for first, second in known if first in layers and second in layers)
             name = f"{prefix}.{number}.{pair[1]}.weight"
             if name not in targets:
                 continue
             first, second = layers[pair[0]], layers[pair[1]]
+            parts = second.in_features // width if in_heads else 1  # a shrunk model's layers have fewer heads
             before = _retained_share(second.weight, constraint)
             order = torch.cat(
                 [
