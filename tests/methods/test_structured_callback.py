@@ -343,3 +343,24 @@ def test_two_processes_choose_the_same_structure(tmp_path):
     assert first["structure"] == second["structure"]
     assert_equal(first["scores"], second["scores"])
     assert len(list(tmp_path.glob(f"checkpoint-*/{STATE_FILE}"))) == 4
+
+
+@pytest.mark.parametrize("put_back", [True, False], ids=["put back", "left in eval mode"])
+def test_a_look_in_eval_mode_changes_nothing(put_back, trained, tmp_path):
+    class Look(TrainerCallback):
+        def look(self, args, state, control, model, **kwargs):
+            model.eval()
+            with torch.no_grad():
+                model(torch.tensor([[7, 8, 9, 10]]))
+            if put_back:
+                model.train()
+
+        on_step_begin = on_pre_optimizer_step = on_optimizer_step = on_step_end = on_save = look
+
+    model = new_model()
+    trainer_for(model, parity_data(), tmp_path, [make(trained.values), Look()], **EVERY_STEP).train()
+    assert_equal(weights_of(model), trained.weights)
+    assert_equal(
+        load_file(tmp_path / "checkpoint-9" / "model.safetensors"),
+        load_file(trained.folder / "checkpoint-9" / "model.safetensors"),
+    )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from nxm.errors import UserError
 
-_CHILD = "nxm_projected_in_eval"
+_CHILD = "nxm_projected_in_eval_"  # and the parameter's name in its layer
 
 Project = Callable[[str, Tensor], Tensor | None]
 
@@ -32,12 +33,12 @@ class ProjectedInEval:
     An optimizer's step on the targets outside `update` means that an exception ended this training and the model is in
     other hands: everything is detached before that step.
 
-    Memory: in eval mode two copies of each weight that lies outside the set.
+    Memory: in eval mode two copies of each parameter that differs there.
 
     Args:
         model: the unwrapped model. A deep copy of it follows its own mode.
-        targets: full name -> weight of a layer.
-        project: (name, W) -> the projected weight, a new tensor; None where W lies in its set.
+        targets: full name -> parameter.
+        project: (name, W) -> what W is in eval mode, a new tensor; None for W itself.
         training: an object that the callbacks of one training share, such as the `TrainerState`.
         on_abandoned: called after a detachment by another training, to undo what else this one left.
 
@@ -58,19 +59,19 @@ class ProjectedInEval:
         self._targets = {id(W) for W in targets.values()}
         self._stepped: set[int] | None = None  # the optimizers that stepped in the current update; None: no update
         self._handles: list[Any] = []
-        self._layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in targets}
+        self._places = {name: _place(model, name) for name in targets}
         self._followers: list[_FollowsMode] = []
-        for name, layer in self._layers.items():  # before anything is attached
-            left = getattr(layer, _CHILD, None)
+        for name, (layer, attribute) in self._places.items():  # before anything is attached
+            left = getattr(layer, _CHILD + attribute, None)
             if left is not None and left.owner._training is training:
                 raise UserError(f"{name} is a target of two callbacks: give them different `include` and `exclude`")
             if left is not None:
                 left.owner.detach()  # an exception ended that training
         self._handles.append(_watch_optimizers(self))
-        for name, layer in self._layers.items():
+        for name, (layer, attribute) in self._places.items():
             follower = _FollowsMode(self, name, targets[name], project)
-            layer.add_module(_CHILD, follower)
-            self._handles.append(layer.register_state_dict_post_hook(_keep_training_weight))
+            layer.add_module(_CHILD + attribute, follower)
+            self._handles.append(layer.register_state_dict_post_hook(partial(_keep_training_value, attribute)))
             self._followers.append(follower)
             follower.train(layer.training)
 
@@ -102,8 +103,8 @@ class ProjectedInEval:
         self.restore()
         for handle in self._handles:
             handle.remove()
-        for layer in self._layers.values() if self._followers else ():
-            delattr(layer, _CHILD)
+        for layer, attribute in self._places.values() if self._followers else ():
+            delattr(layer, _CHILD + attribute)
         self._handles, self._followers = [], []
 
     def before_step(self, optimizer: Optimizer) -> None:
@@ -134,10 +135,10 @@ def _watch_optimizers(owner: ProjectedInEval) -> RemovableHandle:
 class _FollowsMode(nn.Module):
     """A child of a layer, without parameters: `train` and `eval` reach it as they reach every module."""
 
-    def __init__(self, owner: ProjectedInEval, name: str, weight: nn.Parameter, project: Project) -> None:
+    def __init__(self, owner: ProjectedInEval, name: str, parameter: nn.Parameter, project: Project) -> None:
         super().__init__()
-        # In a tuple, so that the weight is not registered a second time; and one that deepcopy copies with the layer.
-        self._weight = (weight,)
+        # In a tuple, so that it is not registered a second time; deepcopy copies it with the layer.
+        self._parameter = (parameter,)
         self._name = name
         self._project = _Shared(project)
         self._owner = _Shared(owner)
@@ -150,7 +151,7 @@ class _FollowsMode(nn.Module):
 
     @property
     def trained(self) -> Tensor | None:
-        """The training weight, while the layer runs on the projected one."""
+        """The training values, while the layer runs on the projected ones."""
         return self._trained
 
     def train(self, mode: bool = True) -> _FollowsMode:
@@ -164,7 +165,7 @@ class _FollowsMode(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def project(self) -> None:
-        (W,) = self._weight
+        (W,) = self._parameter
         if self._trained is None:
             projected = self._project.value(self._name, W)
             if projected is not None:
@@ -174,7 +175,7 @@ class _FollowsMode(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def restore(self) -> None:
-        (W,) = self._weight
+        (W,) = self._parameter
         if self._trained is not None:
             if torch.equal(W, self._projected):  # else somebody loaded other weights in eval mode: these count
                 W.copy_(self._trained)
@@ -191,9 +192,14 @@ class _Shared:
         return self
 
 
-def _keep_training_weight(
-    layer: nn.Module, state_dict: dict[str, Tensor], prefix: str, metadata: dict[str, Any]
+def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    layer, _, attribute = name.rpartition(".")
+    return model.get_submodule(layer), attribute
+
+
+def _keep_training_value(
+    attribute: str, layer: nn.Module, state_dict: dict[str, Tensor], prefix: str, metadata: dict[str, Any]
 ) -> None:
-    follower = getattr(layer, _CHILD, None)
+    follower = getattr(layer, _CHILD + attribute, None)
     if follower is not None and follower.trained is not None:
-        state_dict[f"{prefix}weight"] = follower.trained
+        state_dict[prefix + attribute] = follower.trained

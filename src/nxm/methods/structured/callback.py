@@ -18,12 +18,10 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nxm.errors import Diverged, UserError
-from nxm.methods.callback import STATE_FILE, _checkpoint, _read_state, _write_state
+from nxm.methods.callback import MethodCallback
 from nxm.methods.structured.algorithm import (
     Gate,
     Part,
@@ -44,14 +42,14 @@ from nxm.models import cost as costs
 from nxm.models.cost import Cost
 from nxm.models.roles import find_blocks
 from nxm.models.structure import Structure, full_structure, living
-from nxm.models.targets import find_targets, unwrap
+from nxm.models.targets import find_targets
 
 PAPER_THRESHOLD = 10.0
 PAPER_RATE = 0.01  # of scores and thresholds
 SCORE_MEAN = 0.05  # of scores that start from an importance: small enough that training reorders them
 
 
-class StructuredCallback(TrainerCallback):
+class StructuredCallback(MethodCallback):
     """Prunes heads, FFN rows or blocks while a Trainer trains (`nxm.methods.structured.algorithm`).
 
     In eval mode the network is the pruned one, within the budget; training and checkpoints go on with all weights. At
@@ -88,6 +86,8 @@ class StructuredCallback(TrainerCallback):
         self.masks: dict[str, Tensor] = {}
         self.choice_is_final = False
         self.course: list[dict[str, Any]] = []
+        self._final_masks: dict[str, Tensor] | None = None  # `final_masks` of the present weights
+        self._last_step = 0
 
     # The parts of a training, in the order of their use.
 
@@ -205,33 +205,43 @@ class StructuredCallback(TrainerCallback):
         kept = {name: int(mask.sum()) for name, mask in masks.items()}
         return self._share_of_counts(kept)
 
-    # The Trainer calls these.
+    # The base class calls these.
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        accelerator = AcceleratorState()
-        if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            raise UserError("the weights are sharded over processes; a head needs whole rows: use DDP instead")
-        if accelerator.mixed_precision == "fp16":
+    def start(self, model: nn.Module, steps: int, steps_per_epoch: int | None) -> dict[str, nn.Parameter]:
+        if AcceleratorState().mixed_precision == "fp16":
             raise UserError("fp16 scales the gradients from which the masks' are read: use bf16 or fp32")
         self._unmasked: dict[nn.Parameter, Tensor] = {}  # gated weights, during a step on masked ones
-        self._unpruned: dict[nn.Parameter, Tensor] = {}  # all members, during an evaluation of the pruned network
-        self.begin(unwrap(model), state.max_steps)
-        if state.global_step > 0:
-            self.load_state_dict(*_read_state(_checkpoint(args, state) / STATE_FILE))
-        self._embeddings = [
-            parameter for name, parameter in unwrap(model).named_parameters() if ".embeddings." in f".{name}"
+        self.begin(model, steps)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._embeddings = [parameter for name, parameter in model.named_parameters() if ".embeddings." in f".{name}"]
+        self._parts: dict[str, list[tuple[str, Part]]] = {}  # parameter's name -> gates' names and the parts in it
+        for gate_name, gate in self.gates.items():
+            for part in gate.members:
+                self._parts.setdefault(names[id(part.weight)], []).append((gate_name, part))
+        return {name: parts[0][1].weight for name, parts in self._parts.items()}
+
+    def projected(self, name: str, W: Tensor) -> Tensor | None:
+        if self._final_masks is None:  # counted once for all parameters, while these have their training values
+            self._final_masks = self.final_masks()
+        factors = [
+            part.expand(self._final_masks[gate])
+            for gate, part in self._parts[name]
+            if not self._final_masks[gate].all()
         ]
-        self._hook = unwrap(model).register_forward_pre_hook(self._prune_in_eval_mode)
+        if not factors:
+            return None
+        pruned = W.detach().clone()
+        for factor in factors:
+            pruned.mul_(factor).add_(0.0)  # + 0.0 turns -0.0 into +0.0
+        return None if torch.equal(pruned, W) else pruned
 
     @torch.no_grad()
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def before_step(self, step: int) -> None:
         """Choose the step's masks and apply them."""
-        step, settings = state.global_step, self.settings
-        self._restore()
+        if self._unmasked:  # a further part of an accumulated gradient
+            return
+        settings = self.settings
+        self._final_masks = None
         if not self.choice_is_final and step >= self.frozen_at:
             self._set_masks(step, self.final_masks())
             self.choice_is_final = True
@@ -247,19 +257,13 @@ class StructuredCallback(TrainerCallback):
         if self._holds:
             self._hold()
         else:
-            self._unmasked = self._copies(members=False)
+            self._unmasked = self._copies()
             self._multiply(self.masks, members=False)
 
     @torch.no_grad()
-    def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def before_update(self, step: int, optimizer: Any) -> None:
         """Read the masks' gradients off the weights', put the weights back, and move scores and thresholds."""
+        self._final_masks = None
         if not self.choice_is_final:
             values = {
                 name: [self._unmasked.get(part.weight, part.weight) for part in gate.gated]
@@ -268,11 +272,11 @@ class StructuredCallback(TrainerCallback):
             gradients = {name: gate.mask_gradient(values[name]) for name, gate in self.gates.items()}
             if not all(bool(g.isfinite().all()) for g in gradients.values()):
                 raise Diverged("the gradients of the masks are not finite: training diverged (lower the learning rate)")
-            if state.global_step < self.measured_at or self.settings.recipe == "gradual":
+            if step < self.measured_at or self.settings.recipe == "gradual":
                 self.fisher_steps += 1
                 for name, g in gradients.items():
                     self.fisher[name] += g.square()
-            if state.global_step >= self.measured_at and self.settings.recipe in ("paper", "learned"):
+            if step >= self.measured_at and self.settings.recipe in ("paper", "learned"):
                 self._move(gradients, _schedule(optimizer))
         self._unmask()
         for name, gate in self.gates.items():
@@ -283,38 +287,26 @@ class StructuredCallback(TrainerCallback):
             for parameter in self._embeddings:
                 parameter.grad = None
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def after_update(self, step: int, optimizer: Any) -> None:
+        self._final_masks = None
         if self._holds:
             self._hold()
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._restore()
-
-    def on_predict(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
-    ) -> None:
-        self._restore()
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if args.should_save:
-            _write_state(_checkpoint(args, state) / STATE_FILE, *self.state_dict())
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        self._hook.remove()
+    def abandon(self) -> None:
         self._unmask()
-        self._restore()
+
+    def load_best(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         course = self.course
-        if args.load_best_model_at_end and state.best_model_checkpoint is not None:  # the weights are that checkpoint's
-            self.load_state_dict(*_read_state(Path(state.best_model_checkpoint) / STATE_FILE))
-        masks = self.final_masks()
+        self.load_whole_state(tensors, metadata)
         self.course = course
-        self._set_masks(state.global_step, masks)
+
+    def finish(self, model: nn.Module) -> None:
+        self._set_masks(self._last_step, self.final_masks())
         self.choice_is_final = True
         self._hold()
+
+    def after_step(self, step: int, optimizer: Any) -> None:
+        self._last_step = step
 
     def record(self) -> dict[str, Any]:
         """Return the course of the last training and its structure, as JSON.
@@ -328,8 +320,7 @@ class StructuredCallback(TrainerCallback):
             "share": self.share_left(self.masks),
         }
 
-    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the state that must survive a restart: tensors, and JSON metadata."""
+    def whole_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {}
         for name in self.gates:
             tensors[f"mask.{name}"] = self.masks[name]
@@ -341,8 +332,7 @@ class StructuredCallback(TrainerCallback):
         return tensors, {"final": self.choice_is_final, "fisher_steps": self.fisher_steps, "course": self.course}
 
     @torch.no_grad()
-    def load_state_dict(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned; called after `begin`."""
+    def load_whole_state(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         for name in self.gates:
             device = self.masks[name].device
             self.masks[name] = tensors[f"mask.{name}"].to(device)
@@ -469,9 +459,8 @@ class StructuredCallback(TrainerCallback):
                 for part in gate.members if members else gate.gated:
                     part.weight.mul_(part.expand(masks[name])).add_(0.0)  # + 0.0 turns -0.0 into +0.0
 
-    def _copies(self, members: bool) -> dict[nn.Parameter, Tensor]:
-        parts = [part for gate in self.gates.values() for part in (gate.members if members else gate.gated)]
-        return {part.weight: part.weight.detach().clone() for part in parts}
+    def _copies(self) -> dict[nn.Parameter, Tensor]:
+        return {part.weight: part.weight.detach().clone() for gate in self.gates.values() for part in gate.gated}
 
     def _hold(self) -> None:
         self._multiply(self.masks, members=True)
@@ -481,20 +470,6 @@ class StructuredCallback(TrainerCallback):
         for weight, values in self._unmasked.items():
             weight.copy_(values)
         self._unmasked = {}
-
-    @torch.no_grad()
-    def _restore(self) -> None:
-        for weight, values in self._unpruned.items():
-            weight.copy_(values)
-        self._unpruned = {}
-
-    def _prune_in_eval_mode(self, module: nn.Module, inputs: Any) -> None:
-        if module.training:
-            self._restore()
-        elif not self._unpruned and not self.choice_is_final:
-            masks = self.final_masks()
-            self._unpruned = self._copies(members=True)
-            self._multiply(masks, members=True)
 
 
 def _layer_gates(model: nn.Module, gate_inputs: bool, outputs: bool) -> dict[str, Gate]:
