@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nxm.models.targets import find_targets
     from nxm.sets import parse_set
     from nxm.sets.base import ConstraintSet, Projection, SparseSet
+    from nxm.sets.integers import Integers
     from nxm.sets.nm import NM
     from nxm.sets.unstructured import Unstructured
 
@@ -43,6 +44,7 @@ _HOMES = {
     "ConstraintSet": "nxm.sets.base",
     "Gmp": "nxm.methods.gradual.settings",
     "GmpCallback": "nxm.methods.gradual.callback",
+    "Integers": "nxm.sets.integers",
     "MaskHistory": "nxm.methods.admm.callback",
     "Projection": "nxm.sets.base",
     "SparseSet": "nxm.sets.base",
@@ -70,6 +72,7 @@ __all__ = [
     "DistillationTrainer",
     "Gmp",
     "GmpCallback",
+    "Integers",
     "MaskHistory",
     "Projection",
     "SparseSet",
