@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from nxm.methods.importance import ActivationNorms, AdamSecondMoment
     from nxm.methods.one_shot.callback import AspCallback
     from nxm.methods.sr_ste.callback import SrSteCallback
+    from nxm.methods.straight_through.callback import StraightThroughCallback
+    from nxm.methods.straight_through.settings import Qat
     from nxm.models.permute import permute_
     from nxm.models.targets import find_targets
     from nxm.sets import parse_set
@@ -48,8 +50,10 @@ _HOMES = {
     "MaskHistory": "nxm.methods.admm.callback",
     "Projection": "nxm.sets.base",
     "SparseSet": "nxm.sets.base",
+    "Qat": "nxm.methods.straight_through.settings",
     "SparsityCallback": "nxm.methods.callback",
     "SrSteCallback": "nxm.methods.sr_ste.callback",
+    "StraightThroughCallback": "nxm.methods.straight_through.callback",
     "Unstructured": "nxm.sets.unstructured",
     "UserError": "nxm.errors",
     "find_targets": "nxm.models.targets",
@@ -75,9 +79,11 @@ __all__ = [
     "Integers",
     "MaskHistory",
     "Projection",
+    "Qat",
     "SparseSet",
     "SparsityCallback",
     "SrSteCallback",
+    "StraightThroughCallback",
     "Unstructured",
     "UserError",
     "find_targets",
