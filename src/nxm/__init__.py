@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from nxm.methods.importance import ActivationNorms, AdamSecondMoment
     from nxm.methods.one_shot.callback import AspCallback
     from nxm.methods.sr_ste.callback import SrSteCallback
+    from nxm.methods.straight_through.callback import StraightThroughCallback
+    from nxm.methods.straight_through.settings import Qat
     from nxm.methods.structured.callback import StructuredCallback
     from nxm.methods.structured.settings import Structured
     from nxm.models.permute import permute_
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from nxm.models.targets import find_targets
     from nxm.sets import parse_set
     from nxm.sets.base import ConstraintSet, Projection, SparseSet
+    from nxm.sets.integers import Integers
     from nxm.sets.nm import NM
     from nxm.sets.unstructured import Unstructured
 
@@ -47,11 +50,14 @@ _HOMES = {
     "ConstraintSet": "nxm.sets.base",
     "Gmp": "nxm.methods.gradual.settings",
     "GmpCallback": "nxm.methods.gradual.callback",
+    "Integers": "nxm.sets.integers",
     "MaskHistory": "nxm.methods.admm.callback",
     "Projection": "nxm.sets.base",
     "SparseSet": "nxm.sets.base",
+    "Qat": "nxm.methods.straight_through.settings",
     "SparsityCallback": "nxm.methods.callback",
     "SrSteCallback": "nxm.methods.sr_ste.callback",
+    "StraightThroughCallback": "nxm.methods.straight_through.callback",
     "Structure": "nxm.models.structure",
     "Structured": "nxm.methods.structured.settings",
     "StructuredCallback": "nxm.methods.structured.callback",
@@ -80,11 +86,14 @@ __all__ = [
     "DistillationTrainer",
     "Gmp",
     "GmpCallback",
+    "Integers",
     "MaskHistory",
     "Projection",
+    "Qat",
     "SparseSet",
     "SparsityCallback",
     "SrSteCallback",
+    "StraightThroughCallback",
     "Structure",
     "Structured",
     "StructuredCallback",

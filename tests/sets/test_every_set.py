@@ -62,7 +62,7 @@ def costs(shape: tuple[int, int], seed: int) -> list[torch.Tensor | None]:
 
 
 def test_the_sets_are_found_and_have_examples():
-    assert {"nm", "unstructured"} <= all_sets().keys()
+    assert {"integers", "nm", "unstructured"} <= all_sets().keys()
     for kind, cls in all_sets().items():
         assert cls.examples, kind
         assert all(type(parse_set(text)) is cls for text in cls.examples), kind
@@ -220,7 +220,8 @@ def test_similarity_is_one_with_itself_and_less_with_another_choice(constraint):
     equal, total = constraint.similarity(choice, choice)
     assert equal == total > 0
     equal, total = constraint.similarity(other, choice)
-    assert 0 < equal < total
+    assert equal < total
+    assert equal > 0 or not isinstance(constraint, SparseSet)  # of 255 codes two matrices may share none
 
 
 @every_set

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nxm.methods.callback import SparsityCallback
     from nxm.sets.base import ConstraintSet
 
-METHODS = ("admm", "one_shot", "gradual", "sr_ste")
+METHODS = ("admm", "one_shot", "gradual", "sr_ste", "straight_through")
 
 ImportanceName = Literal["none", "adam", "activations"]  # the measures of nxm.methods.importance; none: magnitudes
 

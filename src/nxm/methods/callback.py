@@ -60,8 +60,8 @@ class MethodCallback(TrainerCallback):
     def before_update(self, step: int, optimizer: Any) -> None:
         """Called with the gradients complete and clipped, before the optimizer's step."""
 
-    def after_update(self, step: int, optimizer: Any) -> None:
-        """Called after the optimizer's step; not where fp16 skipped it, because the gradients overflowed."""
+    def after_update(self, step: int, skipped: bool) -> None:
+        """Called after the optimizer's step, which fp16 has skipped if the gradients overflowed."""
 
     def after_step(self, step: int, optimizer: Any) -> None:
         """Called at the end of a step; `step` counts it."""
@@ -148,8 +148,7 @@ class MethodCallback(TrainerCallback):
         # A fused optimizer skips inside its kernel, unseen by accelerate's `step_was_skipped`; but the scale shrinks.
         skipped = self._scale is not None and _gradient_scale(optimizer) < self._scale
         with self._training_weights():
-            if not skipped:
-                self.after_update(state.global_step, optimizer)
+            self.after_update(state.global_step, skipped)
 
     def on_step_end(
         self,

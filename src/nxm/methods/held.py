@@ -1,15 +1,19 @@
 """Fine-tuning on a fixed choice of the constraint set: the recovery phase that the methods share.
 
-For a mask this is masked fine-tuning as in ASP (Mishra et al., arXiv 2104.08378): pruned weights stay zero, the others
-train.
+- `HeldWeights`: for a mask this is masked fine-tuning as in ASP (Mishra et al., arXiv 2104.08378): pruned weights stay
+  zero, the others train.
+- `StraightThrough`: for integers the zero pattern and the scales stay, and the codes train (quantisation-aware training
+  with the straight-through estimator: Bengio et al., arXiv 1308.3432; Krishnamoorthi, arXiv 1806.08342).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from nxm.sets.base import ConstraintSet, support
+from nxm.sets.base import ConstraintSet, Grid, support
 
 
 class HeldWeights:
@@ -40,3 +44,75 @@ class HeldWeights:
         """Hold the weights, after the optimizer's step: momentum and weight decay cannot revive a pruned weight."""
         for name, weight in self.weights.items():
             self.constraint.hold_(weight, self.choices[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what weights and choices do not tell: nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore a `state_dict`, found among other tensors."""
+
+
+class StraightThrough:
+    """Weights whose network runs on integers while an optimizer moves the real numbers W behind them.
+
+    The grid G of each matrix, its zero pattern and its scales, is fixed at the start. Forward and backward passes run
+    on Z, and the gradient at Z moves W, as if rounding had the derivative 1:
+
+        Z = argmin over G of ||Z - W||,      W <- W - lr grad f(Z)
+
+    The parameters hold Z except during the optimizer's step, in which they hold W: evaluations, checkpoints and the
+    saved model are those of the network that trains. W is in `state_dict`. An entry beyond the largest code trains on
+    as well (its gradient is not clipped), and pruned entries stay zero.
+
+    Args:
+        weights: name -> parameter, fp32; holds Z from now on.
+        grids: name -> `nxm.sets.base.Grid`.
+    """
+
+    def __init__(self, weights: dict[str, nn.Parameter], grids: dict[str, Grid]) -> None:
+        self.weights = weights
+        self.grids = grids
+        self.W: dict[str, Tensor] = {}
+        self.apply_to_weights_()
+
+    @torch.no_grad()
+    def apply_to_gradients_(self) -> None:
+        """Put W in place of Z and mask the gradients, before the optimizer's step."""
+        for name, weight in self.weights.items():
+            weight.copy_(self.W[name])
+            if weight.grad is not None:
+                weight.grad.mul_(self.grids[name].mask)
+
+    @torch.no_grad()
+    def apply_to_weights_(self) -> None:
+        """Take W from the parameters and put Z there, after the optimizer's step, even if it was skipped."""
+        for name, weight in self.weights.items():
+            self.W[name] = weight.detach() * self.grids[name].mask
+            weight.copy_(self.grids[name].round(self.W[name]))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return W, the scales and the zero patterns as 'W.<name>', 'scale.<name>' and 'mask.<name>'."""
+        state = {f"W.{name}": W for name, W in self.W.items()}
+        for name, grid in self.grids.items():
+            # a copy, since safetensors refuses one tensor under two names, and the mask may be a method's choice
+            state |= {f"scale.{name}": grid.scale, f"mask.{name}": grid.mask.clone()}
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore a `state_dict`, found among other tensors, and put its Z into the parameters."""
+        for name, weight in self.weights.items():
+            W, scale, mask = (state[f"{part}.{name}"].to(weight.device) for part in ("W", "scale", "mask"))
+            self.grids[name] = Grid(mask, scale, self.grids[name].largest)
+            weight.copy_(W)
+        self.apply_to_weights_()
+
+
+def hold(
+    weights: dict[str, nn.Parameter], choices: dict[str, Tensor], constraint: ConstraintSet
+) -> HeldWeights | StraightThrough:
+    """Return the recovery phase on fixed choices: straight-through for a set of integers, else `HeldWeights`."""
+    grids = {name: constraint.grid(W, choices[name]) for name, W in weights.items()}
+    found = {name: grid for name, grid in grids.items() if grid is not None}
+    return StraightThrough(weights, found) if found else HeldWeights(weights, choices, constraint)

@@ -40,6 +40,26 @@ class Projection:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """The points of a set of integers that are left once the zero pattern and the scales are fixed.
+
+    mask: bool, the entries that may be other than zero.
+    scale: (out_features, 1), of the weights' dtype; 0 for a row of zeros.
+    largest: the largest code; the smallest is its negative.
+    """
+
+    mask: Tensor
+    scale: Tensor
+    largest: int
+
+    def round(self, W: Tensor) -> Tensor:
+        """Return the nearest point of the grid, without -0.0."""
+        inverse = torch.where(self.scale > 0, 1.0 / self.scale, 0.0)
+        codes = (W * inverse).round_().clamp_(-self.largest, self.largest).mul_(self.mask)
+        return codes.mul_(self.scale).add_(0.0)
+
+
+@dataclass(frozen=True)
 class ConstraintSet(ABC):
     """A set S of matrices with an exact projection.
 
@@ -92,6 +112,15 @@ class ConstraintSet(ABC):
     def contains(self, W: Tensor) -> bool:
         """Return whether W lies in S."""
 
+    @property
+    def zero_patterns(self) -> SparseSet | None:
+        """The set of zero patterns that S lies in, on which ADMM works before integers join; None: any pattern."""
+        return None
+
+    def grid(self, W: Tensor, choice: Tensor) -> Grid | None:
+        """Return the grid on which W is trained with the zero pattern of a choice; None for a set without integers."""
+        return None
+
     def similarity(self, choice: Tensor, before: Tensor) -> tuple[float, float]:
         """Compare a matrix's choice with the one before.
 
@@ -117,6 +146,10 @@ class SparseSet(ConstraintSet):
     def project(self, V: Tensor, cost: Tensor | None = None) -> Projection:
         mask = self.mask(V if cost is None else V * cost.sqrt())  # minimal cost: the largest sqrt(v) |V| survive
         return Projection(apply_mask(V, mask), mask)
+
+    @property
+    def zero_patterns(self) -> SparseSet:
+        return self
 
     def hold_(self, W: Tensor, choice: Tensor) -> None:
         W.mul_(choice).add_(0.0)  # + 0.0 turns -0.0 into +0.0

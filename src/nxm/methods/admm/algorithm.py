@@ -10,6 +10,10 @@ The augmented Lagrangian in scaled form splits it into three updates, one *ADMM 
     Z <- Proj_S(W + U)                              (4)  exact, see nxm.sets
     U <- U + W - Z                                       the scaled dual variable
 
+Where S is a set of integers, `share` says how far its grid has joined: at 0 the projection is on the zero patterns
+alone, at 1 on S, and between them Z is the mean of both projections with these weights. By default the callback lets
+it join after ADMM, in the frozen phase.
+
 Update (3) is approximated in one of two ways:
 
 - `penalty_gradient_`, the paper's: the penalty is part of the loss, so rho (W - Z + U) is added to the gradient that
@@ -32,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from nxm.errors import UserError
-from nxm.sets.base import ConstraintSet
+from nxm.sets.base import ConstraintSet, Projection
 
 Weights = dict[str, nn.Parameter]
 
@@ -60,17 +64,18 @@ class ADMM:
     Args:
         weights: name -> fp32 parameter W; updated in place by `proximal_step_`, read by the rest.
         constraint: the set S.
+        share: how far the grid of a set of integers has joined; without effect on other sets.
 
     Attributes:
         W, Z, U: name -> fp32 tensor.
-        choices: name -> the discrete part of Z (`nxm.sets.base.Projection`), for N:M its bool mask.
+        choices: name -> the discrete part of Z (`nxm.sets.base.Projection`): a bool mask, or with the whole grid codes.
 
     Raises:
         TypeError: a weight is not fp32 (load the model in fp32 and train with bf16 autocast instead).
         UserError: a weight does not fit the constraint set, or has NaN.
     """
 
-    def __init__(self, weights: Weights, constraint: ConstraintSet) -> None:
+    def __init__(self, weights: Weights, constraint: ConstraintSet, share: float = 1.0) -> None:
         for name, weight in weights.items():
             if weight.dtype != torch.float32:
                 raise TypeError(
@@ -80,8 +85,9 @@ class ADMM:
             constraint.validate(weight.shape, name)
         self.W = weights
         self.constraint = constraint
+        self.share = 1.0 if constraint.zero_patterns == constraint else share
         with torch.no_grad():
-            start = {name: constraint.project(W) for name, W in weights.items()}
+            start = {name: self._project(W) for name, W in weights.items()}
             self.Z = {name: projection.Z for name, projection in start.items()}
             self.choices = {name: projection.choice for name, projection in start.items()}
             self.U = {name: torch.zeros_like(W) for name, W in weights.items()}
@@ -130,7 +136,7 @@ class ADMM:
             Z_before, choice_before, U = self.Z[name], self.choices[name], self.U[name]
             relaxed = W if relaxation == 1.0 else torch.lerp(Z_before, W, relaxation)
 
-            projection = self.constraint.project(relaxed + U, None if importance is None else importance.get(name))
+            projection = self._project(relaxed + U, None if importance is None else importance.get(name))
             Z = projection.Z  # Z <- Proj_S(W + U)
             U.add_(relaxed, alpha=dual_step).sub_(Z, alpha=dual_step)  # U <- U + W - Z
             self.Z[name], self.choices[name], self._target[name] = Z, projection.choice, Z - U
@@ -157,6 +163,33 @@ class ADMM:
         for name, U in self.U.items():
             U.mul_(factor)
             self._target[name] = self.Z[name] - U
+
+    # --- Integers that join --------------------------------------------------------------------------------------
+
+    @property
+    def constrains(self) -> bool:
+        """False while Z is W + U itself: there is no zero pattern, and the grid has not joined."""
+        return self.share > 0.0 or self.constraint.zero_patterns is not None
+
+    @torch.no_grad()
+    def join_(self, share: float) -> None:
+        """Change how far the grid has joined, from the next iteration on; with the whole grid, choices are codes."""
+        before, self.share = self.share, 1.0 if self.constraint.zero_patterns == self.constraint else share
+        if (before == 1.0) != (self.share == 1.0):
+            self.choices = {name: self._project(Z).choice for name, Z in self.Z.items()}
+
+    def _project(self, V: Tensor, cost: Tensor | None = None) -> Projection:
+        """Project on S as far as its grid has joined; the choice is a mask until it has wholly."""
+        if self.share == 1.0:
+            return self.constraint.project(V, cost)
+        patterns = self.constraint.zero_patterns
+        if patterns is None:
+            projection = Projection(V.clone(), torch.ones_like(V, dtype=torch.bool))
+        else:
+            projection = patterns.project(V, cost)
+        if self.share > 0.0:
+            projection.Z.lerp_(self.constraint.project(V, cost).Z, self.share)
+        return projection
 
     # --- Checkpoints -----------------------------------------------------------------------------------------------
 

@@ -12,9 +12,9 @@ from nxm.errors import UserError
 from nxm.methods.admm.algorithm import ADMM, kappa_of_rho, rho_at, rho_by_similarity
 from nxm.methods.admm.settings import BEST_ADMM, Admm
 from nxm.methods.callback import SparsityCallback, steps_in
-from nxm.methods.held import HeldWeights
+from nxm.methods.held import HeldWeights, StraightThrough, hold
 from nxm.methods.importance import Importance
-from nxm.sets.base import ConstraintSet, support
+from nxm.sets.base import ConstraintSet, SparseSet, support
 from nxm.sets.nm import NM
 
 AUTO_ITERATIONS = 12  # of `interval: auto`: by then rho = 0.125 has shrunk the pruned weights to a few percent
@@ -35,7 +35,10 @@ def steps_between_projections(settings: Admm, steps: int, steps_per_epoch: int |
 class AdmmCallback(SparsityCallback):
     """ADMM fine-tuning into the constraint set (`nxm.methods.admm.algorithm`).
 
-    With `NM` it is NxMTransformer, with `Unstructured` the paper's ADMM_unstructured.
+    With `NM` it is NxMTransformer, with `Unstructured` the paper's ADMM_unstructured. With `Integers` it is HoloFormer,
+    our design for its abstract (OpenReview eAEcdRkcMHh): ADMM on the zero pattern, then, on the frozen pattern,
+    straight-through training on the integer grid (`nxm.methods.held.StraightThrough`). Example:
+    `Trainer(..., callbacks=[AdmmCallback(Integers(4, mask=NM(2, 4)))])`.
 
     Args:
         constraint: default `NM(2, 4)`.
@@ -43,6 +46,9 @@ class AdmmCallback(SparsityCallback):
         history: records the weights' time outside the mask, for Figure 4; takes five bytes per weight. None: no record.
         include, exclude: regular expressions on weight names, see `nxm.models.targets.find_targets`.
         importance: the measure of the projection, by name or an object (`nxm.methods.importance`); None: the settings'.
+
+    Raises:
+        UserError: the settings say when integers join, and the set has none.
 
     After training, `iterations` holds one dict for each ADMM iteration (see `nxm.methods.admm.algorithm.Iteration`).
 
@@ -65,20 +71,28 @@ class AdmmCallback(SparsityCallback):
         super().__init__(
             constraint or NM(), include, exclude, settings.importance if importance is None else importance
         )
+        if settings.integers_from is not None and isinstance(self.constraint, SparseSet):
+            raise UserError(
+                f"integers_from = {settings.integers_from:g} says when integers join, and {self.constraint} has none: "
+                "leave it out"
+            )
         self.settings = settings
         self.history = history
         self.iterations: list[dict[str, Any]] = []
         self.frozen_at_step: int | None = None
         self.swaps: list[dict[str, Any]] | None = None
         self.example: dict[str, Any] | None = None
-        self._held: HeldWeights | None = None  # from the freeze on
+        self._held: HeldWeights | StraightThrough | None = None  # from the freeze on
 
     def begin(self, steps: int, steps_per_epoch: int | None) -> None:
         self.iterations, self.frozen_at_step, self.swaps, self._held = [], None, None, None  # of an earlier training
-        self.admm = ADMM(self.targets, self.constraint)
         self.steps_per_epoch = steps_per_epoch
         self.freeze_step = math.floor(steps * self.settings.freeze_at) if self.settings.freeze_at < 1.0 else None
         last = self.freeze_step if self.freeze_step is not None else steps
+        self.integer_steps = (
+            None if self.settings.integers_from is None else (steps * self.settings.integers_from, last)
+        )
+        self.admm = ADMM(self.targets, self.constraint, self._share_of_integers(0))
         self.interval = steps_between_projections(self.settings, steps, steps_per_epoch)
         self.settings.refuse_short_training(steps, steps_per_epoch)
         self.planned = max(1, last // self.interval)
@@ -92,10 +106,10 @@ class AdmmCallback(SparsityCallback):
         elif self.pulls and self.settings.recipe in ("paper", "gradient"):
             self.admm.penalty_gradient_(self.rho)
 
-    def after_update(self, step: int, optimizer: Any) -> None:
+    def after_update(self, step: int, skipped: bool) -> None:
         if self._held is not None:
             self._held.apply_to_weights_()
-        elif self.pulls and self.settings.recipe == "proximal":
+        elif self.pulls and self.settings.recipe == "proximal" and not skipped:
             self.admm.proximal_step_(self.kappa)
 
     def after_step(self, step: int, optimizer: Any) -> None:
@@ -125,10 +139,13 @@ class AdmmCallback(SparsityCallback):
         tensors = self.admm.state_dict()
         if self.history is not None:
             tensors |= self.history.state_dict()
+        if self._held is not None:
+            tensors |= self._held.state_dict()
         names = ("iterations", "frozen_at_step", "swaps")
-        return tensors, {name: getattr(self, name) for name in names}
+        return tensors, {name: getattr(self, name) for name in names} | {"share": self.admm.share}
 
     def load_state_dict(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        self.admm.join_(metadata.pop("share"))
         self.admm.load_state_dict(
             {key: tensor for key, tensor in tensors.items() if key.startswith(("Z.", "U.", "M."))}
         )
@@ -140,6 +157,7 @@ class AdmmCallback(SparsityCallback):
             self.history.load_state_dict(tensors)
         if self.frozen_at_step is not None:
             self._hold_choices()
+            self._held.load_state_dict(tensors)
 
     def weighted_choices_in(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> dict[str, Tensor]:
         """Return Z's choices once there was a projection, the only time at which the importance is measured."""
@@ -150,6 +168,7 @@ class AdmmCallback(SparsityCallback):
     # The course of the algorithm.
 
     def _iterate(self, step: int, optimizer: Any) -> None:
+        self.admm.join_(self._share_of_integers(step))
         importance = self.measure_importance(optimizer)
         iteration = self.admm.iterate_(self.dual_step, self.settings.relaxation, importance)
         if self.importance is not None:
@@ -178,11 +197,18 @@ class AdmmCallback(SparsityCallback):
         self._hold_choices()
 
     def _hold_choices(self) -> None:
-        self._held = HeldWeights(self.targets, self.admm.choices, self.constraint)
+        self._held = hold(self.targets, self.admm.choices, self.constraint)
 
     def _count_swaps(self, choices: dict[str, Tensor]) -> None:
         if self.history is not None:
             self.swaps = self.history.swaps(self.admm, choices)
+
+    def _share_of_integers(self, step: int) -> float:
+        """Return how far the grid of a set of integers has joined by a step, from 0 to 1."""
+        if self.integer_steps is None or step < self.integer_steps[0]:
+            return 0.0
+        first, last = self.integer_steps
+        return min(1.0, (step - first) / (last - first)) if self.settings.integers_ramped else 1.0
 
     def _scheduled_rho(self, iteration: int) -> float:
         if self.settings.schedule == "similarity":
@@ -198,7 +224,7 @@ class AdmmCallback(SparsityCallback):
         With an importance this begins after the first projection: until then the importance is being measured, and Z is
         chosen by magnitude, which selects other entries (for 1:4 a quarter of them).
         """
-        return self.importance is None or bool(self.iterations)
+        return self.admm.constrains and (self.importance is None or bool(self.iterations))
 
     @property
     def dual_step(self) -> float:

@@ -50,6 +50,26 @@ class Admm(Settings):
                 f"= {self.freeze_at:g} of {steps}): set a smaller interval, freeze later or train longer"
             )
 
+    # For a set of integers: the share of the run after which ADMM projects on their grid, and not on the zero pattern
+    # alone. null: never; the grid comes with the frozen phase, which is straight-through, or else after training.
+    # (Both are left out of values.json at their defaults, so that trainings on other sets do not become stale.)
+    integers_from: Annotated[Share | None, Field(exclude_if=lambda value: value is None)] = None
+    # The grid joins by and by, from `integers_from` to the end of the ADMM phase
+    integers_ramped: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
+
+    @model_validator(mode="after")
+    def _the_grid_joins_before_the_freeze(self) -> Admm:
+        if self.integers_from is None and self.integers_ramped:
+            raise ValueError(
+                "integers_ramped = true needs integers_from, the share of the run at which the ramp begins"
+            )
+        if self.integers_from is not None and self.integers_from >= self.freeze_at:
+            raise ValueError(
+                f"integers_from = {self.integers_from:g} must be below freeze_at = {self.freeze_at:g}, where ADMM ends "
+                "(null: the grid comes with the freeze)"
+            )
+        return self
+
     @model_validator(mode="after")
     def _paper_is_the_paper(self) -> Admm:
         changed = (self.schedule, self.freeze_at, self.dual_step)

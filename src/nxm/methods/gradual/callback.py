@@ -64,7 +64,7 @@ class GmpCallback(SparsityCallback):
     def before_update(self, step: int, optimizer: Any) -> None:
         self.held.apply_to_gradients_()
 
-    def after_update(self, step: int, optimizer: Any) -> None:
+    def after_update(self, step: int, skipped: bool) -> None:
         self.held.apply_to_weights_()
 
     @torch.no_grad()

@@ -62,7 +62,7 @@ class AspCallback(SparsityCallback):
             self.held = self._hold(one_shot_choices(self.targets, self.constraint, importance))
         self.held.apply_to_gradients_()
 
-    def after_update(self, step: int, optimizer: Any) -> None:
+    def after_update(self, step: int, skipped: bool) -> None:
         if self.held is not None:
             self.held.apply_to_weights_()
 

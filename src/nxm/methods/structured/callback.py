@@ -287,7 +287,7 @@ class StructuredCallback(MethodCallback):
             for parameter in self._embeddings:
                 parameter.grad = None
 
-    def after_update(self, step: int, optimizer: Any) -> None:
+    def after_update(self, step: int, skipped: bool) -> None:
         self._final_masks = None
         if self._holds:
             self._hold()
