@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import T5Config, T5ForConditionalGeneration, Trainer, TrainerCallback
 
 from conftest import parity_data
 from nxm import NM, AdmmCallback, SparsityCallback, UserError, find_targets
@@ -192,6 +192,22 @@ def test_a_loss_that_calls_a_part_of_the_model_is_evaluated_on_the_projected_one
     pooled.train()
     assert len(pooled.seen) == 8
     assert all(pooled.seen)
+
+
+@pytest.mark.situation("training", "generate while a method trains (predict_with_generate)", "works")
+def test_generate_runs_on_the_projected_model_from_its_first_call_on():
+    """It calls the encoder, which is not the model."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 60, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).train()
+    attach(model)
+    seen: list[bool] = []
+    for part in (model.encoder, model.decoder):
+        part.register_forward_pre_hook(lambda *_: seen.append(obeys(model)))
+    model.eval()
+    model.generate(INPUT, max_new_tokens=3, min_new_tokens=3)
+    assert len(seen) == 4
+    assert all(seen)
 
 
 # --- Trainings that are left ---------------------------------------------------------------------------------------
