@@ -13,7 +13,7 @@ from datasets import DatasetDict
 from scipy.stats import spearmanr
 
 import smoke_source
-from nxm import UserError
+from nxm import NM, AspCallback, SparsityCallback, UserError, find_targets
 from nxm.data.prepare import load_prepared, prepare
 from nxm.data.settings import Prepare
 from nxm.data.tasks import compute_metrics, get_task
@@ -39,12 +39,31 @@ def source(tmp_path_factory) -> Path:
     return folder
 
 
-def run(source: Path, scratch: Path, values: Run = RUN, seed: int = 0, data: DatasetDict | None = None):
+def run(
+    source: Path,
+    scratch: Path,
+    values: Run = RUN,
+    seed: int = 0,
+    data: DatasetDict | None = None,
+    callback: SparsityCallback | None = None,
+):
     set_seed(seed)
     model = load_model(source / "weights", STSB, fresh_head=True, mean_label=2.0)
     data = data or load_prepared(source / "prepared")
-    parts = Parts(model, load_tokenizer(source / "weights"), source / "weights", None, None, None)
+    parts = Parts(model, load_tokenizer(source / "weights"), source / "weights", None, None, callback)
     return train(parts, STSB, data, values, COMMON, seed, scratch)
+
+
+def test_no_epoch_is_the_projection_of_the_start_without_training(source, tmp_path):
+    start = load_model(source / "weights", STSB, fresh_head=True, mean_label=2.0)
+    set_seed(0)
+    dense = run(source, tmp_path / "dense", RUN.replace(epochs=0))
+    sparse = run(source, tmp_path / "sparse", RUN.replace(epochs=0), callback=AspCallback(NM(2, 4)))
+    assert dense.epochs == sparse.epochs == []
+    assert len(sparse.predictions["validation"]) == 70
+    assert sparse.metrics != dense.metrics
+    for name, W in find_targets(start).items():
+        assert torch.equal(sparse.model.get_parameter(name), NM(2, 4).project(W).Z)
 
 
 def test_the_metric_is_of_every_dev_example(source, tmp_path):
@@ -122,7 +141,8 @@ def test_a_runs_dropout_holds_during_its_training_steps_alone(source, tmp_path, 
     own = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
     tokenizer = load_tokenizer(source / "weights")
     parts = Parts(model, tokenizer, source / "weights", teacher if taught else None, None, None)
-    values = RUN.model_copy(update={"dropout": 0.25, "distillation": DISTILLATION if taught else None})
+    learns = {"teacher": "dense", "distillation": DISTILLATION} if taught else {}
+    values = RUN.replace(dropout=0.25, **learns)
     train(parts, STSB, load_prepared(source / "prepared"), values, COMMON, 0, tmp_path)
     assert {p for training, p in seen if training} == {0.25}
     assert {p for training, p in seen if not training} == own == {0.1}

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, ValidationError, create_model, model_validator
 
 from nxm.config import (
+    Count,
     Distinct,
     NonNegative,
     Positive,
@@ -71,7 +72,7 @@ class Run(Settings):
     set: str | None = None  # the constraint set: "2:4", "50 %"
     start: str = "pretrained"  # the pretrained weights, the student, or the trained model of another run
     teacher: str | None = None  # the run whose trained model teaches; null: none
-    epochs: PositiveInt
+    epochs: Count  # 0: the start, projected on the set and not trained
     learning_rate: Positive
     batch_size: PositiveInt  # global, over all processes
     distillation: Distillation | None = None  # weights of the terms of the loss with a teacher

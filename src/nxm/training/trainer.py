@@ -78,6 +78,7 @@ def train(
         UserError: the batch does not divide over the processes, or the data is smaller than a batch.
         Diverged: the loss is not finite.
     """
+    steps_per_epoch = len(data["train"]) // run.batch_size
     args = _arguments(run, common, seed, scratch, len(data["train"]))
     order = {split: _by_length(data[split]) for split in data if split != "train"}  # for the least padding
     ordered = {split: data[split].select(rows) for split, rows in order.items()}
@@ -114,7 +115,7 @@ def train(
         metrics=_metrics_at(history, task, args.max_steps),
         predictions=predictions,
         heldout=heldout and {name: heldout[f"heldout_{name}"] for name in METRICS if f"heldout_{name}" in heldout},
-        epochs=_by_epoch(history, task, run.epochs, args.max_steps // run.epochs),
+        epochs=_by_epoch(history, task, run.epochs, steps_per_epoch),
         seconds=seconds_before + outcome.metrics["train_runtime"],
         seconds_before=seconds_before,
         rows={
