@@ -122,7 +122,8 @@ def test_a_runs_dropout_holds_during_its_training_steps_alone(source, tmp_path, 
     own = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
     tokenizer = load_tokenizer(source / "weights")
     parts = Parts(model, tokenizer, source / "weights", teacher if taught else None, None, None)
-    values = RUN.model_copy(update={"dropout": 0.25, "distillation": DISTILLATION if taught else None})
+    learns = {"teacher": "dense", "distillation": DISTILLATION} if taught else {}
+    values = RUN.replace(dropout=0.25, **learns)
     train(parts, STSB, load_prepared(source / "prepared"), values, COMMON, 0, tmp_path)
     assert {p for training, p in seen if training} == {0.25}
     assert {p for training, p in seen if not training} == own == {0.1}
