@@ -128,8 +128,8 @@ def test_the_summary_names_runs_without_results() -> None:
 
 
 def test_a_new_run_is_shown_before_it_has_a_label() -> None:
-    runs = [make_result(run="dense"), make_result(run="holoformer")]
-    assert "holoformer" in texts_of(report.load("figures", "summary").draw(Evidence("embedded", runs, None)))
+    runs = [make_result(run="dense"), make_result(run="a_new_one")]
+    assert "a_new_one" in texts_of(report.load("figures", "summary").draw(Evidence("embedded", runs, None)))
 
 
 def test_the_summary_shows_a_run_that_collapsed_at_0(collapsed: Evidence) -> None:

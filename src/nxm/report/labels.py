@@ -49,6 +49,14 @@ RUNS = {  # in the order they are shown
     "gmp_plus": Look("GMP+", "#7a7a00", "<", (0, (2, 2))),
     "sr_ste_plus": Look("SR-STE+", "#882255", ">", (0, (3, 1, 1, 1, 1, 1))),
     "distil_nxm_plus": Look("Student, NxM+", "#117733", "8", (0, (1, 2.5))),
+    "holoformer": Look("HoloFormer", "#661100", "*", (0, (7, 1))),
+    "nxm_half": Look("NxM+, half the steps", "#6699CC", "1", (0, (1, 3))),
+    "nxm_then_qat": Look("NxM+, then QAT", "#AA4499", (4, 1, 45), (0, (4, 3))),
+    "nxm_then_rounding": Look("NxM+, then rounded", "#44AA99", (5, 0, 180), (0, (3, 3))),
+    "qat": Look("QAT", "#999933", (3, 1, 0), (0, (2, 3))),
+    "qat_then_nxm": Look("QAT, then NxM+", "#DDAA33", (6, 1, 0), (0, (5, 1, 1, 1))),
+    "rounding": Look("Rounded", "#BBBBBB", (8, 1, 0), (0, (1, 4))),
+    "rounding_then_nxm": Look("Rounded, then NxM+", "#CC6677", (7, 0, 0), (0, (6, 3))),
 }
 # Runs of every study; NxM+ and its rivals are in studies of their own.
 EVERYWHERE = ("dense", "admm_unstructured", "asp", "nxm", "distil", "distil_nxm", "distil_nxm_kd")
@@ -89,6 +97,16 @@ VARIANTS = {  # a variant's name after its run's, and the words that follow the 
     "gmp-pattern-2-8": "at 2:8",
     "gmp-weighed-1-4": "at 1:4 (activation-weighted)",
     "gmp-weighed-2-8": "at 2:8 (activation-weighted)",
+    "against-qat": "",
+    "int8": "(8 bits)",
+    "int4": "(4 bits)",
+    "int2": "(2 bits)",
+    "joint": "(joint from the start)",
+    "joined-at-quarter": "(joint from a quarter)",
+    "joint-ramped": "(joint by and by)",
+    "late-freeze": "(integers in the last quarter)",
+    "early-freeze": "(integers in three quarters)",
+    "integers-alone": "(integers alone)",
 }
 
 WEIGHTS = {  # pretrained weights, by the last part of their name
