@@ -37,10 +37,14 @@ SETTINGS = Deployment(
 )
 
 
+def study_of(deployment: Deployment) -> Study:
+    """The part of a study that the stage reads."""
+    return Study.model_construct(study="tiny", tasks=["rte"], deployment=deployment)
+
+
 @pytest.fixture
 def study() -> Study:
-    """The part of a study that the stage reads."""
-    return Study.model_construct(study="tiny", tasks=["rte"], deployment=SETTINGS)
+    return study_of(SETTINGS)
 
 
 @pytest.fixture
@@ -79,7 +83,7 @@ def key(row: dict) -> tuple[str, ...]:
 @pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler")
 def test_every_form_has_a_row_at_every_point_and_a_score(folder: Path, study: Study) -> None:
     names = ["fp32", "bf16", "fp16", "onnx", "int8"]
-    study = study.model_copy(update={"deployment": SETTINGS.model_copy(update={"forms": names})})
+    study = study_of(SETTINGS.replace(forms=names))
     path = run_deployment(study, "cpu", folder, unit_timer)
     assert path == folder / "results/deployment/cpu.json"
     (file,) = read_measurements(path.parent)
@@ -241,7 +245,7 @@ def test_without_a_gpu_the_file_says_so(folder: Path, study: Study, monkeypatch:
 
 
 def test_what_is_needed_is_named(folder: Path, study: Study) -> None:
-    long = study.model_copy(update={"deployment": SETTINGS.model_copy(update={"lengths": [8, 65]})})
+    long = study_of(SETTINGS.replace(lengths=[8, 65]))
     with pytest.raises(UserError, match=r"deployment\.lengths has 65.*64 tokens"):
         run_deployment(long, "cpu", folder, unit_timer)
     (folder / "models/rte/dense/seed3/config.json").unlink()

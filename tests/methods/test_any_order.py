@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,16 +91,35 @@ class Interrupt(TrainerCallback):
             raise KeyboardInterrupt
 
 
+@contextlib.contextmanager
+def interrupted_forward(model: nn.Module, after: int | None) -> Iterator[None]:
+    """Ctrl-C in a training pass, after some of them; None: never."""
+    left = [after]
+
+    def interrupt(module: nn.Module, inputs: Any) -> None:
+        if module.training and left[0] is not None:
+            left[0] -= 1
+            if left[0] <= 0:
+                raise KeyboardInterrupt
+
+    hook = model.register_forward_pre_hook(interrupt)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 class AnyOrder(RuleBasedStateMachine):
     @initialize(
         example=st.sampled_from(EXAMPLES),
         events=st.sets(st.sampled_from(EVENTS)),
         put_back=st.booleans(),
         first=st.booleans(),
+        save_steps=st.sampled_from([1, 3]),
     )
-    def begin(self, example: tuple[str, int], events: set[str], put_back: bool, first: bool) -> None:
+    def begin(self, example: tuple[str, int], events: set[str], put_back: bool, first: bool, save_steps: int) -> None:
         self.example, self.reference = example, reference(*example)
-        self.looks, self.first = (events, put_back), first
+        self.looks, self.first, self.save_steps = (events, put_back), first, save_steps
         self.folder = Path(tempfile.mkdtemp())
         self.model = new_model()
         self.ours = make(*example)
@@ -110,7 +130,7 @@ class AnyOrder(RuleBasedStateMachine):
         """The step of the last whole checkpoint; 0: none."""
         return max((int(path.parent.name.partition("-")[2]) for path in self.folder.glob("*/nxm_state.*")), default=0)
 
-    def train(self, *others: TrainerCallback) -> None:
+    def train(self, *others: TrainerCallback, forward: int | None = None) -> None:
         if not self.last:
             self.model.load_state_dict(new_model().state_dict())
         begun, look = self.last, Look(*self.looks)
@@ -118,9 +138,13 @@ class AnyOrder(RuleBasedStateMachine):
             if int(path.name.partition("-")[2]) > begun:
                 shutil.rmtree(path)
         callbacks = [look, self.ours] if self.first else [self.ours, look]
-        losses = train(self.model, self.folder, [*callbacks, *others], resume=begun > 0)
+        with interrupted_forward(self.model, forward):
+            changes = {"resume": begun > 0, "save_steps": self.save_steps}
+            losses = train(self.model, self.folder, [*callbacks, *others], **changes)
         assert losses == self.reference.losses[: len(losses)]
         for step in range(begun + 1, self.last + 1):
+            if not (self.folder / f"checkpoint-{step}").exists():
+                continue
             saved = load_file(self.folder / f"checkpoint-{step}" / "model.safetensors")
             assert all(torch.equal(saved[name], W) for name, W in self.reference.saved[step - 1].items()), step
 
@@ -130,9 +154,12 @@ class AnyOrder(RuleBasedStateMachine):
         self.train(Stop(min(self.last + steps, STEPS - 1)))
 
     @precondition(lambda self: not self.ended)
-    @rule(event=st.sampled_from((*EVENTS, "on_prediction_step")), after=st.integers(1, 6))
+    @rule(event=st.sampled_from((*EVENTS, "on_prediction_step", "forward")), after=st.integers(1, 6))
     def interrupt(self, event: str, after: int) -> None:
-        self.train(Interrupt(event, after))
+        if event == "forward":
+            self.train(forward=after)
+        else:
+            self.train(Interrupt(event, after))
         self.ended = self.last == STEPS
 
     @precondition(lambda self: not self.ended)

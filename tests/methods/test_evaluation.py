@@ -43,7 +43,7 @@ def attach(model: nn.Module) -> ProjectedInEval:
     def project(name: str, W: torch.Tensor) -> torch.Tensor | None:
         return None if TWO_OF_FOUR.contains(W) else TWO_OF_FOUR.project(W).Z
 
-    return ProjectedInEval(model, find_targets(model), project, training=object(), on_abandoned=lambda: None)
+    return ProjectedInEval(model, find_targets(model), project, lambda name: None, object(), on_taken=lambda by: None)
 
 
 # --- The mechanism -----------------------------------------------------------------------------------------------
@@ -105,16 +105,45 @@ def test_under_inference_mode_the_weights_stay_ordinary_tensors():
     assert not any(W.is_inference() for W in model.parameters())
 
 
-def test_a_copy_follows_its_own_mode():
+@pytest.mark.situation("training", "copy.deepcopy(model), as for the best model so far: a plain model", "works")
+@pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
+def test_a_copy_is_a_plain_model_with_what_the_model_shows(mode, tmp_path):
     model = new_model().train()
+    attach(model)
+    model.train(mode)
+    shown = {name: W.detach().clone() for name, W in model.named_parameters()}
+    twin = copy.deepcopy(model)
+    for again in (True, False, True):
+        twin.train(again)
+        assert equal({name: W.detach() for name, W in twin.named_parameters()}, shown)
+        assert equal(weights_of(twin), {name: shown.get(name, W) for name, W in weights_of(twin).items()})
+    trainer_for(twin, parity_data(), tmp_path, [make("admm")], max_steps=16).train()  # and may be trained like any
+    assert obeys(twin)
+    assert not any(list(layer.children()) for layer in twin.modules() if isinstance(layer, nn.Linear))
+
+
+def test_a_weight_of_two_layers_is_saved_once_and_for_all():
+    model = new_model().train()
+    first, second = model.bert.encoder.layer
+    second.intermediate.dense.weight = first.intermediate.dense.weight
     before = weights_of(model)
     attach(model)
-    twin = copy.deepcopy(model)
-    twin.eval()
-    assert obeys(twin)
-    assert not obeys(model)
-    twin.train()
-    assert equal(weights_of(twin), before)
+    model.eval()
+    assert equal(dict(model.state_dict()), before)
+
+
+def test_autocast_does_not_keep_the_values_of_the_other_mode():
+    model = new_model().train()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(INPUT).logits
+    attach(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.eval()
+        projected = model(INPUT).logits
+        model.train()
+        found = model(INPUT).logits
+    assert torch.equal(found, expected)
+    assert not torch.equal(projected, expected)
 
 
 def test_a_model_in_eval_mode_can_be_freed_with_its_view():
@@ -299,3 +328,64 @@ def test_a_callback_can_be_copied_after_a_training(name, tmp_path):
     twin, other = copy.deepcopy(callback), new_model()
     trainer_for(other, parity_data(), tmp_path, [twin]).train()
     assert equal(weights_of(other), weights_of(model))
+
+
+def interrupt_in_a_forward_pass(trainer: Trainer, step: int) -> None:
+    """Raise KeyboardInterrupt in the forward pass of a step, in whose middle most of a Ctrl-C's fall."""
+    compute_loss = trainer.compute_loss
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step == step and trainer.model.training:
+            raise KeyboardInterrupt
+        return compute_loss(*args, **kwargs)
+
+    trainer.compute_loss = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.compute_loss = compute_loss
+
+
+@pytest.mark.situation("training", "Ctrl-C in a forward pass, then resumed in the same process", "works")
+@every_method
+def test_what_is_loaded_after_an_interruption_counts(name, tmp_path):
+    arguments = {"save_strategy": "steps", "save_steps": 3, "seed": 3}
+    whole = new_model()
+    trainer_for(whole, parity_data(), tmp_path / "whole", [make(name)], **arguments).train()
+    model = new_model()
+    trainer = trainer_for(model, parity_data(), tmp_path / "cut", [make(name)], **arguments)
+    interrupt_in_a_forward_pass(trainer, 5)
+    trainer.train(resume_from_checkpoint=True)
+    assert equal(weights_of(model), weights_of(whole))
+
+
+@pytest.mark.situation("training", "a checkpoint in the middle of a gradient accumulation", "works")
+@every_method
+def test_a_checkpoint_inside_an_accumulation_has_the_training_weights(name, tmp_path):
+    saved = []
+
+    class Save(TrainerCallback):
+        def on_substep_end(self, args, state, control, model, **kwargs):
+            saved.append(weights_of(model))
+
+        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+            assert equal(saved[-1], weights_of(model))  # after nxm's callback the model has them
+
+    arguments = {"gradient_accumulation_steps": 2, "max_steps": 12}
+    trainer_for(new_model(), parity_data(), tmp_path, [make(name), Save()], **arguments).train()
+    assert len(saved) == 12
+
+
+@pytest.mark.situation(
+    "training", "a second optimizer that steps inside the training step (layer-wise optimizers)", "refused"
+)
+def test_an_optimizer_besides_the_trainers_is_named(tmp_path):
+    class Two(Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            loss = super().training_step(*args, **kwargs)
+            torch.optim.SGD(self.model.bert.encoder.parameters(), lr=1e-3).step()
+            return loss
+
+    plain = trainer_for(new_model(), parity_data(), tmp_path, [])
+    trainer = Two(plain.model, plain.args, plain.data_collator, plain.train_dataset, callbacks=[make("admm")])
+    with pytest.raises(UserError, match=r"an optimizer of class SGD changed the weights outside"):
+        trainer.train()

@@ -326,7 +326,7 @@ def test_a_multiple_below_one_is_refused():
         ({"nxm_structure": {"heads": [[2], [0, 3]], "rows": [8, 24]}}, "size mismatch for .*intermediate"),
         ({"nxm_structure": {"heads": [[2], [0, 9]], "rows": [8, 32]}}, r"layer 1: heads \[0, 9\]"),
         ({"architectures": ["Magic"]}, "architectures names 'Magic', which is no model of transformers"),
-        ({"architectures": ["BertForMaskedLM"]}, "not the tensors of BertForMaskedLM: the file lacks 'cls"),
+        ({"architectures": ["BertForMaskedLM"]}, "not the tensors of BertForMaskedLM: the folder lacks 'cls"),
     ],
 )
 def test_a_config_that_does_not_fit_the_tensors_is_refused(change, message, tmp_path):

@@ -28,7 +28,7 @@ from nxm.study.plan import (
 )
 from nxm.study.results import place_of, read_chosen, read_failures, read_study
 from nxm.study.search import choose
-from nxm.study.settings import Study, load_study, parse_study
+from nxm.study.settings import Study, load_study, parse_study, say_value
 from nxm.study.studies import MAIN, studies, study_folder, write_study
 from records import ROOT
 
@@ -359,3 +359,8 @@ def test_a_set_is_compared_with_the_weights_that_are_here(values, tmp_path, targ
             with pytest.raises(UserError, match=rf"nxm on stsb: set = '{notation}': the weights: input width"):
                 write_plan(study, tmp_path)
         shutil.rmtree(weights)
+
+
+@pytest.mark.parametrize(("value", "said"), [(None, "null"), (True, "true"), (3e-4, "0.0003"), ("dense", "dense")])
+def test_a_value_that_is_tried_can_name_a_trial(value, said):
+    assert say_value(value) == said

@@ -193,6 +193,8 @@ def _kl(student: Tensor, teacher: Tensor, temperature: float, rows: Tensor | int
         reduction="sum",
         log_target=True,
     )
+    if isinstance(rows, Tensor):
+        rows = torch.where(rows > 0, rows, torch.ones_like(rows))  # of a batch without labelled tokens the sum is 0
     return temperature**2 * (total / rows)
 
 

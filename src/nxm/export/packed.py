@@ -134,11 +134,17 @@ def write_packed(folder: Path, out: Path) -> int:
     constraint, names = pattern
     tensors = load_matrices(folder, list(stored_tensors(folder)))
     if missing := set(names) - tensors.keys():
-        raise UserError(f"{folder}: model.safetensors has no matrix '{min(missing)}', which config.json names")
+        raise UserError(
+            f"{folder}: its files have no matrix '{min(missing)}', which config.json names: "
+            "models that transformers saves under other names than they have in memory cannot be packed"
+        )
     matrices = {name: tensors.pop(name) for name in names}
     for name, W in matrices.items():
         if not constraint.contains(W):
-            raise UserError(f"{folder}: {name} is not {constraint}; was the model trained on after it was made so?")
+            raise UserError(
+                f"{folder}: {name}, {W.dtype}, is not {constraint}; was the model trained on after it was made so, or "
+                "saved in another precision than fp32?"
+            )
         tensors |= {f"{name}.{part}": tensor for part, tensor in pack(W, constraint).items()}
     described = {
         "version": VERSION,

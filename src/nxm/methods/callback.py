@@ -37,6 +37,7 @@ class MethodCallback(TrainerCallback):
 
     _in_eval: ProjectedInEval | None = None  # while a training runs
     _scale: float | None = None  # of the gradients before the step, in fp16
+    _taken_by: str | None = None  # the class of an optimizer that stepped on the parameters outside the Trainer's step
 
     # Each method defines these. In all of them the parameters have their training values.
 
@@ -53,6 +54,10 @@ class MethodCallback(TrainerCallback):
     def projected(self, name: str, W: Tensor) -> Tensor | None:
         """Return what W would be if the training ended now, a new tensor; None if it would stay as it is."""
         raise NotImplementedError
+
+    def training_value(self, name: str) -> Tensor | None:
+        """Return what a checkpoint has in a parameter's place; None: the parameter, as it is in train mode."""
+        return None
 
     def before_step(self, step: int) -> None:
         """Called before the forward pass of the step after `step` others, and for each part of its gradient again."""
@@ -73,7 +78,10 @@ class MethodCallback(TrainerCallback):
         """Remove what `watch` registered; may be called more than once, and without it."""
 
     def abandon(self) -> None:
-        """Undo what the method does to the weights for a forward pass: the training ended, or an exception ended it."""
+        """Undo what the method does to the weights for a forward pass: the training ended, or an exception ended it.
+
+        Weights that were loaded since then count.
+        """
 
     def whole_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return what must survive a restart: tensors, and JSON metadata. Called in every process."""
@@ -106,7 +114,12 @@ class MethodCallback(TrainerCallback):
         try:
             parameters = self.start(model, state.max_steps, _steps_per_epoch(args, kwargs.get("train_dataloader")))
             self._in_eval = ProjectedInEval(
-                model, parameters, torch.no_grad()(self.projected), training=state, on_abandoned=self._leave
+                model,
+                parameters,
+                torch.no_grad()(self.projected),
+                self.training_value,
+                training=state,
+                on_taken=self._taken,
             )
             self.watch(model)
             if state.global_step > 0:
@@ -119,6 +132,11 @@ class MethodCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if self._taken_by is not None:
+            raise UserError(
+                f"an optimizer of class {self._taken_by} changed the weights outside the Trainer's optimizer step, as "
+                "layer-wise optimizers do; the method cannot follow: use one optimizer, which the Trainer steps"
+            )
         with self._training_weights():
             self.before_step(state.global_step)
 
@@ -176,13 +194,17 @@ class MethodCallback(TrainerCallback):
             self.load_best(*_read_state(Path(best) / STATE_FILE))
         self.finish(unwrap(model))
 
+    def _taken(self, by: str) -> None:
+        self._leave()
+        self._taken_by = by
+
     def _leave(self) -> None:
         """Leave the model with its training weights, and nothing attached."""
         self.unwatch()
         if self._in_eval is not None:
             self._in_eval.detach()
             self.abandon()
-        self._in_eval = None
+        self._in_eval = self._taken_by = None
 
     def _training_weights(self) -> AbstractContextManager[None]:
         return nullcontext() if self._in_eval is None else self._in_eval.training_weights()

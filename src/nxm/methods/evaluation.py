@@ -36,11 +36,12 @@ class ProjectedInEval:
     Memory: in eval mode two copies of each parameter that differs there.
 
     Args:
-        model: the unwrapped model. A deep copy of it follows its own mode.
+        model: the unwrapped model. A deep copy of it is a plain model with the values that the model shows.
         targets: full name -> parameter.
         project: (name, W) -> what W is in eval mode, a new tensor; None for W itself.
+        training_value: name -> what to save in W's place; None: W as it is in train mode.
         training: an object that the callbacks of one training share, such as the `TrainerState`.
-        on_abandoned: called after a detachment by another training, to undo what else this one left.
+        on_taken: called after a detachment by an optimizer, with its class's name, to undo what else is left.
 
     Raises:
         UserError: another callback of the same training has one of the targets.
@@ -51,11 +52,12 @@ class ProjectedInEval:
         model: nn.Module,
         targets: Mapping[str, nn.Parameter],
         project: Project,
+        training_value: Callable[[str], Tensor | None],
         training: object,
-        on_abandoned: Callable[[], None],
+        on_taken: Callable[[str], None],
     ) -> None:
         self._training = training
-        self._on_abandoned = on_abandoned
+        self._on_taken = on_taken
         self._targets = {id(W) for W in targets.values()}
         self._stepped: set[int] | None = None  # the optimizers that stepped in the current update; None: no update
         self._handles: list[Any] = []
@@ -63,15 +65,18 @@ class ProjectedInEval:
         self._followers: list[_FollowsMode] = []
         for name, (layer, attribute) in self._places.items():  # before anything is attached
             left = getattr(layer, _CHILD + attribute, None)
-            if left is not None and left.owner._training is training:
+            if not isinstance(left, _FollowsMode):  # nothing, or what a copy of a model in training has
+                continue
+            if left.owner._training is training:
                 raise UserError(f"{name} is a target of two callbacks: give them different `include` and `exclude`")
-            if left is not None:
-                left.owner.detach()  # an exception ended that training
+            left.owner.detach()  # an exception ended that training
         self._handles.append(_watch_optimizers(self))
         for name, (layer, attribute) in self._places.items():
-            follower = _FollowsMode(self, name, targets[name], project)
+            follower = _FollowsMode(self, name, targets[name], project, training_value)
             layer.add_module(_CHILD + attribute, follower)
-            self._handles.append(layer.register_state_dict_post_hook(partial(_keep_training_value, attribute)))
+            for owner, own_name in _owners(model, targets[name]):
+                hook = partial(_keep_training_value, follower, own_name)
+                self._handles.append(owner.register_state_dict_post_hook(hook))
             self._followers.append(follower)
             follower.train(layer.training)
 
@@ -116,7 +121,7 @@ class ProjectedInEval:
             self.restore()
         else:
             self.detach()
-            self._on_abandoned()
+            self._on_taken(type(optimizer).__name__)
 
 
 def _watch_optimizers(owner: ProjectedInEval) -> RemovableHandle:
@@ -135,24 +140,30 @@ def _watch_optimizers(owner: ProjectedInEval) -> RemovableHandle:
 class _FollowsMode(nn.Module):
     """A child of a layer, without parameters: `train` and `eval` reach it as they reach every module."""
 
-    def __init__(self, owner: ProjectedInEval, name: str, parameter: nn.Parameter, project: Project) -> None:
+    def __init__(
+        self,
+        owner: ProjectedInEval,
+        name: str,
+        parameter: nn.Parameter,
+        project: Project,
+        training_value: Callable[[str], Tensor | None],
+    ) -> None:
         super().__init__()
-        # In a tuple, so that it is not registered a second time; deepcopy copies it with the layer.
-        self._parameter = (parameter,)
+        self.owner = owner
+        self._parameter = (parameter,)  # in a tuple, so that it is not registered a second time
         self._name = name
-        self._project = _Shared(project)
-        self._owner = _Shared(owner)
-        self._trained: Tensor | None = None  # while the layer runs on projected weights
+        self._project = project
+        self._training_value = training_value
+        self._trained: Tensor | None = None  # while the layer runs on projected values
         self._projected: Tensor | None = None
 
-    @property
-    def owner(self) -> ProjectedInEval:
-        return self._owner.value
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        return nn.Identity()  # the copy of a model takes no part in the training
 
-    @property
-    def trained(self) -> Tensor | None:
-        """The training values, while the layer runs on the projected ones."""
-        return self._trained
+    def value_to_save(self) -> Tensor | None:
+        """Return what a state dict has in the parameter's place; None: the parameter itself."""
+        value = self._training_value(self._name)
+        return self._trained if value is None else value
 
     def train(self, mode: bool = True) -> _FollowsMode:
         super().train(mode)
@@ -167,29 +178,21 @@ class _FollowsMode(nn.Module):
     def project(self) -> None:
         (W,) = self._parameter
         if self._trained is None:
-            projected = self._project.value(self._name, W)
+            projected = self._project(self._name, W)
             if projected is not None:
                 self._trained, self._projected = W.detach().clone(), projected
                 W.copy_(projected)
+                torch.clear_autocast_cache()  # which may hold the former values in half precision
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def restore(self) -> None:
         (W,) = self._parameter
         if self._trained is not None:
-            if torch.equal(W, self._projected):  # else somebody loaded other weights in eval mode: these count
+            if torch.equal(W, self._projected):  # else somebody loaded other values in eval mode: these count
                 W.copy_(self._trained)
+                torch.clear_autocast_cache()
             self._trained = self._projected = None
-
-
-class _Shared:
-    """Holds what copies of a model share: the training is not copied with it."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
-        return self
 
 
 def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -197,9 +200,24 @@ def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(layer), attribute
 
 
+def _owners(model: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[nn.Module, str]]:
+    """Yield each module that has the parameter, with its name there: several may share one."""
+    for module in model.modules():
+        for name, own in module.named_parameters(recurse=False, remove_duplicate=False):
+            if own is parameter:
+                yield module, name
+
+
 def _keep_training_value(
-    attribute: str, layer: nn.Module, state_dict: dict[str, Tensor], prefix: str, metadata: dict[str, Any]
+    follower: nn.Module,
+    name: str,
+    layer: nn.Module,
+    state_dict: dict[str, Tensor],
+    prefix: str,
+    metadata: dict[str, Any],
 ) -> None:
-    follower = getattr(layer, _CHILD + attribute, None)
-    if follower is not None and follower.trained is not None:
-        state_dict[prefix + attribute] = follower.trained
+    value = (
+        follower.value_to_save() if isinstance(follower, _FollowsMode) else None
+    )  # an Identity in a copy of the model
+    if value is not None:
+        state_dict[prefix + name] = value

@@ -22,16 +22,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from nxm.errors import UserError
 from nxm.models.roles import Block, find_blocks, find_roles
 from nxm.models.structure import Structure, validate_structure
-from nxm.sets.saved import load_config
+from nxm.sets.saved import load_config, load_matrices, load_model, model_class, stored_tensors
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -100,7 +97,7 @@ def read_structure(config: PretrainedConfig) -> dict[str, Any] | None:
 def load(folder: str | Path) -> PreTrainedModel:
     """Load a model from a folder saved by `save_pretrained`, shrunk or not.
 
-    Tensors come from model.safetensors; no pickle is read and no code from the folder is run.
+    Tensors come from safetensors, in one file or in shards; no pickle is read and no code from the folder is run.
 
     Returns: the model in eval mode, of the class that config.json names and with the tensors' dtype.
 
@@ -111,34 +108,27 @@ def load(folder: str | Path) -> PreTrainedModel:
     folder = Path(folder)
     config = load_config(folder)
     written = read_structure(config)
-    name = (config.architectures or ["none"])[0]
-    model_class = getattr(transformers, name, None)
-    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
+    architecture = model_class(config)
+    if architecture is None:
+        name = (config.architectures or ["none"])[0]
         raise UserError(f"{folder}/config.json: architectures names '{name}', which is no model of transformers")
-    path = folder / "model.safetensors"
-    try:
-        weights = load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; give a folder saved by save_pretrained") from None
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged or truncated ({error})") from None
+    if written is None:
+        return load_model(folder, config).eval()
+    weights = load_matrices(folder, list(stored_tensors(folder)))
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights, which are replaced at once
-        model = model_class(config)
-    if written is not None:
-        structure = Structure(
-            tuple(map(tuple, written["heads"])), tuple(tuple(range(width)) for width in written["rows"])
-        )
-        validate_structure(find_blocks(model), structure)
-        _cut_(model, structure, written["rows"])
+        model = architecture(config)
+    structure = Structure(tuple(map(tuple, written["heads"])), tuple(tuple(range(width)) for width in written["rows"]))
+    validate_structure(find_blocks(model), structure)
+    _cut_(model, structure, written["rows"])
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     except RuntimeError as error:
-        raise UserError(f"{path}: the tensors do not have the sizes of config.json: {_first(error)}") from None
+        raise UserError(f"{folder}: the tensors do not have the sizes of config.json: {_first(error)}") from None
     model.tie_weights()
     missing = [name for name in missing if name not in model.all_tied_weights_keys]
     if missing or unexpected:
         problem = f"lacks '{missing[0]}'" if missing else f"has '{unexpected[0]}', which is unknown"
-        raise UserError(f"{path}: not the tensors of {name}: the file {problem}")
+        raise UserError(f"{folder}: not the tensors of {architecture.__name__}: the folder {problem}")
     return model.eval()
 
 

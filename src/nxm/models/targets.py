@@ -150,12 +150,7 @@ def validate_targets(targets: dict[str, nn.Parameter], constraint: ConstraintSet
     Raises:
         UserError: weights are frozen, or the shapes of some do not fit the set; it names each of these.
     """
-    frozen = [name for name, weight in targets.items() if not weight.requires_grad]
-    if frozen:
-        raise UserError(
-            f"{len(frozen)} of {len(targets)} matrices are frozen (requires_grad=False), first {frozen[0]}: pruning "
-            "would change them, and they could not adapt; name them in `exclude`, or let them train"
-        )
+    refuse_frozen(targets)
     problems = []
     for name, weight in targets.items():
         try:
@@ -164,6 +159,16 @@ def validate_targets(targets: dict[str, nn.Parameter], constraint: ConstraintSet
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
+
+
+def refuse_frozen(parameters: dict[str, nn.Parameter]) -> None:
+    """Raise UserError if parameters that are to be pruned do not train; it counts them and names one."""
+    frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+    if frozen:
+        raise UserError(
+            f"{len(frozen)} of {len(parameters)} matrices are frozen (requires_grad=False), first {frozen[0]}: pruning "
+            "would change them, and they could not adapt; name them in `exclude`, or let them train"
+        )
 
 
 def unwrap(model: nn.Module) -> nn.Module:

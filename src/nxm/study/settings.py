@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,7 +39,8 @@ from nxm.methods import METHODS, settings_class
 RunName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 VariantName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*/[a-z0-9][A-Za-z0-9._-]*$")]
 Seeds = Annotated[list[Seed], Distinct]
-Values = Annotated[list[JsonValue], Field(min_length=1), Distinct]  # to try
+Tryable = str | int | float | bool | None  # what a trial can be named after
+Values = Annotated[list[Tryable], Field(min_length=1), Distinct]  # to try
 _REPORT = Path(__file__).parents[1] / "report"  # its folders `figures` and `tables` have a module for each
 STARTS = ("pretrained", "student")  # or the name of a run
 
@@ -151,11 +153,11 @@ class Tried(Settings):
     values: dict[str, Values]
     large: dict[str, Values] | None = None
 
-    def on(self, task: str) -> dict[str, list[JsonValue]]:
+    def on(self, task: str) -> dict[str, list[Tryable]]:
         """Return the values to try on a task."""
         return self.large if self.large is not None and get_task(task).group == "large" else self.values
 
-    def combinations(self, task: str) -> list[dict[str, JsonValue]]:
+    def combinations(self, task: str) -> list[dict[str, Tryable]]:
         """Return every combination of the values to try on a task."""
         values = self.on(task)
         return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
@@ -458,5 +460,7 @@ def parse_study(values: dict[str, Any], where: str) -> Study:
 
 
 def say_value(value: Any) -> str:
-    """Return a value as written in the name of a trial: `0.0003`, `dense`."""
+    """Return a value as written in the name of a trial: `0.0003`, `dense`, `null`."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     return value if isinstance(value, str) else f"{value:g}".replace("+", "")

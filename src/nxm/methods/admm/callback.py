@@ -145,12 +145,12 @@ class AdmmCallback(SparsityCallback):
         return tensors, {name: getattr(self, name) for name in names} | {"share": self.admm.share}
 
     def load_state_dict(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        self.admm.join_(metadata.pop("share"))
+        self.admm.join_(metadata.get("share", 1.0))  # checkpoints before 0.2 have none
         self.admm.load_state_dict(
             {key: tensor for key, tensor in tensors.items() if key.startswith(("Z.", "U.", "M."))}
         )
-        for name, value in metadata.items():
-            setattr(self, name, value)
+        for name in ("iterations", "frozen_at_step", "swaps"):
+            setattr(self, name, metadata[name])
         self.weighted_choices = self.weighted_choices_in(tensors, metadata)
         self.rho = self._scheduled_rho(len(self.iterations))
         if self.history is not None:

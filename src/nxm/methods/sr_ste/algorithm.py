@@ -49,14 +49,19 @@ class SRSTE:
     @torch.no_grad()
     def restore_(self) -> None:
         """Restore W and add the decay to its gradient, after the backward pass and before the optimizer's step."""
-        self.unmask_()
         for name, W in self.weights.items():
+            W.copy_(self._dense.pop(name))
             if W.grad is not None:
                 W.grad.add_(W * ~self.masks[name], alpha=self.decay)
 
     @torch.no_grad()
-    def unmask_(self) -> None:
-        """Put W back in place of W~, if it is not there."""
+    def abandon_(self) -> None:
+        """Put W back where the network still has W~, after a step that an exception ended."""
         for name, dense in self._dense.items():
-            self.weights[name].copy_(dense)
+            if torch.equal(self.weights[name], dense * self.masks[name]):  # else somebody loaded other weights
+                self.weights[name].copy_(dense)
         self._dense = {}
+
+    def dense(self, name: str) -> Tensor | None:
+        """Return W while the network has W~; None: the network has W."""
+        return self._dense.get(name)

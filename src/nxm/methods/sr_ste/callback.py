@@ -53,8 +53,11 @@ class SrSteCallback(SparsityCallback):
     def before_update(self, step: int, optimizer: Any) -> None:
         self.sr_ste.restore_()
 
+    def training_value(self, name: str) -> Tensor | None:
+        return self.sr_ste.dense(name)
+
     def abandon(self) -> None:
-        self.sr_ste.unmask_()
+        self.sr_ste.abandon_()
 
     @property
     def choice_is_final(self) -> bool:

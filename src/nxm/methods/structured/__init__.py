@@ -1,1 +1,0 @@
-"""Structured pruning: heads, FFN rows and blocks, by learned thresholds (MLPruning) or by their importance."""

@@ -42,7 +42,7 @@ from nxm.models import cost as costs
 from nxm.models.cost import Cost
 from nxm.models.roles import find_blocks
 from nxm.models.structure import Structure, full_structure, living
-from nxm.models.targets import find_targets
+from nxm.models.targets import find_targets, refuse_frozen
 
 PAPER_THRESHOLD = 10.0
 PAPER_RATE = 0.01  # of scores and thresholds
@@ -211,6 +211,7 @@ class StructuredCallback(MethodCallback):
         if AcceleratorState().mixed_precision == "fp16":
             raise UserError("fp16 scales the gradients from which the masks' are read: use bf16 or fp32")
         self._unmasked: dict[nn.Parameter, Tensor] = {}  # gated weights, during a step on masked ones
+        self._final_masks = None
         self.begin(model, steps)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._embeddings = [parameter for name, parameter in model.named_parameters() if ".embeddings." in f".{name}"]
@@ -218,7 +219,9 @@ class StructuredCallback(MethodCallback):
         for gate_name, gate in self.gates.items():
             for part in gate.members:
                 self._parts.setdefault(names[id(part.weight)], []).append((gate_name, part))
-        return {name: parts[0][1].weight for name, parts in self._parts.items()}
+        members = {name: parts[0][1].weight for name, parts in self._parts.items()}
+        refuse_frozen(members)
+        return members
 
     def projected(self, name: str, W: Tensor) -> Tensor | None:
         if self._final_masks is None:  # counted once for all parameters, while these have their training values
@@ -292,8 +295,19 @@ class StructuredCallback(MethodCallback):
         if self._holds:
             self._hold()
 
+    def training_value(self, name: str) -> Tensor | None:
+        return self._unmasked.get(self._parts[name][0][1].weight)
+
+    @torch.no_grad()
     def abandon(self) -> None:
-        self._unmask()
+        masked = {weight: values.clone() for weight, values in self._unmasked.items()}
+        for name, gate in self.gates.items():
+            for part in gate.gated if masked else ():
+                masked[part.weight].mul_(part.expand(self.masks[name]))
+        for weight, values in self._unmasked.items():
+            if torch.equal(weight, masked[weight]):  # else somebody loaded other weights
+                weight.copy_(values)
+        self._unmasked = {}
 
     def load_best(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         course = self.course
@@ -333,6 +347,7 @@ class StructuredCallback(MethodCallback):
 
     @torch.no_grad()
     def load_whole_state(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        self._final_masks = None
         for name in self.gates:
             device = self.masks[name].device
             self.masks[name] = tensors[f"mask.{name}"].to(device)
