@@ -1,4 +1,4 @@
-"""What the smoke study is made of: a tiny random BERT and made-up GLUE rows, in the Hub's schema."""
+"""The smoke study's sources: a tiny random BERT and made-up GLUE rows, in the Hub's schema."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def test_every_training_is_launched_by_accelerate_with_hardware_apart():
 @pytest.mark.situation("commands", "`nxm plan` killed while it writes a study's files", "works")
 @pytest.mark.parametrize("files", range(4))
 def test_a_kill_in_the_middle_leaves_whole_files(root, files, monkeypatch):
-    """What was replaced is as it is to be, what was not is as before; the same command then writes the rest."""
+    """Each file is the whole new one or the whole old one; the same command then writes the rest."""
     add_study(root, "own", "seeds: [5]\n")
     write_study(root, "own")
     folder = root / "studies/own"
