@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
-from conftest import tiny_config
+from conftest import parity_data, tiny_config
 
 
 class Pad:
@@ -59,3 +59,40 @@ def trainer_for(
     }
     args = TrainingArguments(**(arguments | changes))
     return Trainer(model, args, train_dataset=data, eval_dataset=data, data_collator=Pad(), callbacks=callbacks)
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of a model's state dict."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Equal to the bit, tensor by tensor."""
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def assert_best_is_loaded_back_as_evaluated(
+    model: torch.nn.Module, callback: TrainerCallback, best: int, folder: Path
+) -> None:
+    """Train with an evaluation every other step, of which number `best` counts as the best one, and evaluate again."""
+    trainer = trainer_for(
+        model,
+        parity_data(),
+        folder,
+        [callback],
+        **{"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2},
+        **{"load_best_model_at_end": True, "metric_for_best_model": "distance", "greater_is_better": False},
+    )
+    losses: list[float] = []
+    honest = trainer.evaluate
+
+    def evaluate(*args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = honest(*args, **kwargs)
+        losses.append(metrics["eval_loss"])
+        return metrics | {"eval_distance": abs(len(losses) - best)}
+
+    trainer.evaluate = evaluate
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{2 * best}")
+    assert honest()["eval_loss"] == losses[best - 1]

@@ -15,7 +15,7 @@ from conftest import parity_data
 from nxm import NM, AdmmCallback, SparsityCallback, UserError, find_targets
 from nxm.methods import METHODS, make_callback, settings_class
 from nxm.methods.evaluation import ProjectedInEval
-from tiny_training import new_model, trainer_for
+from tiny_training import new_model, trainer_for, weights_of
 
 TWO_OF_FOUR = NM(2, 4)
 INPUT = torch.tensor([[7, 8, 9, 10]])
@@ -25,10 +25,6 @@ every_method = pytest.mark.parametrize("name", METHODS)
 
 def make(name: str) -> SparsityCallback:
     return make_callback(name, TWO_OF_FOUR, settings_class(name).model_validate(settings_class(name).examples[0]))
-
-
-def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
@@ -356,6 +352,17 @@ def test_what_is_loaded_after_an_interruption_counts(name, tmp_path):
     interrupt_in_a_forward_pass(trainer, 5)
     trainer.train(resume_from_checkpoint=True)
     assert equal(weights_of(model), weights_of(whole))
+
+
+@every_method
+def test_another_callback_starts_from_the_weights_that_an_interrupted_training_had(name, tmp_path):
+    """SR-STE has masked weights in the network in the middle of a step."""
+    model, reference = new_model(), new_model()
+    interrupt_in_a_forward_pass(trainer_for(model, parity_data(), tmp_path / "cut", [make(name)]), 5)
+    reference.load_state_dict(weights_of(model))
+    for other in (model, reference):
+        trainer_for(other, parity_data(), tmp_path / "next", [AdmmCallback(TWO_OF_FOUR)], seed=3).train()
+    assert equal(weights_of(model), weights_of(reference))
 
 
 @pytest.mark.situation("training", "a checkpoint in the middle of a gradient accumulation", "works")

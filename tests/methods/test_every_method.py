@@ -25,7 +25,7 @@ from nxm.methods.importance import make_importance
 from nxm.sets import all_sets
 from nxm.sets.base import SparseSet
 from nxm.sets.saved import read_pattern
-from tiny_training import new_model, trainer_for
+from tiny_training import assert_best_is_loaded_back_as_evaluated, assert_equal, new_model, trainer_for, weights_of
 
 EXAMPLES = [(name, values) for name in METHODS for values in settings_class(name).examples]
 NAMES = [f"{name} {' '.join(str(value) for value in values.values())}" for name, values in EXAMPLES]
@@ -41,15 +41,6 @@ def make(name: str, values: dict[str, Any], constraint: nxm.ConstraintSet = TWO_
 
 def method_class(name: str) -> type[SparsityCallback]:
     return type(make(name, settings_class(name).examples[0]))
-
-
-def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 @pytest.fixture(scope="module", params=EXAMPLES, ids=NAMES)
@@ -183,30 +174,11 @@ def test_evaluation_is_of_the_projected_network_and_does_not_disturb_training(tr
 @pytest.mark.situation("training", "load_best_model_at_end, with an early best", "works", since="0.1")
 @every_example
 @pytest.mark.parametrize("best", [1, 3])
-def test_the_best_evaluation_loaded_back_is_pruned_as_it_was_evaluated(name, values, best, tmp_path, monkeypatch):
+def test_the_best_evaluation_loaded_back_is_pruned_as_it_was_evaluated(name, values, best, tmp_path):
     """The best is an early one, before the choice is final in most methods."""
     model = new_model()
-    trainer = trainer_for(
-        model,
-        parity_data(),
-        tmp_path,
-        [make(name, values)],
-        **{"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2},
-        **{"load_best_model_at_end": True, "metric_for_best_model": "distance", "greater_is_better": False},
-    )
-    losses: list[float] = []
-    honest = trainer.evaluate
-
-    def evaluate(*args, **kwargs):
-        metrics = honest(*args, **kwargs)
-        losses.append(metrics["eval_loss"])
-        return metrics | {"eval_distance": abs(len(losses) - best)}
-
-    monkeypatch.setattr(trainer, "evaluate", evaluate)
-    trainer.train()
-    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{2 * best}")
+    assert_best_is_loaded_back_as_evaluated(model, make(name, values), best, tmp_path)
     assert all(TWO_OF_FOUR.contains(W) for W in find_targets(model).values())
-    assert honest()["eval_loss"] == losses[best - 1]
 
 
 @pytest.mark.situation("training", "one callback for one training after another", "works", since="0.1")

@@ -18,7 +18,7 @@ from nxm.methods.straight_through.settings import Qat
 from nxm.models.targets import find_targets
 from nxm.sets.base import Grid
 from nxm.sets.saved import read_pattern
-from tiny_training import new_model, trainer_for
+from tiny_training import assert_best_is_loaded_back_as_evaluated, assert_equal, new_model, trainer_for, weights_of
 
 JOINT, ALONE = Integers(4, mask=NM(2, 4)), Integers(3)
 LATE = Admm(recipe="proximal", rho=0.35, interval=3, freeze_at=0.6, dual_step="matched")
@@ -38,18 +38,6 @@ CALLBACKS = {
     "admm-never-frozen": lambda: AdmmCallback(JOINT, Admm(recipe="paper", rho=0.05)),
 }
 every_callback = pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS.keys())
-
-
-def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in found)
-
-
-# --- The algorithm -----------------------------------------------------------------------------------------------
 
 
 def one_matrix(*rows: list[float]) -> dict[str, nn.Parameter]:
@@ -179,29 +167,10 @@ def test_evaluations_change_nothing_and_a_resumed_training_ends_with_the_same_we
 
 @every_callback
 @pytest.mark.parametrize("best", [1, 7])
-def test_the_best_evaluation_loaded_back_is_rounded_as_it_was_evaluated(make, best, tmp_path, monkeypatch):
+def test_the_best_evaluation_loaded_back_is_rounded_as_it_was_evaluated(make, best, tmp_path):
     callback, model = make(), new_model()
-    trainer = trainer_for(
-        model,
-        parity_data(),
-        tmp_path,
-        [callback],
-        **{"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2},
-        **{"load_best_model_at_end": True, "metric_for_best_model": "distance", "greater_is_better": False},
-    )
-    losses: list[float] = []
-    honest = trainer.evaluate
-
-    def evaluate(*args, **kwargs):
-        metrics = honest(*args, **kwargs)
-        losses.append(metrics["eval_loss"])
-        return metrics | {"eval_distance": abs(len(losses) - best)}
-
-    monkeypatch.setattr(trainer, "evaluate", evaluate)
-    trainer.train()
-    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{2 * best}")
+    assert_best_is_loaded_back_as_evaluated(model, callback, best, tmp_path)
     assert all(callback.constraint.contains(W) for W in find_targets(model).values())
-    assert honest()["eval_loss"] == losses[best - 1]
 
 
 def test_from_the_freeze_on_checkpoints_have_the_integers_and_the_state_the_numbers_behind(tmp_path):

@@ -22,7 +22,7 @@ from nxm.methods.structured.callback import StructuredCallback
 from nxm.methods.structured.settings import Structured
 from nxm.models.cost import interpolated, weights, write_cost
 from nxm.models.structure import full_structure
-from tiny_training import new_model, trainer_for
+from tiny_training import assert_best_is_loaded_back_as_evaluated, assert_equal, new_model, trainer_for, weights_of
 
 EXAMPLES = list(Structured.examples)
 NAMES = [" ".join(str(value) for value in values.values()) for values in EXAMPLES]
@@ -33,15 +33,6 @@ every_example = pytest.mark.parametrize("values", EXAMPLES, ids=NAMES)
 
 def make(values: dict) -> StructuredCallback:
     return StructuredCallback(Structured.model_validate(values))
-
-
-def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def density(model: torch.nn.Module) -> float:
@@ -159,27 +150,8 @@ def test_evaluation_is_of_the_pruned_network_and_does_not_disturb_training(train
 
 @every_example
 @pytest.mark.parametrize("best", [1, 4])
-def test_the_best_evaluation_loaded_back_is_pruned_as_it_was_evaluated(values, best, tmp_path, monkeypatch):
-    trainer = trainer_for(
-        new_model(),
-        parity_data(),
-        tmp_path,
-        [make(values)],
-        **{"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2},
-        **{"load_best_model_at_end": True, "metric_for_best_model": "distance", "greater_is_better": False},
-    )
-    losses: list[float] = []
-    honest = trainer.evaluate
-
-    def evaluate(*args, **kwargs):
-        metrics = honest(*args, **kwargs)
-        losses.append(metrics["eval_loss"])
-        return metrics | {"eval_distance": abs(len(losses) - best)}
-
-    monkeypatch.setattr(trainer, "evaluate", evaluate)
-    trainer.train()
-    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{2 * best}")
-    assert honest()["eval_loss"] == losses[best - 1]
+def test_the_best_evaluation_loaded_back_is_pruned_as_it_was_evaluated(values, best, tmp_path):
+    assert_best_is_loaded_back_as_evaluated(new_model(), make(values), best, tmp_path)
 
 
 # --- Learned scores and thresholds -------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ STATE_FILE = "nxm_state.safetensors"
 
 
 class MethodCallback(TrainerCallback):
-    """What every method does with a Trainer: eval mode, fp16's skipped steps, checkpoints; use a subclass.
+    """Base of all methods: eval mode, fp16's skipped steps and checkpoints in a Trainer; use a subclass.
 
     In eval mode the model is the one that the training would end with now (`nxm.methods.evaluation`).
     """
@@ -195,6 +195,7 @@ class MethodCallback(TrainerCallback):
         self.finish(unwrap(model))
 
     def _taken(self, by: str) -> None:
+        """Leave a model that an optimizer of class `by` changed: it is in other hands."""
         self._leave()
         self._taken_by = by
 

@@ -41,7 +41,8 @@ class ProjectedInEval:
         project: (name, W) -> what W is in eval mode, a new tensor; None for W itself.
         training_value: name -> what to save in W's place; None: W as it is in train mode.
         training: an object that the callbacks of one training share, such as the `TrainerState`.
-        on_taken: called after a detachment by an optimizer, with its class's name, to undo what else is left.
+        on_taken: called after a detachment by another training, with its optimizer's class or its own, to undo what
+            else this one left.
 
     Raises:
         UserError: another callback of the same training has one of the targets.
@@ -69,7 +70,7 @@ class ProjectedInEval:
                 continue
             if left.owner._training is training:
                 raise UserError(f"{name} is a target of two callbacks: give them different `include` and `exclude`")
-            left.owner.detach()  # an exception ended that training
+            left.owner.take(type(training).__name__)  # an exception ended that training
         self._handles.append(_watch_optimizers(self))
         for name, (layer, attribute) in self._places.items():
             follower = _FollowsMode(self, name, targets[name], project, training_value)
@@ -120,8 +121,12 @@ class ProjectedInEval:
             self._stepped.add(id(optimizer))
             self.restore()
         else:
-            self.detach()
-            self._on_taken(type(optimizer).__name__)
+            self.take(type(optimizer).__name__)
+
+    def take(self, by: str) -> None:
+        """Detach, and undo what else this training left: the model is in other hands."""
+        self.detach()
+        self._on_taken(by)
 
 
 def _watch_optimizers(owner: ProjectedInEval) -> RemovableHandle:
@@ -216,8 +221,7 @@ def _keep_training_value(
     prefix: str,
     metadata: dict[str, Any],
 ) -> None:
-    value = (
-        follower.value_to_save() if isinstance(follower, _FollowsMode) else None
-    )  # an Identity in a copy of the model
+    # in a copy of the model the follower is an Identity
+    value = follower.value_to_save() if isinstance(follower, _FollowsMode) else None
     if value is not None:
         state_dict[prefix + name] = value
