@@ -81,6 +81,29 @@ def export(
     export(folder, out, to, texts=texts, dtype=dtype, auto=auto, batch=batch, length=length, force=force)
 
 
+@app.command()
+def bench(
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="the device to measure")] = "cuda",
+    out: Annotated[Path, typer.Option(help="the folder for the result, DEVICE.json")] = Path("bench"),
+    budget: Annotated[float, typer.Option(help="seconds to spend; what is worth least is left out")] = 600.0,
+    parts: Annotated[str, typer.Option(help="comma-separated")] = "proof,card,products,encoders,blocks",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the units with estimates; measure nothing")] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace an earlier result")] = False,
+) -> None:
+    """Measure what 2:4 gains on this machine: products, whole encoders and the kernels that ran.
+
+    Needs no model, no data and no network. After a kill the same command goes on.
+    """
+    from nxm.measure.bench.run import list_units, run_bench
+
+    names = [part.strip() for part in parts.split(",")]
+    if dry_run:
+        list_units(device, names, budget)
+    else:
+        path, unfinished = out / f"{device}.json", out / "unfinished"
+        run_bench(path, device, budget=budget, parts=names, unfinished=unfinished, force=force)
+
+
 Study = Annotated[str, typer.Argument(help="embedded, or a folder of studies/")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="stages side by side; default: 2 on a CPU, 1 on a GPU")]
 AllowMissing = Annotated[

@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nxm.environment import cores
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")  # those that can change a result
 DEPLOYED = ("onnxruntime", "torchao")  # of the extra `export`
+GPU_LIBRARIES = ("nvidia-cusparselt-cu12", "nvidia-cusparselt-cu13", "nvidia-cublas-cu12", "nvidia-cublas", "triton")
 
 
 def machine() -> dict[str, Any]:
@@ -37,17 +39,59 @@ def versions() -> dict[str, str]:
 
 
 def libraries() -> dict[str, str]:
-    """Return `versions` and those of other software on which speed depends: DEPLOYED, a GPU's driver and libraries."""
+    """Return Python's version and those of the software on which speed depends, as far as it is installed.
+
+    These are PACKAGES, DEPLOYED, and on a GPU its driver and GPU_LIBRARIES.
+    """
+    on_gpu = torch.cuda.is_available()
     installed = {distribution.name for distribution in importlib.metadata.distributions()}
-    found = versions() | {name: importlib.metadata.version(name) for name in DEPLOYED if name in installed}
-    if torch.cuda.is_available():
+    wanted = [*PACKAGES, *DEPLOYED, *(GPU_LIBRARIES if on_gpu else ())]
+    found = {"python": platform.python_version()}
+    found |= {name: importlib.metadata.version(name) for name in wanted if name in installed}
+    if on_gpu:
         pynvml.nvmlInit()
-        found |= {
-            "driver": pynvml.nvmlSystemGetDriverVersion(),
-            "cuda": str(torch.version.cuda),
-            "cusparselt": str(torch.backends.cusparselt.version()),
-        }
+        found |= {"driver": pynvml.nvmlSystemGetDriverVersion(), "cuda": str(torch.version.cuda)}
     return found
+
+
+def gpu() -> dict[str, Any]:
+    """Return what decides the speed of the GPU that this process uses: its size, and the limits of power and clocks."""
+    properties = torch.cuda.get_device_properties(0)
+    handle = _nvml_handle()
+    major, minor = torch.cuda.get_device_capability()
+    return {
+        "name": properties.name,
+        "capability": f"{major}.{minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "l2_mib": round(properties.L2_cache_size / 2**20, 1),
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "power_limit_watts": _told(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3),
+        "max_sm_mhz": _told(lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)),
+        "memory_mhz": _told(lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM)),
+    }
+
+
+def clocks() -> dict[str, Any]:
+    """Return the clock of the GPU's multiprocessors and its temperature as they are now."""
+    handle = _nvml_handle()
+    return {
+        "sm_mhz": _told(lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
+        "celsius": _told(lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
+    }
+
+
+def _nvml_handle() -> Any:
+    pynvml.nvmlInit()
+    # with CUDA_VISIBLE_DEVICES the indices of NVML and CUDA differ; the names do not
+    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+
+
+def _told(ask: Callable[[], float]) -> float | None:
+    """Return the driver's answer, or None if this GPU, a slice of one or an older one, has none."""
+    try:
+        return ask()
+    except pynvml.NVMLError:
+        return None
 
 
 def precision() -> str:

@@ -10,26 +10,16 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.sparse import (
-    SparseSemiStructuredTensor,
-    SparseSemiStructuredTensorCUSPARSELT,
-    SparseSemiStructuredTensorCUTLASS,
-)
-from torch.sparse._semi_structured_conversions import (
-    sparse_semi_structured_from_dense_cutlass,
-    sparse_semi_structured_to_dense_cutlass,
-)
-from torch.utils.benchmark import Timer
+from torch import nn
 from transformers import PreTrainedModel
 
 from nxm.errors import UserError
-from nxm.export.int8 import Int8Linear, quantise, use_int8
+from nxm.export.cusparselt import PATTERN, SEARCH_ROWS, Linear24, why_no_gpu, why_not
+from nxm.export.int8 import Int8Linear, use_int8
 from nxm.export.trained import (
     EXAMPLES,
     Example,
@@ -44,97 +34,38 @@ from nxm.export.trained import (
 )
 from nxm.files import check_room, new_folder
 from nxm.models.save import no_saved_model
-from nxm.sets.nm import NM
+from nxm.replay import fastest
 from nxm.sets.saved import report
 
 HALF_TOLERANCE = 0.05  # relative error of the outputs in bf16 or fp16, compared with fp32
 INT8_TOLERANCE = 0.1  # with 8 bits for weights and activations, the rest in bf16
+SMALL_ERROR = 1e-3  # of a packed model's outputs, in any precision
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}  # of the products with target matrices
 STORED = DTYPES | {"int8": torch.bfloat16}  # of the stored model and of all other operations
-BACKENDS: dict[str, type[SparseSemiStructuredTensor]] = {
-    "cusparselt": SparseSemiStructuredTensorCUSPARSELT,
-    "cutlass": SparseSemiStructuredTensorCUTLASS,
-}
-PATTERN = NM(2, 4)
 
 
-def why_not(shape: tuple[int, int] | torch.Size, dtype: torch.dtype, backend: str) -> str | None:
-    """Return the reason why PyTorch cannot pack a matrix of this shape, or None if it can."""
-    limits = BACKENDS[backend]._DTYPE_SHAPE_CONSTRAINTS  # they have no public name
-    if dtype not in limits:
-        return f"{backend} has no 2:4 kernel for {dtype}"
-    rows, columns = limits[dtype].sparse_min_rows, limits[dtype].sparse_min_cols
-    if shape[0] % rows or shape[1] % columns:
-        return f"{backend} takes multiples of {rows} x {columns}, not {shape[0]} x {shape[1]}"
-    return None
-
-
-def why_no_gpu(device: torch.device) -> str | None:
-    """Return the reason why this device cannot run 2:4 kernels, or None if it can."""
-    if device.type != "cuda":
-        return f"no 2:4 kernel in PyTorch for {device.type}"
-    major, minor = torch.cuda.get_device_capability(device)
-    if major < 8:
-        return f"2:4 kernels need compute capability 8.0, this GPU has {major}.{minor}"
-    return None
-
-
-def pack_matrix(W: Tensor, backend: str, where: str = "matrix", algorithm: int = 0) -> SparseSemiStructuredTensor:
-    """Pack a 2:4 matrix in fp16, bf16 or int8 on a GPU for its kernels.
-
-    Args:
-        where: name of the matrix, for messages.
-        algorithm: cuSPARSELt's number of an algorithm, as its search returns it; 0 is its default.
-
-    Raises:
-        UserError: the device has no 2:4 kernels, the shape does not fit, or W is not 2:4 (the packer would silently
-            drop values).
-    """
-    if reason := why_no_gpu(W.device) or why_not(W.shape, W.dtype, backend):
-        raise UserError(f"{where}: {reason}")
-    assert_pattern({where: W}, PATTERN, where)
-    values = W.detach() + 0.0 if W.is_floating_point() else W.detach()  # a -0.0 would count as a value
-    return BACKENDS[backend].from_dense(values.contiguous(), alg_id=algorithm)
-
-
-def pack(model: PreTrainedModel, names: Iterable[str], dtype: str, backend: str = "cusparselt") -> None:
-    """Replace the named weights of a half-precision model on a GPU by packed ones, in place, for inference.
+def pack(model: PreTrainedModel, names: Iterable[str], dtype: str, rows: int = SEARCH_ROWS) -> None:
+    """Replace the Linear layers of the named weights, in half precision on a GPU, by 2:4 ones, in place, for inference.
 
     Args:
         dtype: the model's type, or "int8" to convert weights and their inputs to integers (`nxm.export.int8`).
+        rows: of the layers' inputs (batch x length), for which the fastest algorithm is searched.
 
     Raises:
-        UserError: as `pack_matrix`, with the name of the matrix, or "int8" with a backend other than cuSPARSELt; the
-            model may then be packed in part.
+        UserError: a shape does not fit or a matrix is not 2:4, with its name; the model may then be packed in part.
     """
     if dtype == "int8":
-        if backend != "cusparselt":
-            raise UserError(f"2:4 products of 8-bit integers are cuSPARSELt's; PyTorch offers none through {backend}")
-        use_int8(model, names, lambda name: partial(_packed_integers, where=name))
+        use_int8(model, names, sparse=True, rows=rows)
         return
     for name in names:
-        module = model.get_submodule(name.removesuffix(".weight"))
-        packed = pack_matrix(module.weight, backend, name)
-        module.weight = nn.Parameter(packed, requires_grad=False)
+        module = name.removesuffix(".weight")
+        model.set_submodule(module, Linear24(model.get_submodule(module), rows=rows, where=name))
 
 
-def _packed_integers(W: Tensor, where: str) -> Tensor:
-    packed = pack_matrix(W, "cusparselt", where).packed
-    assert packed is not None
-    return packed
-
-
-def survives_packing(W: Tensor) -> bool:
-    """Return whether a matrix in fp16, bf16 or int8 is unchanged after packing to CUTLASS's layout and unpacking.
-
-    Uses torch's reference conversion, which needs no GPU.
-    """
-    packed, meta = sparse_semi_structured_from_dense_cutlass(W)
-    return torch.equal(sparse_semi_structured_to_dense_cutlass(packed, meta), W)
-
-
-def is_faster(out_features: int, in_features: int, tokens: int, dtype: str, backend: str = "cusparselt") -> bool:
+def is_faster(out_features: int, in_features: int, tokens: int, dtype: str) -> bool:
     """Measure whether on this GPU a Linear layer takes less time with a 2:4 kernel (the rule of `--auto`).
+
+    Both layers are compiled and captured in a CUDA graph, as they are best deployed.
 
     Args:
         tokens: rows of the layer's input, batch x length.
@@ -144,19 +75,21 @@ def is_faster(out_features: int, in_features: int, tokens: int, dtype: str, back
         UserError: the device has no 2:4 kernels, or they do not take this shape.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if reason := why_no_gpu(device):
+        raise UserError(f"--auto: {reason}")
     dense = nn.Linear(in_features, out_features, bias=False, device=device, dtype=STORED[dtype]).requires_grad_(False)
-    dense.weight.copy_(PATTERN.project(torch.randn(out_features, in_features)).Z)
-    sparse: nn.Module
-    if dtype == "int8":
-        sparse = Int8Linear(dense, partial(_packed_integers, where="matrix"))
-    else:
-        sparse = copy.deepcopy(dense)
-        sparse.weight = nn.Parameter(pack_matrix(dense.weight, backend), requires_grad=False)
+    sparse = copy.deepcopy(dense)
+    sparse.weight.copy_(PATTERN.project(dense.weight.float()).Z)
+    packed = Int8Linear(sparse, sparse=True, rows=tokens) if dtype == "int8" else Linear24(sparse, rows=tokens)
     x = torch.randn(tokens, in_features, device=device, dtype=STORED[dtype])
-    seconds = [
-        Timer("layer(x)", globals={"layer": layer, "x": x}).adaptive_autorange().median for layer in (dense, sparse)
-    ]
-    return seconds[1] < seconds[0]
+    layers = {"dense": torch.compile(dense, dynamic=False), "2:4": torch.compile(packed, dynamic=False)}
+    with torch.inference_mode():
+        seconds = fastest({name: [_applied(layer, x)] for name, layer in layers.items()}, device)
+    return seconds["2:4"] < seconds["dense"]
+
+
+def _applied(layer: Callable[[torch.Tensor], object], x: torch.Tensor) -> Callable[[], object]:
+    return lambda: layer(x)
 
 
 def write_2of4(
@@ -171,8 +104,8 @@ def write_2of4(
     """Write a folder with weights in half precision, to be packed by `load_2of4`.
 
     Args:
-        dtype: type of the products: "fp16"; "bf16", which has more 2:4 kernels on Hopper; or "int8", with weights in
-            bf16 that are converted when the folder is loaded.
+        dtype: type of the products: "bf16", "fp16", or "int8", with weights in bf16, converted when the folder is
+            loaded.
         only: given a matrix's numbers of outputs and inputs, returns whether to pack it (`is_faster`); None: pack all
             that fit a kernel.
         examples: as in `write_onnx`.
@@ -223,21 +156,20 @@ def _stay_dense(trained: Trained, dtype: str, only: Callable[[int, int], bool] |
             own |= matrices
     assert_pattern(own or {name: weights[name] for name in trained.sparse}, PATTERN, str(trained.folder))
     for name, W in own.items():  # 1:4 is also 2:4
-        stored = W.detach().to(STORED[dtype])
-        multiplied = quantise(stored)[0] if dtype == "int8" else stored
-        if reason := why_not(W.shape, DTYPES[dtype], "cusparselt"):
+        if reason := why_not(W.shape, DTYPES[dtype]):
             reasons[name] = reason
         elif only is not None and not only(*W.shape):
             reasons[name] = "its dense product is faster"
-        elif why_not(W.shape, DTYPES[dtype], "cutlass") is None and not survives_packing(multiplied):
-            raise AssertionError(f"{trained.folder}: {name} changes when it is packed: please report this")
     return reasons
 
 
-def load_2of4(folder: Path, device: str | torch.device = "cuda", backend: str = "cusparselt") -> PreTrainedModel:
+def load_2of4(folder: Path, device: str | torch.device = "cuda", rows: int = SEARCH_ROWS) -> PreTrainedModel:
     """Load a folder written by `write_2of4` on a GPU and pack its matrices.
 
     The outputs of the packed model are compared with those of the dense one in the same precision.
+
+    Args:
+        rows: batch x length of the inputs, for which the fastest algorithm is searched.
 
     Raises:
         UserError: `write_2of4` did not write the folder, the device has no 2:4 kernels, or the outputs differ.
@@ -252,7 +184,7 @@ def load_2of4(folder: Path, device: str | torch.device = "cuda", backend: str = 
     exact = outputs(trained.model, trained.encode(EXAMPLES))
     model = trained.model.to(device, STORED[plan["dtype"]])
     dense = outputs(_unpacked(model, plan["matrices"], plan["dtype"]), trained.encode(EXAMPLES))
-    pack(model, plan["matrices"], plan["dtype"], backend)
+    pack(model, plan["matrices"], plan["dtype"], rows)
     assert_sparse_is_as_exact(outputs(model, trained.encode(EXAMPLES)), dense, exact, str(folder))
     return model
 
@@ -271,8 +203,9 @@ def assert_sparse_is_as_exact(
 ) -> None:
     """Raise UserError if a packed model's error, compared with fp32, is over twice that of its dense copy.
 
-    Both copies have the same precision and differ only in the order of sums, so their errors must be of similar size.
+    Both copies have the same precision and differ only in the order of sums, so their errors must be of similar size;
+    of a few numbers one of the two may be small by chance, hence SMALL_ERROR.
     """
     found, expected = relative_error(sparse, exact), relative_error(dense, exact)
-    if not found <= 2.0 * expected:
+    if not found <= 2.0 * expected + SMALL_ERROR:
         raise UserError(f"{where}: the 2:4 output is wrong: relative error {found:.1e}, dense kernels {expected:.1e}")

@@ -5,8 +5,9 @@ or in 8 bits (on a CPU by ONNX Runtime and by PyTorch's PT2E, on CUDA by `nxm.ex
 also run with 2:4 kernels, either in all target matrices or in the feed-forward ones.
 
 A unit is a form at a batch and length. All models in this form and the reference, the dense model in eager fp32, are
-timed interleaved (`nxm.measure.timing`), so that a speed-up compares times of the same rounds. A form is absent, with
-the reason, if its outputs differ from the model's or the machine cannot run it.
+timed interleaved (`nxm.measure.timing`), so that a speed-up compares times of the same rounds; with 2:4 kernels the
+dense model in the same type and way is a second reference. A form is absent, with the reason, if its outputs differ
+from the model's or the machine cannot run it.
 """
 
 from __future__ import annotations
@@ -30,20 +31,14 @@ from transformers import PreTrainedModel
 from nxm.data.prepare import load_prepared
 from nxm.data.tasks import Task, compute_metrics, get_task, paper_metric
 from nxm.errors import UserError
+from nxm.export.cusparselt import Linear24, why_no_gpu
 from nxm.export.int8 import Int8Linear, use_int8
-from nxm.export.semi_structured import (
-    HALF_TOLERANCE,
-    INT8_TOLERANCE,
-    STORED,
-    assert_sparse_is_as_exact,
-    pack,
-    why_no_gpu,
-)
+from nxm.export.semi_structured import HALF_TOLERANCE, INT8_TOLERANCE, STORED, assert_sparse_is_as_exact, pack
 from nxm.export.trained import EXAMPLES, Trained, assert_agreement, load_trained, outputs, relative_error
 from nxm.files import sha256_file, write_json
 from nxm.machine import cores, libraries, machine
 from nxm.measure.journal import Journal
-from nxm.measure.kernels import are_sparse, kernels_of
+from nxm.measure.kernels import launched, sparse_launches
 from nxm.measure.timing import Row, Timer, paired_ratio, time_call, time_interleaved, with_spread
 from nxm.models.targets import find_targets
 from nxm.study.settings import Study
@@ -132,7 +127,7 @@ def run_deployment(study: Study, device_name: str, folder: Path, timer: Timer | 
         raise UserError(
             f"deployment.lengths has {max(settings.lengths)}, but the models read {readable} tokens at most"
         )
-    data = load_prepared(folder / "data" / "prepared" / task.name)
+    data = load_prepared(folder / "data" / "prepared" / task.name) if settings.scores else None
     rows: list[Row] = [
         {"model": name, "absent": "no model of this method was found"} for name in MODELS if name not in models
     ]
@@ -147,20 +142,23 @@ def run_deployment(study: Study, device_name: str, folder: Path, timer: Timer | 
         },
     )
     reference = _Running(models["dense"], REFERENCE, device)
-    # after eight programs from the same code PyTorch would silently run a model uncompiled
-    loud = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+    # Beyond its limit of programs from the same code PyTorch would silently run a model uncompiled. On CUDA each point
+    # has a program of its own, since shapes are fixed there
+    programs = 8 + len(models) * len(points)
+    loud = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=programs)
     with loud, tqdm(total=len(forms) * (len(points) + 1), desc=f"deployment {device_name}", unit=" units") as bar:
         for form in forms:
             bar.set_postfix_str(f"{form.way} {form.dtype} {form.kernel}")
             units = [f"{form} {point}" for point in points] + [f"{form} scores"]
             if any(journal.get(unit) is None for unit in units):
                 running, absent = _prepare(models, form, device)
+                rival = _rival(models["dense"], form, device) if running else None
                 for point, unit in zip(points, units, strict=False):
                     if journal.get(unit) is None:
-                        journal.add(unit, _measure(running, reference, form, point, device, study, timer))
+                        journal.add(unit, _measure(running, reference, rival, form, point, device, study, timer))
                         bar.update()
                 if journal.get(units[-1]) is None:
-                    scored = _scores(running, form, task, data, device) if settings.scores else []
+                    scored = [] if data is None else _scores(running, form, task, data, device)
                     journal.add(units[-1], [*absent, *scored])
                     bar.update()
             for unit in units[:-1]:
@@ -181,18 +179,21 @@ class _Running:
 
     Attributes:
         size: bytes of its weights in memory or of its file.
+        packed: the layers with 2:4 kernels.
     """
 
     def __init__(self, trained: Trained, form: Form, device: torch.device) -> None:
         self.trained = trained
+        self.packed: list[Linear24 | Int8Linear] = []
         if form.way in EXPORTED:
             self._call, self.size = (_onnx if form.way == "onnx" else _pt2e)(trained, form)
         else:
             model = _torch_model(trained, form, device)
-            integers = [module for module in model.modules() if isinstance(module, Int8Linear)]
-            stored = [*model.parameters(), *(own for module in integers for own in module.buffers())]
-            self.size = sum(map(_stored_bytes, stored))
-            self._call = partial(_forward, torch.compile(model, dynamic=True) if form.way == "compiled" else model)
+            converted = [module for module in model.modules() if isinstance(module, (Linear24, Int8Linear))]
+            stored = [*model.parameters(), *(own for module in converted for own in module.buffers())]
+            self.packed = [module for module in converted if isinstance(module, Linear24) or module.sparse]
+            self.size = sum(tensor.numel() * tensor.element_size() for tensor in stored)
+            self._call = partial(_forward, _compiled(model, device) if form.way == "compiled" else model)
         if form.way in COMPILED:
             try:
                 for batch in (2, 1):  # batch size 1 is compiled separately; compile both before timing
@@ -207,6 +208,23 @@ class _Running:
     def call(self, inputs: Mapping[str, Tensor]) -> Callable[[], object]:
         """Return the call that is timed."""
         return partial(self._call, inputs)
+
+
+def _compiled(model: PreTrainedModel, device: torch.device) -> Callable[..., Any]:
+    """Compile a model: on CUDA for fixed shapes and in CUDA graphs, as it is fastest, on a CPU for any shape."""
+    if device.type == "cuda":
+        return torch.compile(model, dynamic=False, mode="reduce-overhead")
+    return torch.compile(model, dynamic=True)
+
+
+def _rival(dense: Trained, form: Form, device: torch.device) -> _Running | None:
+    """Return the dense model in the type and way of a form with 2:4 kernels; None if the machine cannot run it."""
+    if form.kernel == "dense":
+        return None
+    try:
+        return _Running(dense, Form(form.way, form.dtype), device)
+    except (_AbsentError, RuntimeError):
+        return None
 
 
 def _prepare(models: Mapping[str, Trained], form: Form, device: torch.device) -> tuple[dict[str, _Running], list[Row]]:
@@ -295,14 +313,6 @@ def _forward(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, 
     return {name: value.float().cpu() for name, value in answers.items() if isinstance(value, Tensor)}
 
 
-def _stored_bytes(parameter: Tensor) -> int:
-    packed = getattr(parameter, "packed", None)
-    if packed is None:
-        return parameter.numel() * parameter.element_size()
-    parts = [packed, getattr(parameter, "meta", None)]
-    return sum(part.numel() * part.element_size() for part in parts if part is not None)
-
-
 def _on(inputs: Mapping[str, Tensor], device: torch.device, form: Form) -> dict[str, Tensor]:
     return dict(inputs) if form.way in EXPORTED else {name: tensor.to(device) for name, tensor in inputs.items()}
 
@@ -317,6 +327,27 @@ def _first_line(error: Exception) -> str:
 def _measure(
     running: Mapping[str, _Running],
     reference: _Running,
+    rival: _Running | None,
+    form: Form,
+    point: tuple[int, int],
+    device: torch.device,
+    study: Study,
+    timer: Timer,
+) -> list[Row]:
+    """Return a row per model; when the machine cannot run the form at this point, each with the reason."""
+    if not running:
+        return []
+    try:
+        return _times(running, reference, rival, form, point, device, study, timer)
+    except RuntimeError as reason:  # such as too little memory on a GPU
+        where = form.described | {"batch": point[0], "length": point[1]}
+        return [{"model": name} | where | {"absent": _first_line(reason)} for name in running]
+
+
+def _times(
+    running: Mapping[str, _Running],
+    reference: _Running,
+    rival: _Running | None,
     form: Form,
     point: tuple[int, int],
     device: torch.device,
@@ -325,11 +356,13 @@ def _measure(
 ) -> list[Row]:
     batch, length = point
     settings = study.deployment
-    inputs = {name: random_inputs(own.trained, batch, length) for name, own in running.items()}
-    calls = {"reference": reference.call(_on(random_inputs(reference.trained, batch, length), device, REFERENCE))}
-    calls |= {name: own.call(_on(inputs[name], device, form)) for name, own in running.items()}
-    if not running:
-        return []
+    for own in running.values():
+        for layer in own.packed:
+            layer.tune(batch * length)
+    calls = {"reference": reference.call(_full(reference.trained, point, device, REFERENCE))}
+    if rival is not None:
+        calls["rival"] = rival.call(_full(rival.trained, point, device, form))
+    calls |= {name: own.call(_full(own.trained, point, device, form)) for name, own in running.items()}
     seconds = time_interleaved(
         calls,
         warmup=settings.warmup,
@@ -343,13 +376,23 @@ def _measure(
         median = float(np.median(seconds[name]))
         row = {"model": name} | form.described | {"batch": batch, "length": length} | with_spread(seconds[name])
         row |= {"speedup_over_dense_fp32": paired_ratio(seconds["reference"], seconds[name])}
+        if rival is not None:
+            row |= {"speedup_over_dense_same_form": paired_ratio(seconds["rival"], seconds[name])}
         row |= {"sentences_per_second": round(batch / median, 2), "tokens_per_second": round(batch * length / median)}
         row |= {"size_mib": round(own.size / 2**20, 2)}
         if form.kernel != "dense":
-            kernels = kernels_of(calls[name], device)
-            row |= {"kernels": kernels, "sparse_kernels": are_sparse(kernels)}
+            found = launched(calls[name], device)
+            proof = {"sparse_launches": sparse_launches(found), "packed": len(own.packed)}
+            row |= {"kernels": sorted({each.name for each in found})} | proof
+            row |= {"sparse_kernels": proof["sparse_launches"] == proof["packed"]}
         rows.append(row)
     return rows
+
+
+def _full(trained: Trained, point: tuple[int, int], device: torch.device, form: Form) -> dict[str, Tensor]:
+    """Return inputs without padding. On CUDA they have no mask either, without which attention takes faster kernels."""
+    inputs = _on(random_inputs(trained, *point), device, form)
+    return {name: tensor for name, tensor in inputs.items() if device.type == "cpu" or name != "attention_mask"}
 
 
 def random_inputs(trained: Trained, batch: int, length: int) -> dict[str, Tensor]:

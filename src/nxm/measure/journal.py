@@ -25,7 +25,8 @@ class Journal:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        deciding = {"settings": settings, "machine": machine(), "versions": libraries()}
+        computer = {key: value for key, value in machine().items() if key != "memory_gib"}  # grows on some machines
+        deciding = {"settings": settings, "machine": computer, "versions": libraries()}
         name = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
         self._folder = folder
         self._path = folder / f"{name}.jsonl"

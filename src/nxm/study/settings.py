@@ -193,24 +193,12 @@ class Benchmark(Settings):
 Pair = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 
-class Matrices(Settings):
-    """Matrix products and devices to measure; see `nxm.measure.products`."""
+class Bench(Settings):
+    """Devices to measure, what and how long; see `nxm.measure.bench`."""
 
     devices: Annotated[list[Literal["cpu", "cuda"]], Distinct]  # []: none
-    shapes: Annotated[list[Pair], Distinct]  # outputs, inputs
-    points: Annotated[list[Pair], Distinct]  # batch, length in tokens
-    warmup: PositiveInt
-    repeats: PositiveInt
-
-    @model_validator(mode="after")
-    def _fit_8_bit_products(self) -> Matrices:
-        for batch, length in self.points:
-            if batch * length % 16:
-                raise ValueError(f"points: {batch} x {length} tokens are no multiple of 16, which 8-bit kernels need")
-        for shape in self.shapes:
-            if shape[0] % 16 or shape[1] % 16:
-                raise ValueError(f"shapes: {shape[0]} x {shape[1]} are no multiples of 16, which 8-bit kernels need")
-        return self
+    parts: Annotated[list[Literal["proof", "card", "products", "encoders", "blocks"]], Field(min_length=1), Distinct]
+    budget: Positive  # seconds
 
 
 class Deployment(Settings):
@@ -243,7 +231,7 @@ class Study(Settings):
     variants: dict[VariantName, Variant] = {}
     search: Search = Search()
     benchmark: Benchmark
-    matrices: Matrices
+    bench: Bench
     deployment: Deployment
     figures: Annotated[list[str], Distinct]
     tables: Annotated[list[str], Distinct]

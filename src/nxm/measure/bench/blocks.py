@@ -1,0 +1,122 @@
+"""Products with block-sparse matrices (BSR), as block pruning leaves them, against dense ones.
+
+On a GPU by PyTorch's Triton kernel, with the best of CONFIGURATIONS on this card; on a CPU by PyTorch's own.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nxm.measure.bench.unit import (
+    NO_CARE,
+    Care,
+    Unit,
+    difference,
+    first_line,
+    kernel_row,
+    kernels_in,
+    time_replays,
+    timed_row,
+)
+from nxm.measure.timing import Row
+from nxm.replay import Call, Replay, fastest
+
+SHAPES = ((3072, 768), (768, 3072))  # (out, in): BERT-base's FFN
+BLOCKS, DENSITIES = (32, 64), (0.2, 0.4)
+TOKENS = {
+    "cuda": {16384: 5.8, 2048: 2.6},
+    "cpu": {256: 5.8, 32: 2.6},
+}  # -> worth; a CPU's kernel takes seconds for more
+CONFIGURATIONS = ((2, 1), (4, 1), (4, 3), (8, 3))  # Triton's warps and stages
+REPEATS, BUDGET_SECONDS = 25, 1.0
+UNIT_SECONDS = {"cuda": 8.0, "cpu": 4.0}
+DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
+
+
+def units(device: torch.device) -> list[Unit]:
+    """Return each shape at each number of tokens."""
+    return [
+        Unit(
+            "blocks",
+            f"blocks {shape[0]}x{shape[1]} {tokens}",
+            worth,
+            UNIT_SECONDS[device.type],
+            (),
+            partial(measure_blocks, shape, tokens, device),
+        )
+        for tokens, worth in TOKENS[device.type].items()
+        for shape in SHAPES
+    ]
+
+
+def measure_blocks(shape: tuple[int, int], tokens: int, device: torch.device, care: Care = NO_CARE) -> list[Row]:
+    """Time a dense product and block-sparse ones of each block size and density; return a row per way."""
+    dtype = DTYPES[device.type]
+    where: Row = {"part": "blocks", "dtype": str(dtype).removeprefix("torch."), "shape": list(shape), "tokens": tokens}
+    draw = torch.Generator(device).manual_seed(0)
+    x = torch.randn(tokens, shape[1], device=device, generator=draw).to(dtype)
+    W = (torch.randn(shape, device=device, generator=draw) * shape[1] ** -0.5).to(dtype)
+    rows: list[Row] = []
+    replays = {"dense": Replay([partial(F.linear, x, W)], device)}
+    described: dict[str, Row] = {"dense": {}}
+    for block in BLOCKS:
+        for density in DENSITIES:
+            way = f"{block}x{block} at {density:g}"
+            about: Row = {"block": block, "density": density}
+            sparse = keep_blocks(W, block, density, draw)
+            try:
+                call, configuration = _block_product(x, sparse.to_sparse_bsr((block, block)))
+                error = difference(call()[:8], x[:8] @ sparse.t())
+                if not error <= 2e-2:
+                    raise RuntimeError(f"its output is wrong: relative error {error:.1e}")
+                replays[way] = Replay([call], device)
+                described[way] = about | configuration | {"relative_error": error}
+            except (RuntimeError, ImportError, AttributeError, ValueError) as reason:
+                rows.append(where | about | {"way": way, "absent": first_line(reason)})
+    seconds = time_replays(replays, REPEATS, BUDGET_SECONDS)
+    for way, replay in replays.items():
+        density = described[way].get("density", 1.0)
+        row = where | {"way": way} | described[way] | {"captured": replay.refused is None}
+        row |= timed_row(seconds[way], seconds["dense"], 2.0 * tokens * shape[0] * shape[1] * density)
+        rows.append(row | kernel_row(kernels_in(replay)))
+    return rows
+
+
+def keep_blocks(W: Tensor, block: int, density: float, draw: torch.Generator) -> Tensor:
+    """Return a copy of W in which a share of the blocks is left, drawn at random, as many in each row of blocks."""
+    block_rows, block_columns = W.shape[0] // block, W.shape[1] // block
+    kept = max(1, round(density * block_columns))
+    order = torch.rand(block_rows, block_columns, device=W.device, generator=draw).argsort(dim=1)
+    mask = (order < kept).repeat_interleave(block, 0).repeat_interleave(block, 1)
+    return W * mask
+
+
+def _block_product(x: Tensor, W: Tensor) -> tuple[Call, Row]:
+    if x.device.type != "cuda":
+        return partial(F.linear, x, W), {}
+    from torch.sparse._triton_ops import bsr_dense_addmm  # no public name takes a configuration
+
+    tokens, block = x.shape[0], W.values().shape[-1]
+    out = torch.empty(W.shape[0], tokens, dtype=x.dtype, device=x.device)
+
+    def product(warps: int, stages: int) -> Tensor:
+        meta = {"SPLIT_N": tokens // block, "GROUP_SIZE_ROW": 4, "num_warps": warps, "num_stages": stages}
+        return bsr_dense_addmm(out, W, x.t(), beta=0, alpha=1, out=out, meta=meta).t()
+
+    calls: dict[str, list[Call]] = {}
+    for warps, stages in CONFIGURATIONS:
+        try:
+            product(warps, stages)
+        except RuntimeError:  # more shared memory than the card has
+            continue
+        calls[f"{warps} {stages}"] = [partial(product, warps, stages)]
+    if not calls:
+        raise RuntimeError("Triton could run none of its configurations")
+    seconds = fastest(calls, x.device)
+    best = min(seconds, key=lambda name: seconds[name])
+    warps, stages = map(int, best.split())
+    return calls[best][0], {"warps": warps, "stages": stages}

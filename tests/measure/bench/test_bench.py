@@ -1,0 +1,157 @@
+"""A bench's run: its budget, what a kill leaves, a kernel that breaks its process. Units here take no time."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from nxm.cli import app
+from nxm.errors import UserError
+from nxm.measure.bench import run
+from nxm.measure.bench.run import PARTS, plan, run_bench
+from nxm.measure.bench.unit import Care, Unit
+
+
+def told(folder: Path, name: str, care: Care) -> list[dict]:
+    """Measure nothing, but leave a trace of the call and of the process."""
+    with (folder / "calls").open("a") as file:
+        file.write(f"{name} {os.getpid()} {dict(care)}\n")
+    return [{"part": "products", "way": name, "dtype": "fp16", "care": care.get("fp16", 0)}]
+
+
+def dies_unless_careful(folder: Path, needed: int, care: Care) -> list[dict]:
+    rows = told(folder, "dies", care)
+    if care.get("fp16", 0) < needed:
+        os._exit(7)
+    return rows
+
+
+def fails(care: Care) -> list[dict]:
+    raise RuntimeError("out of memory\nand more")
+
+
+def unit(name: str, measure, seconds: float = 0.1, dtypes: tuple[str, ...] = ("fp16",)) -> Unit:
+    return Unit("products", name, 1.0, seconds, dtypes, measure)
+
+
+def bench(folder: Path, units: list[Unit], **more) -> dict:
+    given = {"budget": 60.0, "parts": list(PARTS), "unfinished": folder / "unfinished", "units": units} | more
+    run_bench(folder / "cpu.json", "cpu", **given)
+    return json.loads((folder / "cpu.json").read_text())
+
+
+def calls(folder: Path) -> list[str]:
+    return [line.split()[0] for line in (folder / "calls").read_text().splitlines()]
+
+
+def test_rows_provenance_and_what_did_not_fit_are_in_the_file(tmp_path):
+    found = bench(tmp_path, [unit(name, partial(told, tmp_path, name)) for name in "ab"])
+    assert [row["way"] for row in found["rows"]] == ["a", "b"]
+    assert (found["device"], found["left_out"]) == ("cpu", [])
+    assert {"machine", "versions"} <= found["provenance"].keys()
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_a_unit_beyond_the_budget_is_left_out_and_a_shorter_one_after_it_is_not(tmp_path):
+    long = Unit("encoders", "long", 1.0, 500.0, (), partial(told, tmp_path, "long"))
+    short = unit("short", partial(told, tmp_path, "short"))
+    found = bench(tmp_path, [long, short], budget=50.0)
+    assert found["left_out"] == ["long"]
+    assert calls(tmp_path) == ["short"]
+
+
+def test_a_failing_unit_is_a_row_with_its_reason_and_the_next_is_measured(tmp_path):
+    found = bench(tmp_path, [unit("bad", fails), unit("good", partial(told, tmp_path, "good"))])
+    bad, good = found["rows"]
+    assert bad == {"part": "products", "unit": "bad", "absent": "RuntimeError: out of memory"}
+    assert good["way"] == "good"
+
+
+def test_a_kernel_that_kills_its_process_is_tried_with_a_more_careful_search(tmp_path):
+    units = [
+        unit("first", partial(told, tmp_path, "first")),
+        unit("dies", partial(dies_unless_careful, tmp_path, 1)),
+        unit("later", partial(told, tmp_path, "later")),
+    ]
+    found = bench(tmp_path, units)
+    first, dies, later = found["rows"]
+    assert first["care"] == 0
+    assert dies["care"] == 1
+    assert dies["broken_before"] == ["the measuring process ended with status 7"]
+    assert later["care"] == 1  # once is enough to know it of a type
+    assert calls(tmp_path) == ["first", "dies", "dies", "later"]
+    processes = [line.split()[1] for line in (tmp_path / "calls").read_text().splitlines()]
+    assert processes[0] == processes[1] != processes[2] == processes[3]
+
+
+def test_a_kernel_that_kills_every_process_is_absent_with_the_reason(tmp_path):
+    units = [unit("dies", partial(dies_unless_careful, tmp_path, 9)), unit("good", partial(told, tmp_path, "good"))]
+    dies, good = bench(tmp_path, units)["rows"]
+    assert dies["absent"] == "the measuring process ended with status 7"
+    assert len(dies["broken_before"]) == 3
+    assert good["way"] == "good"
+
+
+def test_after_a_kill_nothing_is_measured_twice(tmp_path, monkeypatch):
+    units = [unit(name, partial(told, tmp_path, name)) for name in "abc"]
+
+    def killed(*given, **named):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(run.Journal, "clear", killed)  # the last thing that a run does
+        bench(tmp_path, units[:2])
+    assert (tmp_path / "unfinished").exists()
+    before = len(calls(tmp_path))
+    found = bench(tmp_path, units)  # without --force: what is there is not complete
+    assert calls(tmp_path)[before:] == ["c"]
+    assert [row["way"] for row in found["rows"]] == ["a", "b", "c"]
+
+
+def test_an_earlier_result_is_not_replaced_unasked(tmp_path):
+    units = [unit("a", partial(told, tmp_path, "a"))]
+    bench(tmp_path, units)
+    with pytest.raises(UserError, match=r"cpu.json has an earlier result; --force replaces it, --out OTHER keeps both"):
+        bench(tmp_path, units)
+    bench(tmp_path, units, force=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--parts", "prodcts"], "--parts: 'prodcts' is no part of the bench; known: proof, card, products"),
+        (["--budget", "0"], "--budget is the number of seconds to spend; it must be above 0, not 0"),
+    ],
+)
+def test_bad_options_are_named(arguments, said, tmp_path, capfd):
+    with pytest.raises(SystemExit) as end:
+        app(["bench", "--device", "cpu", "--out", str(tmp_path), *arguments], standalone_mode=False)
+    assert end.value.code == 1
+    assert said in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_nothing_is_measured_and_the_way_out_is_named():
+    with pytest.raises(UserError, match="PyTorch finds no CUDA device here; --device cpu measures this machine's"):
+        plan("cuda", ["products"])
+
+
+def test_a_dry_run_lists_what_fits_and_measures_nothing(tmp_path):
+    done = CliRunner().invoke(app, ["bench", "--device", "cpu", "--dry-run", "--budget", "30", "--out", str(tmp_path)])
+    assert done.exit_code == 0
+    lines = done.output.splitlines()
+    assert lines[0].startswith("proof ")
+    assert any(line.endswith("beyond the budget") for line in lines)
+    assert not list(tmp_path.iterdir())
+
+
+def test_units_run_in_the_order_of_their_worth():
+    worth = [unit.worth for unit in plan("cpu", list(PARTS))]
+    assert worth == sorted(worth, reverse=True)
