@@ -57,7 +57,6 @@ SPARED = {
     "compare": PREPARED,
     "benchmark": PREPARED | PERMUTATION,
     "deployment": PREPARED | {"nxm.models.save"},
-    "matrices": {"nxm.models.save"},  # packs are saved for others alone
 }
 
 

@@ -8,7 +8,7 @@ alone, and a program that is deployed on a GPU is captured in one as well.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -80,7 +80,7 @@ class Replay:
                 call()
 
 
-def fastest(calls: dict[str, Sequence[Call]], device: torch.device, rounds: int = 7) -> dict[str, float]:
+def fastest(calls: Mapping[str, Sequence[Call]], device: torch.device, rounds: int = 7) -> dict[str, float]:
     """Return the median seconds of each set of calls, in rounds that time every set once."""
     replays = {name: Replay(own, device) for name, own in calls.items()}
     for replay in replays.values():

@@ -86,7 +86,7 @@ def test_the_embedded_studys_chain_can_be_read_by_name(root):
     assert "distil@stsb-distil-seed0" in student.needs
     assert "baseline@stsb-dense-seed0" in stages["distil@stsb-distil-seed0"].needs
     assert stages["figure@figure1"].is_report
-    assert all(stages[name].is_timed for name in stages if name.startswith(("benchmark", "deployment", "matrices")))
+    assert all(stages[name].is_timed for name in stages if name.startswith(("benchmark", "bench", "deployment")))
     project.close()
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from nxm.measure.timing import Call
 from nxm.models.targets import find_targets
 from nxm.study.results import read_measurements
 from nxm.study.settings import Deployment, Study
+from stand_in import cusparselt_on_cpu
 from tiny_models import MODELS, NO_COMPILER, TWO_OF_FOUR, save_model
 
 CPU = torch.device("cpu")
@@ -134,17 +137,17 @@ def test_a_killed_run_measures_no_unit_twice(folder: Path, study: Study, monkeyp
     measured: list[tuple[Form, tuple[int, int]]] = []
     honest = forms._measure
 
-    def until_killed(running: object, reference: object, form: Form, point: tuple[int, int], *rest: object) -> list:
+    def until_killed(running: object, reference: object, rival: object, *given: Any) -> list:
         if len(measured) == 5:
             raise KilledError
-        measured.append((form, point))
-        return honest(running, reference, form, point, *rest)
+        measured.append(given[:2])
+        return honest(running, reference, rival, *given)
 
     monkeypatch.setattr(forms, "_measure", until_killed)
     with pytest.raises(KilledError):
         run_deployment(study, "cpu", folder, unit_timer)
     assert not (folder / "results").exists()
-    monkeypatch.setattr(forms, "_measure", lambda *given: measured.append(given[2:4]) or honest(*given))
+    monkeypatch.setattr(forms, "_measure", lambda *given: measured.append(given[3:5]) or honest(*given))
     run_deployment(study, "cpu", folder, unit_timer)
     assert len(measured) == len(set(measured)) == 3 * 4
 
@@ -161,7 +164,7 @@ def test_rows_of_a_model_that_was_trained_anew_are_measured_again(
     save_model(folder / "models/rte/nxm/seed3", MODELS["bert"](), TWO_OF_FOUR)
     counted: list[object] = []
     honest = forms._measure
-    monkeypatch.setattr(forms, "_measure", lambda *given: counted.append(given[2:4]) or honest(*given))
+    monkeypatch.setattr(forms, "_measure", lambda *given: counted.append(given[3:5]) or honest(*given))
     run_deployment(study, "cpu", folder, unit_timer)
     assert len(counted) == 3 * 4
 
@@ -185,8 +188,44 @@ def test_speedups_are_over_the_dense_model_in_the_same_rounds(folder: Path, stud
     seconds = {id(reference): 4.0, id(running["nxm"]): 2.0}
     for own in (reference, running["nxm"]):
         own.call = lambda inputs, own=own: lambda: seconds[id(own)]  # type: ignore[method-assign]
-    rows = forms._measure(running, reference, forms.REFERENCE, (1, 8), CPU, study, lambda call, device: float(call()))
-    assert [row["speedup_over_dense_fp32"] for row in rows] == [2.0]
+    measure = partial(forms._measure, running, reference)
+    given = (forms.REFERENCE, (1, 8), CPU, study, lambda call, device: float(call()))
+    (row,) = measure(None, *given)
+    assert row["speedup_over_dense_fp32"] == 2.0
+    assert "speedup_over_dense_same_form" not in row
+    rival = forms._Running(models["dense"], forms.REFERENCE, CPU)
+    rival.call = lambda inputs: lambda: 3.0  # type: ignore[method-assign]
+    (row,) = measure(rival, *given)
+    assert (row["speedup_over_dense_fp32"], row["speedup_over_dense_same_form"]) == (2.0, 1.5)
+
+
+def test_a_point_that_the_machine_cannot_run_has_a_row_with_the_reason(folder: Path, study: Study) -> None:
+    models = {name: load_trained(folder / f"models/rte/{name}/seed3") for name in ("dense", "nxm")}
+    reference = forms._Running(models["dense"], forms.REFERENCE, CPU)
+    running, _ = forms._prepare({"nxm": models["nxm"]}, forms.REFERENCE, CPU)
+
+    def out_of_memory(call: Call, device: torch.device) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nand more")
+
+    (row,) = forms._measure(running, reference, None, forms.REFERENCE, (1, 8), CPU, study, out_of_memory)
+    assert row["absent"] == "CUDA out of memory. Tried to allocate"
+    assert (row["model"], row["batch"], row["length"]) == ("nxm", 1, 8)
+
+
+def test_2of4_forms_count_a_sparse_kernel_per_packed_matrix(folder: Path, study: Study, monkeypatch) -> None:
+    """On a stand-in no kernel is sparse by its name, so the proof must fail."""
+    monkeypatch.setattr(forms, "why_no_gpu", lambda device: None)
+    models = {name: load_trained(folder / f"models/rte/{name}/seed3") for name in ("dense", "nxm")}
+    form = Form("eager", "bf16", "2:4")
+    with cusparselt_on_cpu():
+        reference = forms._Running(models["dense"], forms.REFERENCE, CPU)
+        running, absent = forms._prepare({"nxm": models["nxm"]}, form, CPU)
+        assert absent == []
+        rival = forms._rival(models["dense"], form, CPU)
+        (row,) = forms._measure(running, reference, rival, form, (2, 8), CPU, study, unit_timer)
+    assert row["packed"] == len(find_targets(models["nxm"].model))
+    assert (row["sparse_launches"], row["sparse_kernels"]) == (0, False)
+    assert row["speedup_over_dense_same_form"] == 1.0
 
 
 def test_without_2of4_kernels_those_forms_say_why(folder: Path) -> None:

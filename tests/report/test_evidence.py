@@ -54,14 +54,12 @@ def test_measurements_draws_and_floors_are_read_where_they_exist(ablation: Evide
         "cola": (200, 1),
         "stsb": (200, 1),
     }
-    assert (ablation.benchmark, ablation.matrices, ablation.deployment, ablation.floors) == (None, [], [], {})
+    assert (ablation.benchmark, ablation.bench, ablation.deployment, ablation.floors) == (None, [], [], {})
     make_study(tmp_path)
     write_floor(tmp_path / "results" / "bootstrap" / "stsb.json", {"stsb": 0.0})
     found = read_evidence(tmp_path)
     assert found.benchmark is not None
-    assert (
-        [file["device"] for file in found.matrices] == [file["device"] for file in found.deployment] == ["cpu", "cuda"]
-    )
+    assert [file["device"] for file in found.bench] == [file["device"] for file in found.deployment] == ["cpu", "cuda"]
     assert found.floors == {"stsb": 0.0}
     assert found.bootstrap == {}
 

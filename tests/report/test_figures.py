@@ -16,7 +16,7 @@ from PIL import Image
 from nxm import report
 from nxm.report import labels, paper, statistics, style
 from nxm.report.evidence import Evidence
-from synthetic_study import EMPTY, make_benchmark, make_deployment, make_matrices, make_result, texts_of
+from synthetic_study import EMPTY, make_bench, make_benchmark, make_deployment, make_result, texts_of
 
 FIGURES = report.known("figures")
 
@@ -218,17 +218,23 @@ def test_latency_has_a_panel_for_each_device_and_precision_and_states_what_is_ab
     assert ["white" in own for own in faces] == [False, False, False, True]
 
 
-def test_products_show_the_fastest_2of4_kernel_and_mark_what_is_noisy_or_was_not_sparse() -> None:
-    evidence = Evidence("embedded", [], None, matrices=make_matrices())
-    figure = report.load("figures", "matrices").draw(evidence)
+def test_products_show_the_fastest_2of4_kernel_and_the_dense_rate_and_mark_what_is_noisy_or_was_not_sparse() -> None:
+    evidence = Evidence("embedded", [], None, bench=make_bench())
+    figure = report.load("figures", "products").draw(evidence)
     panels = [[text.get_text() for text in axes.texts] for axes in figure.axes if axes.texts]
     titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes if axes.texts]
-    assert titles == ["CPU, fp32: masked", "CPU, bf16: masked", "CUDA, bf16: 2:4 kernels"]
-    assert panels[0] == ["~0.99", "0.99", "0.99", "0.99"]
-    assert panels[2] == ["~†1.31", "1.62", "1.31", "1.62"]
-    written = texts_of(figure)
-    assert "Absent: no 2:4 kernel for cpu." in written
-    assert "†: the profiler saw no sparse kernel." in written
+    assert titles == ["CPU, FP32: masked", "CPU, BF16: masked", "GPU, BF16: 2:4"]
+    assert panels[0] == ["~0.99\n500", "0.99\n500", "0.99\n500", "0.99\n500"]
+    assert panels[2] == ["~†1.30\n500", "1.62\n500", "1.30\n500", "1.62\n500"]
+    assert "†: the profiler saw no sparse kernel." in texts_of(figure)
+
+
+def test_encoders_are_drawn_where_they_were_measured_whichever_call_it_was() -> None:
+    figure = report.load("figures", "encoders").draw(Evidence("embedded", [], None, bench=make_bench()))
+    (axes,) = [axes for axes in figure.axes if axes.get_title(loc="left") or axes.get_title()]
+    drawn = sorted(float(line.get_xdata()[0]) for line in axes.get_lines() if line.get_marker() not in ("None", ""))
+    assert drawn == [1.0, 1.1, 1.25]  # not the form that the host launches
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["BF16", "FP8"]
 
 
 def test_forms_mark_kernels_that_were_not_sparse_and_name_what_is_absent() -> None:
@@ -243,14 +249,20 @@ def test_forms_mark_kernels_that_were_not_sparse_and_name_what_is_absent() -> No
 
 def test_a_device_that_was_absent_is_named_with_the_reason() -> None:
     absent = {"study": "embedded", "device": "cuda", "absent": "no CUDA device where this was run", "rows": []}
-    evidence = Evidence("embedded", [], None, matrices=[absent], deployment=[absent | {"scores": []}])
-    for name in ("matrices", "deployment"):
-        assert "CUDA: no CUDA device where this was run." in texts_of(report.load("figures", name).draw(evidence))
+    evidence = Evidence("embedded", [], None, deployment=[absent | {"scores": []}])
+    figure = report.load("figures", "deployment").draw(evidence)
+    assert "CUDA: no CUDA device where this was run." in texts_of(figure)
+
+
+@pytest.mark.parametrize("name", ["products", "encoders"])
+def test_a_study_without_a_bench_says_so(name: str) -> None:
+    figure = report.load("figures", name).draw(Evidence("embedded", [], None))
+    assert "measured yet" in texts_of(figure)
 
 
 def test_the_speed_ups_that_the_paper_cites_are_drawn() -> None:
     low, high = np.log2(paper.MATMUL_SPEEDUP)
-    figure = report.load("figures", "matrices").draw(Evidence("embedded", [], None, matrices=make_matrices()))
+    figure = report.load("figures", "products").draw(Evidence("embedded", [], None, bench=make_bench()))
     bars = [
         line.get_xdata()
         for axes in figure.axes

@@ -21,10 +21,10 @@ from synthetic_study import (
     EMPTY,
     PLUS,
     VARIANTS,
+    make_bench,
     make_deployment,
     make_draws,
     make_failure,
-    make_matrices,
     make_result,
 )
 
@@ -393,12 +393,36 @@ def test_the_cost_of_all_tasks_has_all_runs_trials_and_sweeps(many: Evidence) ->
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 
-def test_products_count_the_kernels_that_were_sparse() -> None:
-    evidence = Evidence("embedded", [], None, matrices=make_matrices())
-    rows = report.load("tables", "table_matrices").make(evidence).shown
-    own = rows[(rows["Device"] == "CUDA") & (rows["Kernel"] == "cusparselt")].iloc[0]
-    assert own["Sparse kernels ran"] == "3 of 4"
-    assert own["most"] == "1.62"
+def test_products_have_both_sides_and_count_the_kernels_that_were_sparse() -> None:
+    evidence = Evidence("embedded", [], None, bench=make_bench())
+    table = report.load("tables", "table_products").make(evidence)
+    gpu = table.shown[table.shown["Device"] == "GPU"]
+    assert gpu["Sparse kernels"].tolist() == ["0", "1", "1", "1"]
+    assert gpu["Speed-up"].tolist() == ["1.30 ~", "1.62", "1.30", "1.62"]
+    assert gpu["Default algorithm"].tolist() == ["0.80"] * 4
+    assert gpu["Share of the ceiling"].tolist()[1] == "100.0 %"
+    assert set(gpu["Dense, TFLOP/s"]) == {"500"}
+    cpu = table.shown[table.shown["Device"] == "CPU"]
+    assert set(cpu["2:4, TFLOP/s"]) == {"–"}
+    assert cpu["Speed-up"].str.startswith("masked ").all()
+    assert "Absent (CPU, FP32 and CPU, BF16): no 2:4 kernel for cpu." in table.notes
+
+
+def test_encoders_are_those_of_the_latest_call_with_the_proof_of_their_kernels() -> None:
+    table = report.load("tables", "table_encoders").make(Evidence("embedded", [], None, bench=make_bench()))
+    rows = {(row["Type"], row["Kernels"], row["Run"]): row for _, row in table.shown.iterrows()}
+    assert len(rows) == 4
+    assert rows["FP8", "2:4", "compiled, in a CUDA graph"]["Over BF16 dense, compiled"] == "1.10"
+    assert rows["BF16", "2:4", "eager, launched by the host"]["ms"].endswith("~")
+    assert rows["BF16", "2:4", "compiled, in a CUDA graph"]["Sparse kernels"] == "48"
+    assert not [note for note in table.notes if note.startswith("Absent")]
+
+
+def test_blocks_have_a_column_per_size_and_density() -> None:
+    table = report.load("tables", "table_blocks").make(Evidence("embedded", [], None, bench=make_bench()))
+    (row,) = table.shown.to_dict("records")
+    assert row["32 × 32, 20 % left"] == "0.70"
+    assert row["64 × 64, 20 % left"] == "1.40"
 
 
 def test_forms_have_their_times_sizes_scores_and_the_proof_of_their_kernels() -> None:
@@ -415,7 +439,13 @@ def test_forms_have_their_times_sizes_scores_and_the_proof_of_their_kernels() ->
 
 def test_a_device_that_was_absent_is_a_note_with_the_reason() -> None:
     absent = {"study": "embedded", "device": "cuda", "absent": "no CUDA device where this was run", "rows": []}
-    evidence = Evidence("embedded", [], None, matrices=[absent], deployment=[absent | {"scores": []}])
-    for name in ("matrices", "deployment"):
-        notes = " ".join(report.load("tables", f"table_{name}").make(evidence).notes)
-        assert "Absent: CUDA: no CUDA device where this was run." in notes
+    evidence = Evidence("embedded", [], None, deployment=[absent | {"scores": []}])
+    notes = " ".join(report.load("tables", "table_deployment").make(evidence).notes)
+    assert "Absent: CUDA: no CUDA device where this was run." in notes
+
+
+@pytest.mark.parametrize("name", ["products", "encoders", "blocks"])
+def test_a_study_without_a_bench_says_so(name: str) -> None:
+    table = report.load("tables", f"table_{name}").make(Evidence("embedded", [], None))
+    assert table.shown.empty
+    assert "has been measured" in table.notes[0]

@@ -186,7 +186,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(values, place, key, 
         (("runs", "dense", "learning_rate"), "fast", "run 'dense' on stsb: learning_rate = 'fast'"),
         (("runs", "dense", "epochs"), -1, "run 'dense' on stsb: epochs = -1"),
         (("runs", "Dense"), {}, "runs.Dense"),
-        (("matrices", "points"), [[1, 5]], "points: 1 x 5 tokens are no multiple of 16, which 8-bit kernels need"),
+        (("bench", "budget"), 0.0, "bench.budget"),
     ],
 )
 def test_an_impossible_value_is_named_with_what_would_be_right(values, place, value, message):
@@ -226,7 +226,7 @@ def test_the_seed_of_the_sample_is_one_too(values):
         (("tables",), ["table1", "table1"], "'table1'"),
         (("targets", "exclude"), ["a", "a"], "'a'"),
         (("deployment", "forms"), ["fp32", "fp32"], "'fp32'"),
-        (("matrices", "points"), [[1, 16], [1, 16]], "[1, 16]"),
+        (("bench", "parts"), ["products", "products"], "'products'"),
         (("variants", "nxm/rho1.0", "seeds"), [3, 3], "3"),
         (
             ("search",),

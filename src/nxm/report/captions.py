@@ -34,7 +34,7 @@ def caption(
 
 def measured(evidence: Evidence, shows: str, more: Iterable[str] = ()) -> list[str]:
     """Return the caption of a figure of times: what it shows, the machines; then the study's page."""
-    files = [*evidence.matrices, *evidence.deployment, *([evidence.benchmark] if evidence.benchmark else [])]
+    files = [*evidence.bench, *evidence.deployment, *([evidence.benchmark] if evidence.benchmark else [])]
     machines = dict.fromkeys(machine for file in files if (machine := machine_of(file)))
     where = f"Study {evidence.study}; {statistics.listed(machines)}." if machines else f"Study {evidence.study}."
     text = " ".join(sentence for sentence in (shows, where, *more) if sentence)

@@ -15,6 +15,7 @@ from nxm.study.results import (
     bootstrap_path,
     floor_path,
     place_of,
+    read_bench,
     read_benchmark,
     read_failures,
     read_floor,
@@ -34,7 +35,7 @@ class Evidence:
         bootstrap: by task and full name, the scores of each draw of `nxm.study.bootstrap`, (draws, columns) fp32.
         failures: the trials and variants that could not be trained.
         selection: the score that chose hyper-parameters, "heldout" or "dev", or "params": nothing was chosen.
-        matrices, deployment: the files of the stages of these names, one per device.
+        bench, deployment: the files of the stages of these names, one per device.
         variants: the full names of variants (`nxm_plus/no-teacher`) in the order of params.yaml, each with the name of
             what it is compared with.
         floors: by column, the score of the best constant answer.
@@ -49,7 +50,7 @@ class Evidence:
     bootstrap: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     selection: str = "params"
-    matrices: list[dict[str, Any]] = field(default_factory=list)
+    bench: list[dict[str, Any]] = field(default_factory=list)
     deployment: list[dict[str, Any]] = field(default_factory=list)
     variants: dict[str, str] = field(default_factory=dict)
     floors: dict[str, float] = field(default_factory=dict)
@@ -82,7 +83,7 @@ def read_evidence(folder: str | Path) -> Evidence:
         benchmark=read_benchmark(folder / "results/benchmark.json"),
         bootstrap={task: read_predictions(path) for task, path in paths.items() if path.exists()},
         failures=failures,
-        matrices=read_measurements(folder / "results/matrices"),
+        bench=read_bench(folder / "results/bench"),
         deployment=read_measurements(folder / "results/deployment"),
         floors={column: score for floor in floors for column, score in floor.items()},
     )

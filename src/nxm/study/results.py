@@ -394,15 +394,28 @@ def read_benchmark(path: str | Path) -> dict[str, Any] | None:
 
 
 def read_measurements(folder: str | Path) -> list[dict[str, Any]]:
-    """Return the results of `nxm.measure.products` or `nxm.measure.forms`, one per device that was measured.
+    """Return the results of `nxm.measure.forms`, one per device that was measured.
 
     Raises:
         UserError: a file is no JSON object, or lacks a part.
     """
+    return _files_with(folder, study=str, device=str, rows=list)
+
+
+def read_bench(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the results of `nxm bench`, one per device that was measured.
+
+    Raises:
+        UserError: a file is no JSON object, or lacks a part.
+    """
+    return _files_with(folder, device=str, provenance=dict, rows=list)
+
+
+def _files_with(folder: str | Path, **parts: type) -> list[dict[str, Any]]:
     files = []
     for path in sorted(Path(folder).glob("*.json")):
         measured = _read_json(path)
-        for key, kind in (("study", str), ("device", str), ("rows", list)):
+        for key, kind in parts.items():
             if not isinstance(measured.get(key), kind):
                 raise UserError(f"{path}: '{key}' must be there and be a {kind.__name__}")
         files.append(measured)

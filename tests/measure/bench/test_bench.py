@@ -58,18 +58,21 @@ def test_rows_provenance_and_what_did_not_fit_are_in_the_file(tmp_path):
     assert not (tmp_path / "unfinished").exists()
 
 
-def test_a_unit_beyond_the_budget_is_left_out_and_a_shorter_one_after_it_is_not(tmp_path):
+def test_a_unit_beyond_the_budget_is_left_for_another_call_and_a_shorter_one_is_not(tmp_path):
     long = Unit("encoders", "long", 1.0, 500.0, (), partial(told, tmp_path, "long"))
     short = unit("short", partial(told, tmp_path, "short"))
     found = bench(tmp_path, [long, short], budget=50.0)
     assert found["left_out"] == ["long"]
     assert calls(tmp_path) == ["short"]
+    found = bench(tmp_path, [long, short], budget=1000.0)
+    assert (found["left_out"], calls(tmp_path)) == ([], ["short", "long"])
+    assert {row["way"]: row["call"] for row in found["rows"]} == {"short": 1, "long": 2}
 
 
 def test_a_failing_unit_is_a_row_with_its_reason_and_the_next_is_measured(tmp_path):
     found = bench(tmp_path, [unit("bad", fails), unit("good", partial(told, tmp_path, "good"))])
     bad, good = found["rows"]
-    assert bad == {"part": "products", "unit": "bad", "absent": "RuntimeError: out of memory"}
+    assert bad == {"part": "products", "unit": "bad", "absent": "RuntimeError: out of memory", "call": 1}
     assert good["way"] == "good"
 
 
@@ -104,9 +107,10 @@ def test_after_a_kill_nothing_is_measured_twice(tmp_path, monkeypatch):
     def killed(*given, **named):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(run.Journal, "clear", killed)  # the last thing that a run does
+    monkeypatch.setattr(run.Journal, "clear", killed)  # the last thing that a run does
+    with pytest.raises(KeyboardInterrupt):
         bench(tmp_path, units[:2])
+    monkeypatch.undo()
     assert (tmp_path / "unfinished").exists()
     before = len(calls(tmp_path))
     found = bench(tmp_path, units)  # without --force: what is there is not complete

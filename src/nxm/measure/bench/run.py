@@ -42,7 +42,8 @@ def run_bench(
 ) -> None:
     """Measure what fits in the budget and write `path`, a JSON file, as each unit ends.
 
-    After a kill the same call goes on: what was measured on this machine with these versions is not measured again.
+    After a kill the same call goes on, as it does with what a budget cut: nothing is measured twice on one machine with
+    the same versions. A row's `call` says which of the calls made it.
 
     Args:
         device_name: "cpu" or "cuda".
@@ -64,6 +65,7 @@ def run_bench(
     took: dict[str, list[float]] = defaultdict(list)
     left_out: list[str] = []
     rows: list[Row] = []
+    call = 1 + max((row["call"] for unit in chosen for row in journal.get(unit.name) or []), default=0)
     care: dict[str, int] = {}
     worker = Worker(torch.device(device_name))
     with closing(worker), tqdm(total=len(chosen), desc=f"bench {device_name}", unit=" units") as bar:
@@ -78,7 +80,7 @@ def run_bench(
                     bar.update()
                     continue
                 start = time.monotonic()
-                known = _measured(worker, unit, care)
+                known = [row | {"call": call} for row in _measured(worker, unit, care)]
                 took[unit.part].append(time.monotonic() - start)
                 journal.add(unit.name, known)
             for row in known:
@@ -88,9 +90,11 @@ def run_bench(
             write_json(path, written | {"rows": rows})
             bar.update()
         write_json(path, written | {"rows": rows})
-    journal.clear()
-    said = f"{path}: {len(rows)} rows in {time.monotonic() - began:.0f} s"
-    print(said + (f"; {len(left_out)} units did not fit in the budget of {budget:g} s" if left_out else ""))
+    print(f"{path}: {len(rows)} rows, the last after {time.monotonic() - began:.0f} s")
+    if left_out:
+        print(f"{len(left_out)} units did not fit in the budget of {budget:g} s; the same command goes on with them")
+    else:
+        journal.clear()
 
 
 def _measured(worker: Worker, unit: Unit, care: Care) -> list[Row]:

@@ -1,0 +1,54 @@
+"""Whole encoders in every form: latency, speed-up, and the kernels that ran."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from nxm.report import bench, statistics
+from nxm.report.evidence import Evidence
+from nxm.report.table import Table
+
+FIELDS = [
+    *("device", "model", "batch", "length", "dtype", "form", "way", "kernels_of", "median_ms", "p10_ms", "p90_ms"),
+    *("noisy", "speedup", "reference", "speedup_over_same_type", "tflops", "joules", "relative_error", "captured"),
+    *("sparse_launches", "launches", "kernels_us", "kernels", "sm_mhz", "celsius", "call", "same_as", "absent"),
+]
+
+
+def make(evidence: Evidence) -> Table:
+    """Return a row per encoder, batch, length and form that was timed; the CSV has those that were not too."""
+    shown, numbers = [], []
+    for file in evidence.bench:
+        for row in bench.rows(file, "encoders"):
+            kernels = " | ".join(own["name"] for own in row.get("kernels", []))
+            chosen = " ".join(f"{name}:{kernel}" for name, kernel in row.get("kernels_of", {}).items())
+            numbers.append({"device": file["device"]} | {**row, "kernels": kernels, "kernels_of": chosen})
+        for row in bench.timed(file, "encoders"):
+            same = row.get("speedup_over_same_type")
+            shown.append(
+                {
+                    "Encoder": row["model"],
+                    "Batch × length": f"{row['batch']} × {row['length']}",
+                    "Type": bench.TYPES[row["dtype"]],
+                    "Kernels": bench.FORMS[row["form"]],
+                    "Run": bench.WAYS[row["way"]],
+                    "ms": f"{row['median_ms']:.3g}{' ~' if row['noisy'] else ''}",
+                    "Over BF16 dense, compiled": f"{row['speedup']:.2f}",
+                    "Over dense in this type and way": statistics.ABSENT if same is None else f"{same:.2f}",
+                    "Sparse kernels": str(row["sparse_launches"]),
+                    "mJ": f"{1e3 * row['joules']:.0f}" if row.get("joules") is not None else statistics.ABSENT,
+                }
+            )
+    table = pd.DataFrame(numbers, columns=FIELDS)
+    return Table("Whole encoders", pd.DataFrame(shown), table, tuple(_notes(evidence, shown)))
+
+
+def _notes(evidence: Evidence, shown: list[dict[str, str]]) -> list[str]:
+    if not shown:
+        return [f"Study {evidence.study}: no encoder has been measured."]
+    return [
+        f"Study {evidence.study}; {bench.machines(evidence)}. Random weights, no padding, embeddings left out.",
+        "Speed-ups are medians within interleaved rounds. mJ: energy of a call, by the board's counter.",
+        "~: the spread of the times is over 10 % of the median.",
+        *bench.absences(evidence.bench, "encoders"),
+    ]
