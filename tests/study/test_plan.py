@@ -189,6 +189,8 @@ def test_an_entry_names_the_files_that_its_training_reads(values, tmp_path):
         "callback": f"{admm}/callback.py",
         "teaching": "code/teaching.json",
         "permutation": "./src/nxm/models/permute.py",
+        "structure": "code/training.json",
+        "latency": "code/training.json",
     }
     assert plan["compress"]["stsb-nxm_plus-seed0"] == whole
     assert plan["select"] == {"stsb-nxm_plus": {"task": "stsb", "run": "nxm_plus"}}
