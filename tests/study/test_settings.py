@@ -74,6 +74,14 @@ def test_structured_pruning_takes_no_set(values):
     assert message in refused(values)
 
 
+def test_structured_pruning_takes_no_single_matrices_but_for_blocks(values):
+    values["runs"] = {"dense": values["runs"]["dense"], "cut": CUT | {"epochs": 4, "batch_size": 32}}
+    values |= {"variants": {}, "targets": {"include": ["query"], "exclude": []}}
+    assert "run 'cut' on stsb: include ['query'] and exclude []: heads and rows reach over several" in refused(values)
+    values["runs"]["cut"]["units"] = "blocks"
+    assert parse_study(values, "params.yaml").run("cut", "stsb").units == "blocks"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -273,6 +273,8 @@ class Study(Settings):
         try:
             run = parse_run(values)
             self._refuse_short_training(run, task)
+            if refuse := getattr(run, "refuse_targets", None):  # of a method that takes no single matrices
+                refuse(self.targets.include, self.targets.exclude)
             return run
         except ValidationError as error:
             kind = run_class(values.get("method"))

@@ -84,11 +84,7 @@ class StructuredCallback(MethodCallback):
         self, settings: Structured | None = None, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()
     ) -> None:
         self.settings = settings or DEFAULT_STRUCTURED
-        if self.settings.units != "blocks" and (include or exclude):
-            raise UserError(
-                f"include {list(include)} and exclude {list(exclude)}: heads and rows reach over several matrices, "
-                "leave the patterns out"
-            )
+        self.settings.refuse_targets(include, exclude)
         self.include = include
         self.exclude = exclude
         self.gates: dict[str, Gate] = {}

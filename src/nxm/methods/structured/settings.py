@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -88,6 +89,14 @@ class Structured(Settings):
         ramped = max(measured, round(steps * self.ramp_until))
         fixed = {"paper": steps + 1, "learned": round(steps * self.freeze_at), "one_shot": measured, "gradual": ramped}
         return measured, ramped, fixed[self.recipe]
+
+    def refuse_targets(self, include: Sequence[str], exclude: Sequence[str]) -> None:
+        """Raise UserError for patterns on the names of matrices, which only blocks take."""
+        if self.units != "blocks" and (include or exclude):
+            raise UserError(
+                f"include {list(include)} and exclude {list(exclude)}: heads and rows reach over several matrices, "
+                "leave the patterns out"
+            )
 
     def refuse_short_training(self, steps: int, steps_per_epoch: int | None) -> None:
         """Raise UserError if so many optimizer steps are too few to choose the structure by the recipe."""
