@@ -20,7 +20,7 @@ from imports import ROOT, SRC, closure, modules
 from nxm.methods import METHODS
 from nxm.study.code import GROUPS, code_path
 from nxm.study.plan import PLAN, VALUES, composed, trainings
-from nxm.study.settings import load_study
+from nxm.study.settings import Run, Study, load_study
 from nxm.study.studies import studies, study_folder
 
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -42,6 +42,7 @@ IGNORED = frozenset(
 )
 PREPARED = {"nxm.data.prepare"}  # of whom reads what the stage `prepare` wrote, which is a dependency itself
 PERMUTATION = {"nxm.models.permute"}
+SHRUNK = {f"nxm.models.{name}" for name in ("cost", "roles", "shrink", "structure")}
 TEACHING = {"nxm.distillation.loss", "nxm.distillation.noise", "nxm.distillation.trainer"}
 # Stage -> modules that count there though they are ignored elsewhere
 FOLLOWED = {
@@ -55,7 +56,7 @@ FOLLOWED = {
 # Stage -> modules that do not count there though they do elsewhere
 SPARED = {
     "compare": PREPARED,
-    "benchmark": PREPARED | PERMUTATION,
+    "benchmark": PREPARED | PERMUTATION | SHRUNK,  # of models that are not shrunk
     "deployment": PREPARED | {"nxm.models.save"},
 }
 
@@ -124,7 +125,8 @@ def test_the_stage_code_depends_on_all_that_it_makes_checksums_of():
 
 @pytest.mark.parametrize("stage", TRAININGS)
 def test_trainings_depend_on_what_plan_yaml_names(stage):
-    slots = ("set", "algorithm", "callback", "teaching", "permutation", "start", "teacher", "chosen")
+    slots = ("set", "algorithm", "callback", "teaching", "permutation", "structure", "latency")
+    slots += ("start", "teacher", "chosen")
     deps = {code_path("training"), "data/prepared/${item.task}", *(f"${{item.{slot}}}" for slot in slots)}
     assert set(BODIES[stage]["deps"]) == deps
     assert BODIES[stage]["params"] == [{"values.json": ["common", "${item.stage}-${key}"]}]
@@ -132,7 +134,7 @@ def test_trainings_depend_on_what_plan_yaml_names(stage):
 
 @pytest.mark.parametrize("name", studies(ROOT))
 def test_a_training_depends_on_the_code_that_it_imports(name):
-    """Its script's, but for teaching and permutation where it has none, and its own method's and set's."""
+    """Its script's, but for teaching, permutation and shrinking where it has none, and its own method's and set's."""
     folder = study_folder(ROOT, name)
     study = load_study(folder / "params.yaml")
     plan = YAML(typ="safe").load((folder / PLAN).read_text(encoding="utf-8"))["train"]
@@ -141,19 +143,34 @@ def test_a_training_depends_on_the_code_that_it_imports(name):
         entry = plan[training.stage][training.key]
         mine = {entry["set"], entry["algorithm"], entry["callback"], entry["permutation"]} - {code_path("training")}
         depends = {path.removeprefix(f"{study.root}/") for path in mine} | set(GROUPS["training"])
-        if entry["teaching"] != code_path("training"):
-            assert entry["teaching"] == code_path("teaching")
-            depends |= set(GROUPS["teaching"])
+        for group in ("teaching", "structure"):
+            if entry[group] != code_path("training"):
+                assert entry[group] == code_path(group)
+                depends |= set(GROUPS[group])
+        shrunk = "structured" in lineage(study, training.task, run)
         spared = PREPARED | {"nxm.sets.nm"}  # the library's default set, and the one that permutation asks for
         spared |= set() if run.teacher else TEACHING
         spared |= set() if run.permute else PERMUTATION
+        spared |= set() if shrunk else SHRUNK
         starts = {ROOT / "stages/train.py"}
         if run.method:
-            starts |= {module_file(f"nxm.methods.{run.method}.callback"), ROOT / removed_root(entry["set"], study.root)}
+            starts.add(module_file(f"nxm.methods.{run.method}.callback"))
+        if run.set:
+            starts.add(ROOT / removed_root(entry["set"], study.root))
         needed = files(closure(starts, IGNORED | spared))
         shared = {"src/nxm/methods/held.py", "src/nxm/methods/importance.py"}  # of methods, though not of every one
         assert depends - shared == needed - shared, training.path
         assert shared <= depends
+
+
+def lineage(study: Study, task: str, run: Run) -> set[str | None]:
+    """Return the methods of a run, its start and teacher, and of all that these go back to by their starts."""
+    found, todo = set(), [run, *([study.run(run.teacher, task)] if run.teacher else [])]
+    while todo:
+        each = todo.pop()
+        found.add(each.method)
+        todo += [study.run(each.start, task)] if each.start in study.runs else []
+    return found
 
 
 def removed_root(path: str, root: str) -> str:
@@ -173,7 +190,7 @@ def test_every_file_that_is_depended_on_exists():
 
 
 def test_dvc_yaml_can_be_read_in_one_go():
-    assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 320
+    assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 330
 
 
 def test_a_new_method_and_a_new_set_make_no_training_stale(tmp_path):

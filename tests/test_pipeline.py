@@ -146,17 +146,21 @@ def test_a_killed_study_goes_on_from_its_checkpoint_to_the_end(finished):
         ("nxm_plus", "lr0.003"),
         ("sr_ste_plus", None),
         ("dense_plus", None),
+        ("cut50", None),
+        ("cut50_nxm", None),
         ("distil_nxm_plus", None),
     }
     density = {
         "dense": 1.0,
         "dense_plus": 1.0,
         "distil": 1.0,
+        "cut50": 1.0,  # of what is left
         "sr_ste_plus": 0.25,  # 1:4, by a pattern of its own
     }
     for result in results:
         assert set(result.metrics) == {"accuracy_m", "accuracy_mm"}
         assert result.sparsity.density == pytest.approx(density.get(result.name, 0.5))
+        assert (result.structure is not None) == result.name.startswith("cut50")
     assert "training 1 of" in output
     assert "studies/smoke/paper_tables/:" in output.splitlines()[-3]
     assert not any((folder / SMOKE / "checkpoints").rglob("checkpoint-*"))
@@ -193,7 +197,7 @@ def test_every_method_learns(finished):
 def test_every_sparse_model_on_disk_obeys(finished):
     folder, _ = finished
     methods = ("asp", "nxm", "distil_nxm", "distil_nxm_kd", "admm_unstructured")
-    for method in (*methods, "nxm_plus", "sr_ste_plus", "distil_nxm_plus"):
+    for method in (*methods, "nxm_plus", "sr_ste_plus", "cut50", "cut50_nxm", "distil_nxm_plus"):
         assert check(folder / SMOKE / f"models/mnli/{method}/seed0", None), method
 
 

@@ -10,6 +10,9 @@ from datasets import Dataset
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from conftest import parity_data, tiny_config
+from nxm.methods import METHODS, takes_set
+
+WITH_SET = tuple(filter(takes_set, METHODS))  # the methods that train into a constraint set
 
 
 class Pad:

@@ -1,4 +1,7 @@
-"""Check matrix by matrix whether a saved model obeys its sparsity pattern: `nxm check FOLDER`."""
+"""Check a saved model: `nxm check FOLDER`.
+
+Matrix by matrix, whether it obeys its sparsity pattern; of a shrunk model, heads and FFN rows by layer.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch import nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from nxm.errors import UserError
+from nxm.models import shrink
 from nxm.models.targets import find_targets
 from nxm.sets import parse_set
 from nxm.sets.base import ConstraintSet
@@ -20,6 +24,8 @@ from nxm.sets.saved import load_config, load_matrices, model_class, read_pattern
 def check(folder: Path, pattern: str | None = None) -> bool:
     """Print for every target matrix its shape, its density and whether it obeys its pattern.
 
+    Of a shrunk model (`nxm.models.shrink`) the heads and the FFN width of each layer are printed too, compared with the
+    dense architecture; it needs no pattern.
     Large matrices of the model that have no pattern, such as those of a dense decoder, are counted and one is named.
 
     Args:
@@ -30,10 +36,13 @@ def check(folder: Path, pattern: str | None = None) -> bool:
     Returns: whether every matrix obeys.
 
     Raises:
-        UserError: the folder cannot be read, names no pattern, lacks a matrix, or has a matrix whose shape does not fit
-            the pattern.
+        UserError: the folder cannot be read, names no pattern and is not shrunk, lacks a matrix, or has a matrix whose
+            shape does not fit the pattern or the sizes in config.json.
     """
     config = load_config(folder)
+    shrunk = shrink.read_structure(config) is not None
+    if shrunk:
+        _print_structure(folder)
     if pattern is not None:
         try:
             constraint = parse_set(pattern)
@@ -42,6 +51,8 @@ def check(folder: Path, pattern: str | None = None) -> bool:
         claims = [(constraint, list(find_targets(_skeleton(folder, config))))]
     else:
         claims = read_patterns(config)
+        if shrunk and not claims:
+            return True
         if not claims:
             raise UserError(f"{folder}: config.json names no sparsity pattern; give one with --pattern 2:4")
     matrices = load_matrices(folder, [name for _, names in claims for name in names])
@@ -54,6 +65,19 @@ def check(folder: Path, pattern: str | None = None) -> bool:
             f"{max(others, key=others.__getitem__)} ({100 * share:.0f} % of the weights in large matrices)"
         )
     return all(obey)
+
+
+def _print_structure(folder: Path) -> None:
+    """Print heads and FFN width by layer. Raises UserError if the tensors do not have the sizes of config.json."""
+    left = shrink.remaining(shrink.load(folder))
+    table = pd.DataFrame(
+        [
+            {"layer": i, "heads": f"{heads} of {left.dense_heads}", "FFN width": f"{rows} of {left.dense_rows}"}
+            for i, (heads, rows) in enumerate(zip(left.heads, left.rows, strict=True))
+        ]
+    )
+    print(table.to_string(index=False))
+    print(f"{folder}: shrunk, {100 * left.share:.1f} % of the dense layers' weights are left")
 
 
 def _print_report(folder: Path, constraint: ConstraintSet, matrices: dict[str, torch.Tensor]) -> bool:
@@ -77,10 +101,11 @@ def _print_report(folder: Path, constraint: ConstraintSet, matrices: dict[str, t
 
 def _skeleton(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
     """Return the model without its weights."""
-    build = model_class(config) or AutoModel.from_config
     try:
         with torch.device("meta"):
-            return build(config)
+            if shrink.read_structure(config) is not None:
+                return shrink.build(config, str(folder))
+            return (model_class(config) or AutoModel.from_config)(config)
     except (ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
         raise UserError(f"{folder}/config.json: transformers cannot build this model: {error}") from None
 

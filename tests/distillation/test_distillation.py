@@ -17,11 +17,12 @@ from transformers import (
 )
 
 from conftest import tiny_config
-from nxm import NM, AspCallback, UserError, find_targets
+from nxm import NM, AspCallback, UserError, find_targets, shrink, structure_of
 from nxm.distillation.loss import distillation_loss, matching_layers
 from nxm.distillation.noise import replace_tokens
 from nxm.distillation.settings import DISTILLATION, Distillation
 from nxm.distillation.trainer import DistillationTrainer, Teacher
+from nxm.models.structure import Structure, mask_
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
 
@@ -67,6 +68,21 @@ def test_hidden_term_looks_at_real_tokens_of_matching_layers():
     torch.testing.assert_close(distillation_loss(student, teacher, MASK, settings), expected)
     student["hidden_states"][1][0, 3] = 1e6  # padding
     torch.testing.assert_close(distillation_loss(student, teacher, MASK, settings), expected)
+
+
+def test_a_student_without_its_dead_heads_and_rows_has_the_loss_of_the_masked_one():
+    """Hidden states are as wide as the teacher's, and no term looks at attention, of which a dead head has none."""
+    torch.manual_seed(0)
+    dense = BertForSequenceClassification(tiny_config()).eval()
+    masked = copy.deepcopy(dense)
+    mask_(masked, Structure(((1,), (0, 1)), (tuple(range(5)), tuple(range(3, 30)))))
+    small = shrink(masked, structure_of(masked), multiple=8)
+    batch = {"input_ids": torch.tensor([[7, 8, 9, 0], [4, 5, 0, 0]]), "attention_mask": MASK}
+    batch["labels"] = torch.tensor([1, 0])
+    answers = [model(**batch, output_hidden_states=True) for model in (masked, small, dense)]
+    losses = [distillation_loss(answer, answers[2], MASK, DISTILLATION, labels=batch["labels"]) for answer in answers]
+    torch.testing.assert_close(losses[1], losses[0])
+    assert losses[0] > losses[2]
 
 
 def test_a_student_equal_to_its_teacher_has_only_the_tasks_loss():

@@ -20,6 +20,8 @@ from nxm.files import write_manifest
 from nxm.measure import forms
 from nxm.measure.forms import Form, is_feed_forward, random_inputs, run_deployment
 from nxm.measure.timing import Call
+from nxm.models.shrink import shrink
+from nxm.models.structure import Structure, full_structure
 from nxm.models.targets import find_targets
 from nxm.study.results import read_measurements
 from nxm.study.settings import Deployment, Study
@@ -116,6 +118,20 @@ def test_every_form_has_a_row_at_every_point_and_a_score(folder: Path, study: St
     assert sizes["nxm", "eager", "bf16", "dense"] == pytest.approx(sizes["nxm", "eager", "fp32", "dense"] / 2, abs=0.02)
     assert all(sizes["nxm", way, "int8", "dense"] < sizes["nxm", "onnx", "fp32", "dense"] for way in ("onnx", "pt2e"))
     assert not (folder / "checkpoints/deployment-cpu").exists()
+
+
+def test_a_shrunk_model_is_measured_and_is_smaller(folder: Path, study: Study) -> None:
+    saved = folder / "models/rte/nxm/seed3"
+    torch.manual_seed(0)
+    dense = MODELS["bert"]()
+    whole = full_structure(dense)
+    structure = Structure(*(tuple(layer[:1] for layer in layers) for layers in (whole.heads, whole.rows)))
+    shutil.rmtree(saved)
+    save_model(saved, shrink(dense, structure, multiple=8), TWO_OF_FOUR)
+    file = json.loads(run_deployment(study, "cpu", folder, unit_timer).read_text())
+    sizes = {row["model"]: row["size_mib"] for row in file["rows"] if row.get("dtype") == "fp32"}
+    assert sizes["nxm"] < sizes["dense"]
+    assert {row["model"] for row in file["scores"]} == {"dense", "nxm", "distil_nxm"}
 
 
 def test_scores_are_those_of_the_models_on_every_row_in_its_own_order(folder: Path, study: Study) -> None:

@@ -26,13 +26,13 @@ from transformers import TrainerCallback
 
 from conftest import parity_data
 from nxm import NM, SparsityCallback, find_targets
-from nxm.methods import METHODS, make_callback, settings_class
-from tiny_training import Stop, new_model, trainer_for
+from nxm.methods import make_callback, settings_class
+from tiny_training import WITH_SET, Stop, new_model, trainer_for
 
 TWO_OF_FOUR = NM(2, 4)
 STEPS = 16
 EVENTS = ("on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end", "on_evaluate", "on_save")
-EXAMPLES = [(name, number) for name in METHODS for number in range(len(settings_class(name).examples))]
+EXAMPLES = [(name, number) for name in WITH_SET for number in range(len(settings_class(name).examples))]
 
 
 def make(name: str, number: int) -> SparsityCallback:

@@ -25,9 +25,16 @@ from nxm.methods.importance import make_importance
 from nxm.sets import all_sets
 from nxm.sets.base import SparseSet
 from nxm.sets.saved import read_pattern
-from tiny_training import assert_best_is_loaded_back_as_evaluated, assert_equal, new_model, trainer_for, weights_of
+from tiny_training import (
+    WITH_SET,
+    assert_best_is_loaded_back_as_evaluated,
+    assert_equal,
+    new_model,
+    trainer_for,
+    weights_of,
+)
 
-EXAMPLES = [(name, values) for name in METHODS for values in settings_class(name).examples]
+EXAMPLES = [(name, values) for name in WITH_SET for values in settings_class(name).examples]
 NAMES = [f"{name} {' '.join(str(value) for value in values.values())}" for name, values in EXAMPLES]
 SETS = [text for cls in all_sets().values() for text in cls.examples]
 TWO_OF_FOUR = NM(2, 4)
@@ -190,7 +197,7 @@ def test_a_callback_may_be_used_for_one_training_after_another(trained, tmp_path
 
 
 @pytest.mark.parametrize("text", SETS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", WITH_SET)
 def test_every_method_ends_in_every_set(name, text, tmp_path):
     constraint, model = parse_set(text), new_model()
     if not isinstance(constraint, SparseSet) and method_class(name).needs_mask:
@@ -204,7 +211,7 @@ def test_every_method_ends_in_every_set(name, text, tmp_path):
     assert read_pattern(model.config) == (constraint, list(find_targets(model)))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", WITH_SET)
 def test_targets_can_be_chosen(name, tmp_path):
     model, values = new_model(), settings_class(name).examples[0]
     settings = settings_class(name).model_validate(values)
@@ -219,7 +226,7 @@ def test_targets_can_be_chosen(name, tmp_path):
 
 
 @pytest.mark.situation("training", "a matrix whose width is no multiple of M", "refused", since="0.1")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", WITH_SET)
 def test_a_width_that_is_no_multiple_of_the_group_is_refused_before_training(name, tmp_path):
     callback = make(name, settings_class(name).examples[0], NM(2, 32))
     with pytest.raises(UserError, match=r"query\.weight: input width 16 is no multiple of the group size 32"):
@@ -229,7 +236,7 @@ def test_a_width_that_is_no_multiple_of_the_group_is_refused_before_training(nam
 @pytest.mark.situation(
     "training", "resume from a checkpoint without the method's state, or in another output_dir", "refused", since="0.1"
 )
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", WITH_SET)
 def test_a_checkpoint_without_the_methods_state_is_refused_by_name(name, tmp_path):
     trainer_for(new_model(), parity_data(), tmp_path, [], save_strategy="steps", save_steps=2, max_steps=4).train()
     trainer = trainer_for(new_model(), parity_data(), tmp_path, [make(name, settings_class(name).examples[0])])
@@ -238,7 +245,7 @@ def test_a_checkpoint_without_the_methods_state_is_refused_by_name(name, tmp_pat
 
 
 @pytest.mark.situation("training", "resume from a damaged checkpoint", "refused", since="0.1")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", WITH_SET)
 def test_a_damaged_state_is_refused_by_name(name, tmp_path):
     values = settings_class(name).examples[0]
     arguments = {"save_strategy": "steps", "save_steps": 12, "max_steps": 12}
@@ -250,7 +257,7 @@ def test_a_damaged_state_is_refused_by_name(name, tmp_path):
         trainer.train(resume_from_checkpoint=True)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", WITH_SET)
 def test_a_set_that_config_json_cannot_name_is_refused_before_training(name, tmp_path):
     class Mine(NM):
         pass

@@ -15,8 +15,10 @@ from nxm.report import labels, paper, statistics
 from nxm.report.evidence import Evidence
 from nxm.report.page import blocks
 from nxm.report.table import Table, write_table
+from nxm.study.plan import Training
 from nxm.study.results import Result
 from nxm.study.settings import Study
+from records import record
 from synthetic_study import (
     EMPTY,
     PLUS,
@@ -365,6 +367,23 @@ def test_energy_is_a_column_only_where_a_device_energy_it(one: Evidence) -> None
     energy = dict(zip(table["Run"], table["GPU energy (kJ)"], strict=True))
     assert energy["NxM"] == "4.2"
     assert energy["Dense"] == "–"
+
+
+def test_the_structure_table_has_heads_and_rows_of_every_layer() -> None:
+    sizes = {"heads": [3, 12], "rows": [264, 8], "dense_heads": 12, "dense_rows": 1536, "share": 0.198}
+    pruning = {"budget": 0.2, "share": 0.199, "cost": "flops", "units": "heads_rows", "course": []}
+    results = [
+        make_result(run="dense"),
+        record(Training("stsb", "cut20", 1), structure=sizes | {"pruning": pruning}),
+        record(Training("stsb", "cut50_nxm", 1), structure=sizes | {"pruning": None}),
+    ]
+    table = report.load("tables", "table_structure").make(Evidence("embedded", results, None))
+    assert list(table.shown["Run"]) == ["Structured, 20 %", "Structured, 50 %, then NxM+"]
+    first, second = table.shown.to_dict("records")
+    assert (first["Budget"], first["Hard count"], first["Weights"]) == ("20 % (flops)", "19.9 %", "19.8 %")
+    assert (first["Heads of 12"], first["FFN rows of 1536"]) == ("3 12", "264 8")
+    assert (second["Budget"], second["Hard count"]) == ("–", "–")
+    assert list(table.numbers["rows"]) == [264, 8, 264, 8]
 
 
 def test_the_cost_of_the_search_counts_its_failures_and_no_sweep(one: Evidence) -> None:

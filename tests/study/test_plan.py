@@ -189,6 +189,8 @@ def test_an_entry_names_the_files_that_its_training_reads(values, tmp_path):
         "callback": f"{admm}/callback.py",
         "teaching": "code/teaching.json",
         "permutation": "./src/nxm/models/permute.py",
+        "structure": "code/training.json",
+        "latency": "code/training.json",
     }
     assert plan["compress"]["stsb-nxm_plus-seed0"] == whole
     assert plan["select"] == {"stsb-nxm_plus": {"task": "stsb", "run": "nxm_plus"}}
@@ -201,6 +203,31 @@ def test_an_entry_names_the_files_that_its_training_reads(values, tmp_path):
     baseline = plan["baseline"]["stsb-dense-seed0"]
     assert {baseline[name] for name in ("set", "algorithm", "callback", "teaching", "permutation")} == {
         "code/training.json"
+    }
+
+
+def test_what_meets_a_shrunk_model_depends_on_the_code_for_it_and_nothing_else_does(values, tmp_path):
+    short = {"epochs": 4, "learning_rate": 3e-4, "batch_size": 32}
+    teaching = {"distillation": {"task": 0.5, "logits": 0.5, "hidden": 1.0, "temperature": 2.0}}
+    values["runs"] |= {
+        "cut": {"start": "dense", "method": "structured", "recipe": "one_shot", "budget": 0.5} | short,
+        "timed": {"method": "structured", "recipe": "one_shot", "budget": 0.5, "cost": "latency", "latency": "ms.json"}
+        | short,
+        "cut_nxm": {"start": "cut", "method": "one_shot", "set": "2:4"} | short,
+        "cut_nxm_qat": {"start": "cut_nxm", "method": "straight_through", "set": "2:4 int8"} | short,
+        "taught": {"start": "dense", "teacher": "cut_nxm"} | teaching | short,
+        "of_taught": {"start": "taught"} | short,
+    }
+    plan, _ = made(parse_study(values, "params.yaml"), tmp_path)
+    entries = {key.split("-")[1]: entry for stage in plan.values() for key, entry in stage.items() if "path" in entry}
+    shrunk = {name for name, entry in entries.items() if entry["structure"] == "code/structure.json"}
+    assert shrunk == {"cut", "timed", "cut_nxm", "cut_nxm_qat", "taught"}
+    cut = entries["cut"]
+    assert cut["set"] == "code/training.json"
+    assert cut["algorithm"] == "./src/nxm/methods/structured/algorithm.py"
+    assert cut["callback"] == "./src/nxm/methods/structured/callback.py"
+    assert {name: entry["latency"] for name, entry in entries.items() if entry["latency"] != "code/training.json"} == {
+        "timed": "ms.json"
     }
 
 

@@ -254,6 +254,58 @@ def test_a_former_pattern_is_todays_set(tmp_path: Path) -> None:
         assert read_result(path).hyperparameters.get("set") == expected
 
 
+def test_a_result_without_shrunk_layers_has_no_key_for_them(tmp_path: Path) -> None:
+    """As the files written before there was structured pruning, which keep their bytes."""
+    write_result(tmp_path / "r.json", make_result())
+    assert "structure" not in json.loads((tmp_path / "r.json").read_text())
+    assert make_result().structure is None
+
+
+STRUCTURE = {
+    "heads": [3, 12],
+    "rows": [264, 8],
+    "dense_heads": 12,
+    "dense_rows": 1536,
+    "share": 0.5,
+    "pruning": {
+        "budget": 0.5,
+        "share": 0.4987654,
+        "cost": "flops",
+        "units": "heads_rows",
+        "course": [{"step": 10, "share": 1.0}, {"step": 20, "share": 0.4987654}],
+    },
+}
+
+
+@pytest.mark.parametrize("pruning", [STRUCTURE["pruning"], None], ids=["pruned here", "of the start"])
+def test_the_sizes_of_a_shrunk_models_layers_are_read_as_written(tmp_path: Path, pruning: dict | None) -> None:
+    result = make_result(structure=STRUCTURE | {"pruning": pruning})
+    write_result(tmp_path / "r.json", result)
+    again = read_result(tmp_path / "r.json")
+    assert again == result
+    assert again.structure is not None
+    assert again.structure.heads == (3, 12)
+    assert (again.structure.pruning and again.structure.pruning.share) == (pruning and 0.498765)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"heads": [3]}, "'heads' has 1 layers and 'rows' has 2"),
+        ({"heads": [3, 13]}, "'heads' must be from 1 to the 12 of a dense layer, not [3, 13]"),
+        ({"rows": [0, 8]}, "'rows' must be from 1 to the 1536 of a dense layer, not [0, 8]"),
+        ({"share": 1.5}, "structure.share = 1.5"),
+        ({"width": 3}, "unknown key 'structure.width'"),
+    ],
+)
+def test_impossible_sizes_of_layers_are_refused(tmp_path: Path, change: dict, said: str) -> None:
+    values = make_result().model_dump(mode="json") | {"structure": STRUCTURE | change}
+    (tmp_path / "r.json").write_text(json.dumps(values))
+    with pytest.raises(UserError) as caught:
+        read_result(tmp_path / "r.json")
+    assert said in str(caught.value)
+
+
 def test_committed_results_are_read_whole_by_todays_code() -> None:
     assert {result.study for result in read_study(ROOT)} == {"embedded"}
     assert len(read_study(ROOT)) == len(list((ROOT / "results").glob("*/**/seed*.json")))

@@ -13,6 +13,7 @@ from nxm.config import read_yaml
 from nxm.distillation.settings import Distillation
 from nxm.methods import METHODS, settings_class
 from nxm.methods.importance import make_importance
+from nxm.methods.structured.settings import Structured
 from nxm.study.settings import Study, load_study, parse_study
 from nxm.study.studies import study_values
 
@@ -58,6 +59,46 @@ def test_a_methods_values_are_not_those_of_a_run(method):
     assert not set(settings_class(method).model_fields) & set(
         load_study(ROOT / "params.yaml").run("dense", "stsb").model_dump()
     )
+
+
+CUT = {"method": "structured", "recipe": "learned", "budget": 0.5, "start": "dense", "learning_rate": 3e-4}
+
+
+def test_structured_pruning_takes_no_set(values):
+    values["runs"]["cut"] = cut = CUT | {"epochs": 4, "batch_size": 32}
+    run = parse_study(values, "params.yaml").run("cut", "stsb")
+    assert isinstance(run.method_settings, Structured)
+    assert (run.set, run.recipe, run.multiple) == (None, "learned", 1)
+    cut["set"] = "2:4"
+    message = "run 'cut' on stsb: set = '2:4': method 'structured' takes no set, since it removes whole units: leave"
+    assert message in refused(values)
+
+
+def test_structured_pruning_takes_no_single_matrices_but_for_blocks(values):
+    values["runs"] = {"dense": values["runs"]["dense"], "cut": CUT | {"epochs": 4, "batch_size": 32}}
+    values |= {"variants": {}, "targets": {"include": ["query"], "exclude": []}}
+    assert "run 'cut' on stsb: include ['query'] and exclude []: heads and rows reach over several" in refused(values)
+    values["runs"]["cut"]["units"] = "blocks"
+    assert parse_study(values, "params.yaml").run("cut", "stsb").units == "blocks"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"permute": True}, "permute = true prepares for a set, and this run has none"),
+        ({"budgett": 0.5}, "unknown key 'budgett'; did you mean 'budget'"),
+        ({"budget": 1.5}, "budget = 1.5: Input should be less than 1"),
+        ({"rho": 0.1}, "unknown key 'rho'"),
+        ({"recipe": "paper", "threshold_rate": 0.3}, "recipe 'paper' has its own values: leave threshold_rate out"),
+        ({"cost": "latency"}, "cost = 'latency' needs `latency`, the path of a measured table"),
+        ({"epochs": 1, "measure_steps": 30}, "recipe 'learned' needs 32 optimizer steps before the structure is fixed"),
+        ({"recipe": "gradual", "epochs": 1, "interval": 30}, "needs 70 optimizer steps"),
+    ],
+)
+@pytest.mark.situation("settings", "a structured run that is too short or has values of another method", "refused")
+def test_an_impossible_structured_run_is_refused_before_any_training(values, change, message):
+    values["runs"]["cut"] = CUT | {"epochs": 4, "batch_size": 32} | change
+    assert message in refused(values)
 
 
 def test_a_runs_values_on_one_task_replace_its_own(values):

@@ -37,6 +37,7 @@ from transformers import PreTrainedModel
 
 from nxm.errors import UserError
 from nxm.files import new_folder
+from nxm.models.shrink import from_tensors, read_structure
 from nxm.sets import parse_set
 from nxm.sets.base import ConstraintSet
 from nxm.sets.integers import Integers
@@ -197,6 +198,8 @@ def load_packed(folder: Path) -> PreTrainedModel:
     if architecture is None:
         named = (config.architectures or ["none"])[0]
         raise UserError(f"{folder}: config.json names the model class '{named}', which transformers does not have")
+    if read_structure(config) is not None:
+        return from_tensors(config, read_packed(folder), str(folder))
     return architecture.from_pretrained(None, config=config, state_dict=read_packed(folder)).eval()
 
 

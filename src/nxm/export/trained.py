@@ -16,8 +16,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nxm.errors import UserError
 from nxm.files import DISK_ERRORS, Refusal, check_place, check_room, new_file
+from nxm.models.shrink import load
 from nxm.sets.base import ConstraintSet
-from nxm.sets.saved import Claim, load_config, load_model, model_class, read_patterns, report
+from nxm.sets.saved import Claim, load_config, model_class, read_patterns, report
 
 Example = str | tuple[str, str]
 
@@ -97,7 +98,7 @@ class Trained:
 
 
 def load_trained(folder: Path) -> Trained:
-    """Load a folder saved by `save_pretrained`, with the head that its config names.
+    """Load a folder saved by `save_pretrained`, shrunk or not, with the head that its config names.
 
     Raises:
         UserError: it is no model folder, transformers does not have its class, the model does not read sentences, its
@@ -117,7 +118,7 @@ def load_trained(folder: Path) -> Trained:
             "for models that read one sentence or a pair"
         )
     claims = read_patterns(config)
-    model = load_model(folder, config, torch.float32)
+    model = load(folder, torch.float32)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:

@@ -120,6 +120,8 @@ def _cost(study: Study, name: str, teacher: object) -> float:
     size, start = 1.0, study.runs.get(name, {}).get("start")
     if start == "student" or study.runs.get(str(start), {}).get("start") == "student":
         size = _STUDENT
+    if study.runs.get(str(start), {}).get("method") == "structured":
+        size *= study.runs[str(start)]["budget"]
     return size + (_TEACHER if teacher else 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Methods that train weights into a constraint set, as Hugging Face Trainer callbacks.
+"""Methods that compress weights while they train, as Hugging Face Trainer callbacks.
 
     trainer = Trainer(model, args, train_dataset=data, callbacks=[AdmmCallback(NM(2, 4))])
     trainer.train()
@@ -7,6 +7,9 @@
 While it trains, the network *in eval mode* is the hard-pruned one (the paper's evaluation, section 4.2), so every
 metric that the Trainer reports is the sparse network's; training and checkpoints go on with the unpruned weights.
 The method's state is saved with each checkpoint and restored by `resume_from_checkpoint`.
+
+All but one train weights into a constraint set. Structured pruning takes none (`takes_set`): it removes heads and FFN
+rows.
 
 A method is a folder here and its entry in `METHODS`. The folder holds `settings.py` (`SETTINGS`, a class of settings),
 `algorithm.py` (the mathematics) and `callback.py` (`make`, which returns the callback). Importing this module and a
@@ -22,10 +25,10 @@ from nxm.errors import UserError
 
 if TYPE_CHECKING:
     from nxm.config import Settings
-    from nxm.methods.callback import SparsityCallback
+    from nxm.methods.callback import MethodCallback
     from nxm.sets.base import ConstraintSet
 
-METHODS = ("admm", "one_shot", "gradual", "sr_ste", "straight_through")
+METHODS = ("admm", "one_shot", "gradual", "sr_ste", "straight_through", "structured")
 
 ImportanceName = Literal["none", "adam", "activations"]  # the measures of nxm.methods.importance; none: magnitudes
 
@@ -35,24 +38,32 @@ def settings_class(name: str) -> type[Settings]:
     return _module(name, "settings").SETTINGS
 
 
+def takes_set(name: str) -> bool:
+    """Return whether a method trains weights into a constraint set. Raises UserError for an unknown method."""
+    return bool(getattr(settings_class(name), "takes_set", True))
+
+
 def make_callback(
     name: str,
-    constraint: ConstraintSet,
+    constraint: ConstraintSet | None,
     settings: Settings,
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
-) -> SparsityCallback:
+) -> MethodCallback:
     """Return a method's Trainer callback, as a study trains with it.
 
     Args:
         name: an entry of `METHODS`.
-        constraint: the set in which the target weights end.
+        constraint: the set in which the target weights end; None for a method without one.
         settings: an object of `settings_class(name)`.
         include, exclude: regular expressions on weight names, see `nxm.models.targets.find_targets`.
 
     Raises:
-        UserError: the method is unknown, or needs a set of another kind.
+        UserError: the method is unknown, needs a set of another kind, or takes no set and there is one.
     """
+    if takes_set(name) != (constraint is not None):
+        needs = "takes no set" if constraint else "needs a constraint set such as NM(2, 4)"
+        raise UserError(f"method '{name}' {needs}: constraint = {constraint}")
     return _module(name, "callback").make(constraint, settings, include, exclude)
 
 

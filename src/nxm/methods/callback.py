@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from nxm.errors import UserError
@@ -98,6 +98,10 @@ class MethodCallback(TrainerCallback):
     def finish(self, model: nn.Module) -> None:
         """Leave the weights as they are to be saved, at the end of the training."""
         raise NotImplementedError
+
+    def to_save(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Return what to save of a model after `finish`: itself, or a smaller one of the same function."""
+        return model
 
     def record(self) -> dict[str, Any] | None:
         """Return the course of the last training for a results file, as JSON; None for a method without one."""

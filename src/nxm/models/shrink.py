@@ -18,6 +18,8 @@ constructor raises `AmbiguousGlobalPerLayerAttributeError`. A masked model that 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from nxm.errors import UserError
+from nxm.models import cost
 from nxm.models.roles import Block, find_blocks, find_roles
 from nxm.models.structure import Structure, validate_structure
 from nxm.sets.saved import load_config, load_matrices, load_model, model_class, stored_tensors
@@ -94,12 +97,42 @@ def read_structure(config: PretrainedConfig) -> dict[str, Any] | None:
     return {"heads": heads, "rows": rows}
 
 
-def load(folder: str | Path) -> PreTrainedModel:
+@dataclass(frozen=True)
+class Remaining:
+    """The sizes of a model's layers, shrunk or not, compared with those of its dense architecture.
+
+    heads, rows: the number of heads and the width of the FFN in each layer.
+    dense_heads, dense_rows: the same of each dense layer.
+    share: the weights of the layers' six matrices, zero or not, over those of the dense layers.
+    """
+
+    heads: tuple[int, ...]
+    rows: tuple[int, ...]
+    dense_heads: int
+    dense_rows: int
+    share: float
+
+
+def remaining(model: PreTrainedModel) -> Remaining:
+    """Return what is left of a model's dense architecture. Raises UserError as `find_blocks` does."""
+    with torch.device("meta"):
+        dense = type(model)(model.config)
+    blocks, whole = find_blocks(model), find_blocks(dense)[0]
+    heads, rows = tuple(block.n_heads for block in blocks), tuple(block.n_rows for block in blocks)
+    table = cost.weights(dense)
+    share = table.of_counts(heads, rows) / table.dense(len(blocks))
+    return Remaining(heads, rows, whole.n_heads, whole.n_rows, share)
+
+
+def load(folder: str | Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
     """Load a model from a folder saved by `save_pretrained`, shrunk or not.
 
     Tensors come from safetensors, in one file or in shards; no pickle is read and no code from the folder is run.
 
-    Returns: the model in eval mode, of the class that config.json names and with the tensors' dtype.
+    Args:
+        dtype: of the weights; "auto": that of the files.
+
+    Returns: the model in eval mode, of the class that config.json names.
 
     Raises:
         UserError: a file is missing or damaged, transformers has no such class, or the tensors do not have the sizes
@@ -107,29 +140,64 @@ def load(folder: str | Path) -> PreTrainedModel:
     """
     folder = Path(folder)
     config = load_config(folder)
-    written = read_structure(config)
-    architecture = model_class(config)
-    if architecture is None:
-        name = (config.architectures or ["none"])[0]
-        raise UserError(f"{folder}/config.json: architectures names '{name}', which is no model of transformers")
-    if written is None:
-        return load_model(folder, config).eval()
+    if read_structure(config) is None:
+        _architecture(config, str(folder))
+        return load_model(folder, config, dtype).eval()
     weights = load_matrices(folder, list(stored_tensors(folder)))
+    if isinstance(dtype, torch.dtype):
+        weights = {name: W.to(dtype) if W.is_floating_point() else W for name, W in weights.items()}
+    return from_tensors(config, weights, str(folder))
+
+
+def from_tensors(config: PretrainedConfig, weights: Mapping[str, Tensor], where: str) -> PreTrainedModel:
+    """Return the shrunk model of a config, in eval mode, with these tensors by name.
+
+    Args:
+        config: has `nxm_structure`.
+        where: the folder, for messages.
+
+    Raises:
+        UserError: as `load`.
+    """
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights, which are replaced at once
-        model = architecture(config)
-    structure = Structure(tuple(map(tuple, written["heads"])), tuple(tuple(range(width)) for width in written["rows"]))
-    validate_structure(find_blocks(model), structure)
-    _cut_(model, structure, written["rows"])
+        model = build(config, where)
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     except RuntimeError as error:
-        raise UserError(f"{folder}: the tensors do not have the sizes of config.json: {_first(error)}") from None
+        raise UserError(f"{where}: the tensors do not have the sizes of config.json: {_first(error)}") from None
     model.tie_weights()
     missing = [name for name in missing if name not in model.all_tied_weights_keys]
     if missing or unexpected:
         problem = f"lacks '{missing[0]}'" if missing else f"has '{unexpected[0]}', which is unknown"
-        raise UserError(f"{folder}: not the tensors of {architecture.__name__}: the folder {problem}")
+        raise UserError(f"{where}: not the tensors of {type(model).__name__}: the folder {problem}")
     return model.eval()
+
+
+def build(config: PretrainedConfig, where: str) -> PreTrainedModel:
+    """Return a model of a config with random weights, shrunk if the config has `nxm_structure`.
+
+    Args:
+        where: the folder, for messages.
+
+    Raises:
+        UserError: transformers has no class of the config's name, or the structure does not fit it.
+    """
+    model = _architecture(config, where)(config)
+    written = read_structure(config)
+    if written is not None:
+        rows = tuple(tuple(range(width)) for width in written["rows"])
+        structure = Structure(tuple(map(tuple, written["heads"])), rows)
+        validate_structure(find_blocks(model), structure)
+        _cut_(model, structure, written["rows"])
+    return model
+
+
+def _architecture(config: PretrainedConfig, where: str) -> type[PreTrainedModel]:
+    architecture = model_class(config)
+    if architecture is None:
+        name = (config.architectures or ["none"])[0]
+        raise UserError(f"{where}/config.json: architectures names '{name}', which is no model of transformers")
+    return architecture
 
 
 class _BiasOfHeads:

@@ -22,8 +22,13 @@ def every_other_layer(teacher: PreTrainedModel) -> PreTrainedModel:
     Returns: a model of the same class with half the layers, rounded up.
 
     Raises:
-        UserError: the teacher has a single layer.
+        UserError: the teacher has a single layer, or layers of its own sizes (`nxm.models.shrink`).
     """
+    if getattr(teacher.config, "nxm_structure", None) is not None:
+        raise UserError(
+            "the teacher was shrunk: a student is made of the layers of a dense model (start: student needs another "
+            "teacher)"
+        )
     prefix, stack = find_stack(teacher)
     if len(stack) < 2:
         raise UserError(f"a teacher of {len(stack)} layer has no other layer to drop")

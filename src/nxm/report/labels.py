@@ -57,6 +57,13 @@ RUNS = {  # in the order they are shown
     "qat_then_nxm": Look("QAT, then NxM+", "#DDAA33", (6, 1, 0), (0, (5, 1, 1, 1))),
     "rounding": Look("Rounded", "#BBBBBB", (8, 1, 0), (0, (1, 4))),
     "rounding_then_nxm": Look("Rounded, then NxM+", "#CC6677", (7, 0, 0), (0, (6, 3))),
+    "cut50": Look("Structured, 50 %", "#08519C", (3, 0, 45), (0, (9, 1))),
+    "cut30": Look("Structured, 30 %", "#3182BD", (4, 0, 22), (0, (9, 2))),
+    "cut20": Look("Structured, 20 %", "#6BAED6", (5, 0, 0), (0, (9, 3))),
+    "cut10": Look("Structured, 10 %", "#9ECAE1", (6, 0, 30), (0, (9, 4))),
+    "fisher20": Look("Fisher in one shot, 20 %", "#A6761D", (5, 1, 0), (0, (2, 4))),
+    "cut50_nxm": Look("Structured, 50 %, then NxM+", "#005A32", (7, 1, 0), (0, (8, 1, 1, 1))),
+    "cut50_nxm_int8": Look("Structured, 50 %, then NxM+, INT8", "#74C476", (8, 0, 0), (0, (8, 1, 1, 1, 1, 1))),
 }
 # Runs of every study; NxM+ and its rivals are in studies of their own.
 EVERYWHERE = ("dense", "admm_unstructured", "asp", "nxm", "distil", "distil_nxm", "distil_nxm_kd")
@@ -102,11 +109,9 @@ VARIANTS = {  # a variant's name after its run's, and the words that follow the 
     "int4": "(4 bits)",
     "int2": "(2 bits)",
     "joint": "(joint from the start)",
-    "joined-at-quarter": "(joint from a quarter)",
     "joint-ramped": "(joint by and by)",
-    "late-freeze": "(integers in the last quarter)",
-    "early-freeze": "(integers in three quarters)",
     "integers-alone": "(integers alone)",
+    "gradual": "(in steps)",
 }
 
 WEIGHTS = {  # pretrained weights, by the last part of their name
@@ -135,6 +140,8 @@ HYPERPARAMETERS = {  # columns of Table 3, in its order
     "permute": "Permuted",
     "dropout": "Dropout",
     "noise": "Token noise",
+    "budget": "Budget",
+    "threshold_rate": "Rate of thresholds",
     "set": "Pattern",
     "teacher": "Teacher",
     "distillation": "Distillation",

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from nxm.data import tasks as glue
-from nxm.methods import METHODS, settings_class
+from nxm.methods import METHODS, settings_class, takes_set
 from nxm.report import labels, paper
 from nxm.report.evidence import Evidence
 from nxm.study import settings
@@ -78,7 +78,9 @@ def shown_as(record: Result | Failure) -> str:
 def default_of(record: Result | Failure, key: str) -> Any:
     """Return the default of a hyper-parameter in a record's run and method; None where it has none."""
     method = record.hyperparameters.get("method")
-    return _defaults((method,) if isinstance(method, str) else METHODS).get(key)
+    # former files name no method; those were of methods with a set
+    methods = (method,) if isinstance(method, str) else tuple(filter(takes_set, METHODS))
+    return _defaults(methods).get(key)
 
 
 @functools.cache

@@ -34,6 +34,12 @@ GROUPS = {
         "src/nxm/distillation/noise.py",
         "src/nxm/distillation/trainer.py",
     ),
+    "structure": (  # trainings that make or read a shrunk model
+        "src/nxm/models/cost.py",
+        "src/nxm/models/roles.py",
+        "src/nxm/models/shrink.py",
+        "src/nxm/models/structure.py",
+    ),
 }
 
 

@@ -145,6 +145,20 @@ def model_path(study: Study, training: Training, run: str | None) -> Path:
     return Path("models", training.task, str(run), f"seed{study.start_seed(training.seed)}")
 
 
+def _meets_shrunk_models(study: Study, training: Training, run: Run) -> bool:
+    """Return whether a training makes a shrunk model, starts from one or learns from one."""
+    return any(_makes_shrunk_model(study, each, training.task) for each in (run, run.teacher) if each)
+
+
+def _makes_shrunk_model(study: Study, run: Run | str, task: str) -> bool:
+    """Return whether a run, or one of the runs that it goes back to, is structured pruning."""
+    if isinstance(run, str):
+        if run not in study.runs:
+            return False
+        run = study.run(run, task)
+    return run.method == "structured" or _makes_shrunk_model(study, run.start, task)
+
+
 def chosen_path(training: Training) -> Path:
     """Return the path of the values that the search chose for a training's run."""
     return Path("results/chosen", training.task, f"{training.run}.json")
@@ -180,6 +194,8 @@ def write_plan(study: Study, folder: Path) -> None:
             "callback": f"{method}/callback.py" if run.method else nothing,
             "teaching": code_path("teaching") if run.teacher else nothing,
             "permutation": f"{source}/models/permute.py" if run.permute else nothing,
+            "structure": code_path("structure") if _meets_shrunk_models(study, training, run) else nothing,
+            "latency": getattr(run, "latency", "") or nothing,
         }
         values[f"{training.stage}-{training.key}"] = _spelled_out(run.model_dump(mode="json"))
     for name, task in itertools.product(study.search.runs, study.tasks):

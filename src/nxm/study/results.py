@@ -137,6 +137,55 @@ class Sparsity(Record):
     nonzero_parameters: Count
 
 
+class PruningStep(Record):
+    """The hard count after a step of structured pruning, as a share of the start's."""
+
+    step: Count
+    share: Share
+
+
+class Pruning(Record):
+    """Structured pruning during a run.
+
+    budget, share: the share of the start's cost that was asked for, and the hard count of what is left of it.
+    cost: the unit of both: "weights", "flops" or "latency".
+    units: what was removed: "heads_rows", "heads_rows_outputs" or "blocks", which stay in their matrices as zeros.
+    course: the hard count at each step that changed it.
+    """
+
+    budget: Share
+    share: Share
+    cost: str
+    units: str
+    course: tuple[PruningStep, ...]
+
+
+class StructureRecord(Record):
+    """The layers of a model that was shrunk, in this run or in that of its start.
+
+    heads, rows: the number of heads and the width of the FFN in each layer.
+    dense_heads, dense_rows: the same of a layer of the dense architecture.
+    share: the weights of the layers' six matrices over those of the dense architecture.
+    pruning: None if this run has the structure of its start.
+    """
+
+    heads: tuple[Count, ...]
+    rows: tuple[Count, ...]
+    dense_heads: Count
+    dense_rows: Count
+    share: Share
+    pruning: Pruning | None
+
+    @model_validator(mode="after")
+    def _layers_are_no_larger_than_dense_ones(self) -> StructureRecord:
+        if len(self.heads) != len(self.rows):
+            raise ValueError(f"'heads' has {len(self.heads)} layers and 'rows' has {len(self.rows)}")
+        for name, sizes, dense in (("heads", self.heads, self.dense_heads), ("rows", self.rows, self.dense_rows)):
+            if not all(0 < size <= dense for size in sizes):
+                raise ValueError(f"'{name}' must be from 1 to the {dense} of a dense layer, not {list(sizes)}")
+        return self
+
+
 class Model(Record):
     """The network's size."""
 
@@ -213,6 +262,7 @@ class Result(Place):
     hyperparameters: dict[str, JsonValue]
     epochs: tuple[Epoch, ...]
     admm: AdmmRecord | None = None
+    structure: Annotated[StructureRecord | None, Field(exclude_if=lambda own: own is None)] = None
     sparsity: Sparsity
     model: Model
     wall_seconds: Seconds

@@ -34,7 +34,7 @@ from nxm.data.settings import Prepare, Source
 from nxm.data.tasks import TASKS, get_task
 from nxm.distillation.settings import Distillation
 from nxm.errors import UserError
-from nxm.methods import METHODS, settings_class
+from nxm.methods import METHODS, settings_class, takes_set
 
 RunName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 VariantName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*/[a-z0-9][A-Za-z0-9._-]*$")]
@@ -71,7 +71,7 @@ class Run(Settings):
     """
 
     method: str | None = None  # null: fine-tuning without a constraint
-    set: str | None = None  # the constraint set: "2:4", "50 %"
+    set: str | None = None  # the constraint set: "2:4", "50 %"; null for a method without one, such as structured
     start: str = "pretrained"  # the pretrained weights, the student, or the trained model of another run
     teacher: str | None = None  # the run whose trained model teaches; null: none
     epochs: Count  # 0: the start, projected on the set and not trained
@@ -93,7 +93,13 @@ class Run(Settings):
 
     @model_validator(mode="after")
     def _method_and_set_belong_together(self) -> Run:
-        if (self.method is None) != (self.set is None):
+        if self.method is not None and not takes_set(self.method):
+            if self.set is not None:
+                raise ValueError(
+                    f"set = '{self.set}': method '{self.method}' takes no set, since it removes whole units: leave the "
+                    "set out; a further run that starts from this one can train what is left into it"
+                )
+        elif (self.method is None) != (self.set is None):
             raise ValueError(f"a method needs a set and a set needs a method: method {self.method}, set {self.set}")
         if self.permute and self.set is None:
             raise ValueError("permute = true prepares for a set, and this run has none: set false")
@@ -255,6 +261,8 @@ class Study(Settings):
         try:
             run = parse_run(values)
             self._refuse_short_training(run, task)
+            if refuse := getattr(run, "refuse_targets", None):  # of a method that takes no single matrices
+                refuse(self.targets.include, self.targets.exclude)
             return run
         except ValidationError as error:
             kind = run_class(values.get("method"))

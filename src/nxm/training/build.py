@@ -1,4 +1,4 @@
-"""The parts of a training: the model, its teacher, and the callback that takes it into the constraint set.
+"""The parts of a training: the model, its teacher, and the callback of its method.
 
 The order of random draws is part of every result: set the seed, draw the head, take half the layers, permute channels,
 load the teacher, make the callback.
@@ -16,7 +16,7 @@ from nxm.data.settings import Source
 from nxm.data.tasks import Task, get_task
 from nxm.errors import UserError
 from nxm.methods import make_callback as make_method_callback
-from nxm.methods.callback import SparsityCallback
+from nxm.methods.callback import MethodCallback
 from nxm.models.student import every_other_layer
 from nxm.sets import parse_set
 from nxm.sets.nm import NM
@@ -34,7 +34,7 @@ class Parts:
     start: Path
     teacher: PreTrainedModel | None
     teacher_path: Path | None
-    callback: SparsityCallback | None
+    callback: MethodCallback | None
 
 
 def build(study: Study, training: Training, run: Run, mean_label: float | None) -> Parts:
@@ -67,12 +67,13 @@ def load_teacher(folder: Path | None, task: Task, run: Run) -> PreTrainedModel |
     return load_model(folder, task, False)
 
 
-def make_callback(study: Study, run: Run) -> SparsityCallback | None:
-    """Return the callback that takes the model into the run's constraint set; None for plain fine-tuning."""
-    if run.method is None or run.set is None:
+def make_callback(study: Study, run: Run) -> MethodCallback | None:
+    """Return the callback of the run's method, with its constraint set if it has one; None for plain fine-tuning."""
+    settings = run.method_settings
+    if run.method is None or settings is None:
         return None
     include, exclude = tuple(study.targets.include), tuple(study.targets.exclude)
-    return make_method_callback(run.method, parse_set(run.set), run.method_settings, include, exclude)
+    return make_method_callback(run.method, parse_set(run.set) if run.set else None, settings, include, exclude)
 
 
 def _permute_(model: PreTrainedModel, study: Study, run: Run) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from nxm.data.tasks import get_task, paper_metric
 from nxm.environment import SHARED_GPU
 from nxm.errors import Diverged, UserError
 from nxm.files import sha256_file, sha256_tree
-from nxm.methods.callback import SparsityCallback
+from nxm.methods.callback import MethodCallback
+from nxm.models import shrink
 from nxm.models.save import save_model
 from nxm.models.targets import find_targets
+from nxm.sets import parse_set
 from nxm.sets.saved import load_matrices, read_patterns, report
 from nxm.study.plan import Training, chosen_path, composed
 from nxm.study.results import (
@@ -44,9 +47,10 @@ from nxm.training.trainer import Trained, train
 def run(study: Study, training: Training) -> Path:
     """Train, measure and write the results file; return its path. The working directory is the study's folder.
 
-    A whole run saves its model too; a run or variant that is compared saves its predictions on dev. If the values of a
-    variant or trial make training diverge or exceed the GPU's memory, its result is a `Failure` and the rest of the
-    study continues. (With several processes this is an error, since the others would wait forever.)
+    A whole run saves its model too, without dead heads and rows if its method is structured pruning; a run or variant
+    that is compared saves its predictions on dev. If the values of a variant or trial make training diverge or exceed
+    the GPU's memory, its result is a `Failure` and the rest of the study continues. (With several processes this is an
+    error, since the others would wait forever.)
 
     An interrupted training resumes from its last complete checkpoint if settings, data, weights, code and versions are
     the same, and ends with the same result. All processes of `accelerate launch` call this.
@@ -162,12 +166,13 @@ def _result(
     training: Training,
     values: Run,
     trained: Trained,
-    callback: SparsityCallback | None,
+    callback: MethodCallback | None,
     hashes: dict[str, str],
     seconds: float,
     joules: float | None,
 ) -> Result:
     task, config = get_task(training.task), trained.model.config
+    record = callback.record() if callback else None
     return Result.model_validate(
         _place(study, training)
         | {
@@ -176,8 +181,9 @@ def _result(
             "heldout": trained.heldout and {"name": task.metric, "value": trained.heldout[task.metric]},
             "hyperparameters": values.model_dump(mode="json"),
             "epochs": trained.epochs,
-            "admm": callback.record() if callback else None,
-            "sparsity": _sparsity(trained.model, study, callback),
+            "admm": record if values.method == "admm" else None,
+            "structure": _structure(trained.model, values, record),
+            "sparsity": _sparsity(trained.model, study, values),
             "model": {"layers": config.num_hidden_layers, "hidden_size": config.hidden_size},
             "wall_seconds": seconds,
             "train_seconds": trained.seconds,
@@ -196,12 +202,25 @@ def _result(
     )
 
 
-def _sparsity(model: PreTrainedModel, study: Study, callback: SparsityCallback | None) -> dict[str, Any]:
+def _structure(model: PreTrainedModel, run: Run, record: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the sizes of a pruned or shrunk model's layers, and how they came about; None for a dense architecture."""
+    structured = run.method == "structured"
+    if not structured and shrink.read_structure(model.config) is None:
+        return None
+    pruning = None
+    if structured and record is not None:
+        settings = run.method_settings.model_dump(include={"budget", "cost", "units"}) if run.method_settings else {}
+        course = [{"step": entry["step"], "share": entry["share"]} for entry in record["course"]]
+        pruning = settings | {"share": record["share"], "course": course}
+    return asdict(shrink.remaining(model)) | {"pruning": pruning}
+
+
+def _sparsity(model: PreTrainedModel, study: Study, run: Run) -> dict[str, Any]:
     targets = find_targets(model, tuple(study.targets.include), tuple(study.targets.exclude))
     sizes = sum(W.numel() for W in targets.values())
     nonzero = {name: int(parameter.count_nonzero()) for name, parameter in model.named_parameters()}
     return {
-        "pattern": str(callback.constraint) if callback else None,
+        "pattern": str(parse_set(run.set)) if run.set else None,
         "targets": len(targets),
         "density": sum(nonzero[name] for name in targets) / sizes,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

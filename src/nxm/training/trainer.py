@@ -47,7 +47,7 @@ COMPLETE = "complete"  # the last file written into a checkpoint
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model, its metrics in percent points, and its course by epoch.
+    """A trained model as it is to be saved, its metrics in percent points, and its course by epoch.
 
     `predictions` are the logits on each evaluation split: (rows, num_labels), fp32, in the split's order. `heldout` are
     the metrics on held-out training rows; None without such rows. `seconds_before` is the part of `seconds` before the
@@ -104,6 +104,12 @@ def train(
     if not trainer.predicted:  # resumed after the last evaluation
         trainer.evaluate()
     history = trainer.state.log_history
+    model = parts.callback.to_save(parts.model) if parts.callback else parts.model
+    if model is not parts.model:  # scores and predictions are those of what is saved, whose sums have another order
+        trainer = _Trainer(**(options | {"model": model, "callbacks": []}))
+        trainer.state.global_step = args.max_steps
+        trainer.evaluate()
+        history = [*history, *trainer.state.log_history]
     predictions = {}
     for split, suffix in task.evaluation.items():
         logits = trainer.predicted["eval" + suffix]
@@ -111,7 +117,7 @@ def train(
         predictions[split][order[split]] = logits
     heldout = trainer.evaluate(ordered["heldout"], metric_key_prefix="heldout") if "heldout" in ordered else None
     return Trained(
-        model=parts.model,
+        model=model,
         metrics=_metrics_at(history, task, args.max_steps),
         predictions=predictions,
         heldout=heldout and {name: heldout[f"heldout_{name}"] for name in METRICS if f"heldout_{name}" in heldout},

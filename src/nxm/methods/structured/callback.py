@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from nxm.errors import Diverged, UserError
 from nxm.methods.callback import MethodCallback
@@ -41,12 +42,20 @@ from nxm.methods.structured.settings import DEFAULT_STRUCTURED, Structured
 from nxm.models import cost as costs
 from nxm.models.cost import Cost
 from nxm.models.roles import find_blocks
-from nxm.models.structure import Structure, full_structure, living
+from nxm.models.shrink import shrink
+from nxm.models.structure import Structure, full_structure, living, structure_of
 from nxm.models.targets import find_targets, refuse_frozen
 
 PAPER_THRESHOLD = 10.0
 PAPER_RATE = 0.01  # of scores and thresholds
 SCORE_MEAN = 0.05  # of scores that start from an importance: small enough that training reorders them
+
+
+def make(
+    constraint: None, settings: Structured, include: tuple[str, ...], exclude: tuple[str, ...]
+) -> StructuredCallback:
+    """Return the callback as a study trains with it."""
+    return StructuredCallback(settings, include, exclude)
 
 
 class StructuredCallback(MethodCallback):
@@ -75,11 +84,7 @@ class StructuredCallback(MethodCallback):
         self, settings: Structured | None = None, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()
     ) -> None:
         self.settings = settings or DEFAULT_STRUCTURED
-        if self.settings.units != "blocks" and (include or exclude):
-            raise UserError(
-                f"include {list(include)} and exclude {list(exclude)}: heads and rows reach over several matrices, "
-                "leave the patterns out"
-            )
+        self.settings.refuse_targets(include, exclude)
         self.include = include
         self.exclude = exclude
         self.gates: dict[str, Gate] = {}
@@ -128,25 +133,8 @@ class StructuredCallback(MethodCallback):
     def _plan(self, model: nn.Module, steps: int) -> None:
         """Set the budget and the steps at which phases end."""
         settings = self.settings
-        measures = settings.importance == "fisher" and settings.recipe != "paper"
-        self.measured_at = settings.measure_steps if measures else 0
-        self.ramped_at = max(self.measured_at, round(steps * settings.ramp_until))
-        self.frozen_at = {
-            "paper": steps + 1,
-            "learned": round(steps * settings.freeze_at),
-            "one_shot": self.measured_at,
-            "gradual": self.ramped_at,
-        }[settings.recipe]
-        needed = (
-            self.measured_at
-            + {"paper": 0, "learned": 2, "one_shot": 0, "gradual": 2 * settings.interval}[settings.recipe]
-        )
-        if settings.recipe != "paper" and (self.frozen_at < needed or steps <= needed):
-            raise UserError(
-                f"recipe '{settings.recipe}' needs {needed} optimizer steps before the structure is fixed, after step "
-                f"{min(self.frozen_at, steps)} of {steps}: train longer, or lower measure_steps = "
-                f"{settings.measure_steps} or interval = {settings.interval}"
-            )
+        settings.refuse_short_training(steps, None)
+        self.measured_at, self.ramped_at, self.frozen_at = settings.phases(steps)
         self.table = self._cost_table(model) if settings.units == "heads_rows" else None
         self.whole = self.table.of(full_structure(model)) if self.table else 1.0
         if settings.recipe != "paper":
@@ -318,6 +306,12 @@ class StructuredCallback(MethodCallback):
         self._set_masks(self._last_step, self.final_masks())
         self.choice_is_final = True
         self._hold()
+
+    def to_save(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Return the model without its dead heads and rows; with blocks, whose zeros lie inside, the model itself."""
+        if self.settings.units == "blocks":
+            return model
+        return shrink(model, structure_of(model), self.settings.multiple)
 
     def after_step(self, step: int, optimizer: Any) -> None:
         self._last_step = step

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from nxm.config import Positive, PositiveInt, Settings, Share
+from nxm.errors import UserError
 
 
 class Structured(Settings):
@@ -17,6 +19,8 @@ class Structured(Settings):
     budget that is met exactly, and then recovers on a fixed structure. `recipe: one_shot` removes what costs least by
     its importance once (Kwon et al.), `recipe: gradual` in steps.
     """
+
+    takes_set: ClassVar[bool] = False
 
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"recipe": "learned", "budget": 0.5, "measure_steps": 2},
@@ -74,6 +78,38 @@ class Structured(Settings):
                 "fixed before the budget is reached"
             )
         return self
+
+    def phases(self, steps: int) -> tuple[int, int, int]:
+        """Return the steps, of so many, from which importance is measured, the budget is reached and masks are fixed.
+
+        The paper's recipe fixes its masks after the last step.
+        """
+        measures = self.importance == "fisher" and self.recipe != "paper"
+        measured = self.measure_steps if measures else 0
+        ramped = max(measured, round(steps * self.ramp_until))
+        fixed = {"paper": steps + 1, "learned": round(steps * self.freeze_at), "one_shot": measured, "gradual": ramped}
+        return measured, ramped, fixed[self.recipe]
+
+    def refuse_targets(self, include: Sequence[str], exclude: Sequence[str]) -> None:
+        """Raise UserError for patterns on the names of matrices, which only blocks take."""
+        if self.units != "blocks" and (include or exclude):
+            raise UserError(
+                f"include {list(include)} and exclude {list(exclude)}: heads and rows reach over several matrices, "
+                "leave the patterns out"
+            )
+
+    def refuse_short_training(self, steps: int, steps_per_epoch: int | None) -> None:
+        """Raise UserError if so many optimizer steps are too few to choose the structure by the recipe."""
+        if self.recipe == "paper":
+            return
+        measured, _, fixed = self.phases(steps)
+        needed = measured + {"learned": 2, "one_shot": 0, "gradual": 2 * self.interval}[self.recipe]
+        if fixed < needed or steps <= needed:
+            raise UserError(
+                f"recipe '{self.recipe}' needs {needed} optimizer steps before the structure is fixed, after step "
+                f"{min(fixed, steps)} of {steps}: train longer, or lower measure_steps = {self.measure_steps} or "
+                f"interval = {self.interval}"
+            )
 
 
 SETTINGS = Structured

@@ -29,6 +29,13 @@ PAIRS = (  # a run, and the one it is compared with
     ("gmp_plus", "dense"),
     ("sr_ste_plus", "dense"),
     ("distil_nxm_plus", "distil"),
+    *((run, rival) for run in ("cut50", "cut30", "cut20", "cut10") for rival in ("dense", "dense_plus")),
+    ("cut50", "distil"),
+    ("cut20", "fisher20"),
+    ("fisher20", "dense"),
+    ("cut50_nxm", "cut50"),
+    ("cut50_nxm", "dense"),
+    ("cut50_nxm_int8", "dense"),
 )
 FIELDS = ["task", "run", "rival", "difference", "low", "high", "kept", "kept_low", "kept_high", "heldout", "paper"]
 
