@@ -48,8 +48,8 @@ def better_with_a_new_seed(differences: Sequence[float]) -> float | None:
 def p_value(draws: np.ndarray) -> float:
     """Return the two-sided p-value of no difference, from the difference in each draw of the bootstrap, (draws,).
 
-    Twice the share of draws on the rarer side of zero: below 0.05 where the 95 % percentile interval excludes zero. With
-    the observed value counted as one more draw it is never 0 (Davison & Hinkley 1997, section 4.4).
+    Twice the share of draws on the rarer side of zero: below 0.05 where the 95 % percentile interval excludes zero.
+    With the observed value counted as one more draw it is never 0 (Davison & Hinkley 1997, section 4.4).
     """
     rarer = min((draws <= 0).sum(), (draws >= 0).sum())
     return float(min(1.0, 2 * (rarer + 1) / (len(draws) + 1)))

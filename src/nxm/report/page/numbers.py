@@ -185,9 +185,7 @@ def called(name: str, runs: Sequence[str], task: str | Sequence[str] | None = No
     return f"{name}({', '.join(words)})"
 
 
-def tasks_of(
-    name: str, evidence: Evidence, runs: Sequence[str], task: str | Sequence[str] | None = None
-) -> list[str]:
+def tasks_of(name: str, evidence: Evidence, runs: Sequence[str], task: str | Sequence[str] | None = None) -> list[str]:
     """The tasks that the number `name` of `runs` is about. Raises LookupError where a run does not have them."""
     if task == "all" and NUMBERS[name] in _PAPER:
         return list(statistics.TASKS)

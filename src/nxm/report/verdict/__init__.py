@@ -4,8 +4,9 @@
 claim by it (`nxm.report.verdict.claims`). `nxm verify --evidence` needs neither git nor training: it computes the
 committed numbers again from the stored predictions (`nxm.report.verdict.recomputed`).
 
-Nothing is changed but `.cache/verdict.json` in the study's folder, which git ignores: a verdict is about one machine
-and one moment. It is no output of the pipeline either, which would be stale with every commit.
+Nothing is changed but `.cache/verdict.json` (`evidence.json` of the latter) in the study's folder, which git ignores: a
+verdict is about one machine and one moment. It is no output of the pipeline either, which would be stale with every
+commit.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from nxm.report.verdict.recomputed import Recomputation
 from nxm.study.settings import load_study
 from nxm.study.studies import studies, study_folder
 
-FILE = Path(".cache/verdict.json")  # below the study's folder
+FILES = {"results": Path(".cache/verdict.json"), "evidence": Path(".cache/evidence.json")}  # below the study's folder
 _PARTS = ("results", "params.yaml", "dvc.lock")  # of a study's folder, that are compared
 _QUIET = {Status.COMMITTED, Status.CHECKED, Status.UNCHECKED, Status.UNPLANNED, Status.TIMES}
 
@@ -60,10 +61,10 @@ class Verdict:
     claims: tuple[Claim, ...] = ()
     differences: tuple[Difference, ...] = ()
     stopped: str = ""
-    failed_claims: tuple[Claim, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "failed_claims", tuple(claim for claim in self.claims if not claim.holds))
+    @property
+    def failed_claims(self) -> list[Claim]:
+        return [claim for claim in self.claims if not claim.holds]
 
     @property
     def good(self) -> bool:
@@ -76,6 +77,11 @@ class Verdict:
         different = any(finding.status is Status.DIFFERENT for finding in self.findings)
         comparable = all(finding.status.comparable for finding in self.findings)
         return different or (comparable and bool(self.failed_claims))
+
+    @property
+    def kind(self) -> str:
+        """What was verified: "results" made here, or the committed "evidence"."""
+        return "evidence" if self.commit is None else "results"
 
     @property
     def made(self) -> list[Finding]:
@@ -238,16 +244,19 @@ def _print_claims(console: Console, verdict: Verdict) -> None:
         console.print(f"claims: not judged: {verdict.stopped}", markup=False, style="red")
         return
     changed = [claim for claim in verdict.claims if claim.committed != claim.made or not claim.holds]
+    made = {finding.study for finding in verdict.made} if verdict.commit is not None else set()
+    shown = [claim for claim in verdict.claims if claim in changed or claim.study in made]
     console.print(
         f"claims of the pages: {len(verdict.claims)}, of which {len(verdict.claims) - len(changed)} are printed with the "
         f"same digits, {len(changed) - len(verdict.failed_claims)} hold with others, {len(verdict.failed_claims)} do not "
         "hold"
     )
-    if changed:
-        table = _table("Page", "Claim", "Committed", "Here", "")
-        for claim in changed:
+    if shown:
+        table = _table("Page", "Claim", "Committed", "Here", "May lie in", "")
+        for claim in shown:
             state = "holds" if claim.holds else claim.reason
-            cells = [claim.place, claim.words, claim.committed, claim.made, state]
+            allowed = "" if claim.low is None or claim.high is None else f"{claim.low:.1f} to {claim.high:.1f}"
+            cells = [claim.place, claim.words, claim.committed, claim.made, allowed, state]
             table.add_row(*cells, style="" if claim.holds else "red")
         console.print(table, markup=False)
 
@@ -285,7 +294,9 @@ def conclusion(verdict: Verdict) -> str:
     faults = []
     if bad:
         counts = Counter(finding.status.value for finding in bad)
-        faults.append(f"{len(bad)} files are not as they should be: " + ", ".join(f"{n} {s}" for s, n in counts.items()))
+        faults.append(
+            f"{len(bad)} files are not as they should be: " + ", ".join(f"{n} {s}" for s, n in counts.items())
+        )
     if verdict.failed_claims:
         faults.append(f"{len(verdict.failed_claims)} claims do not hold")
     if verdict.stopped:
@@ -302,16 +313,11 @@ def conclusion(verdict: Verdict) -> str:
             "verdict: all results are the committed files: nothing was made here (`make repro` makes them, "
             "`nxm verify --evidence` checks the committed ones)"
         )
-    return (
-        f"verdict: reproduced: the results made here agree with those of {verdict.commit[:7]} within noise; all claims hold"
-    )
+    return f"verdict: reproduced: the results made here agree with those of {verdict.commit[:7]} within noise; all claims hold"
 
 
 def save_verdict(root: Path, verdict: Verdict) -> str | None:
-    """Write `.cache/verdict.json` into the folder of each study; return why that failed, None if it did not.
-
-    A verdict with git and one from the evidence are two entries of the file, so that neither overwrites the other.
-    """
+    """Write the verdict into the folder of each study (FILES); return why that failed, None if it did not."""
     for study in verdict.studies:
         own = dataclasses.replace(
             verdict,
@@ -323,7 +329,7 @@ def save_verdict(root: Path, verdict: Verdict) -> str | None:
         if not own.findings and not own.claims:
             continue
         try:
-            write_json(study_folder(root, study) / FILE, described(own))
+            write_json(study_folder(root, study) / FILES[own.kind], described(own))
         except (UserError, OSError) as error:
             return f"the verdict is not saved: {error}"
     return None
@@ -335,7 +341,7 @@ def described(verdict: Verdict) -> dict[str, Any]:
     return {
         "study": verdict.studies[0],
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "kind": "evidence" if verdict.commit is None else "results",
+        "kind": verdict.kind,
         "commit": verdict.commit,
         "good": verdict.good,
         "conclusion": conclusion(verdict),
@@ -348,7 +354,18 @@ def described(verdict: Verdict) -> dict[str, Any]:
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    right = {"Score", "Committed", "Difference", "Noise", "Effect", "P(better)", "p", "p, Holm", "p, largest", "Visible from"}
+    right = {
+        "Score",
+        "Committed",
+        "Difference",
+        "Noise",
+        "Effect",
+        "P(better)",
+        "p",
+        "p, Holm",
+        "p, largest",
+        "Visible from",
+    }
     for column in columns:
         number = column in right and columns[0] != "Page"
         table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)

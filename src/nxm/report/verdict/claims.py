@@ -45,7 +45,8 @@ class Claim:
     Attributes:
         place: page and line of the template.
         words: the number, such as `above("nxm", "asp")`.
-        holds: None where the number was committed and nothing here could change it.
+        committed, made: as the page prints it; empty if it cannot be computed.
+        low, high: where the number must lie to hold; None for a count, and where the data give no interval.
         reason: why it does not hold; empty if it does.
     """
 
@@ -56,6 +57,8 @@ class Claim:
     made: str
     holds: bool
     reason: str = ""
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -228,36 +231,48 @@ def _judge(root: Path, place: page.Call, committed: Evidence, made: Evidence, on
     if place.function not in JUDGED:
         words = f"{place.function}: {words}"
         words += f" ({', '.join(task)})" if isinstance(task, list) and len(task) == 1 else ""
-    before = number(name, committed, runs, task)
+    before = _printed(name, committed, runs, task)
     try:
         now = number(name, made, runs, task)
-        reason = "" if made is committed else _reason(name, committed, made, runs, task)
     except UserError as error:
         return Claim(place.study, where, words, before, "", False, f"it cannot be computed: {error}")
-    return Claim(place.study, where, words, before, now, not reason, reason)
-
-
-def _reason(
-    name: str, committed: Evidence, made: Evidence, runs: list[str], task: str | list[str] | None
-) -> str:
-    """Return why a claim does not hold; empty if it does."""
+    if not before:  # nothing was committed that could be contradicted
+        return Claim(place.study, where, words, before, now, True)
     tasks = tasks_of(name, committed, runs, task)
-    before, now = (_measure(name, evidence, runs, tasks) for evidence in (committed, made))
+    allowed = _allowed(name, committed, runs, tasks)
+    reason = "" if made is committed else _reason(name, allowed, _measure(name, made, runs, tasks), before == now)
+    return Claim(place.study, where, words, before, now, not reason, reason, allowed.low, allowed.high)
+
+
+def _printed(name: str, evidence: Evidence, runs: list[str], task: str | list[str] | None) -> str:
+    try:
+        return number(name, evidence, runs, task)
+    except UserError:
+        return ""
+
+
+def _allowed(name: str, evidence: Evidence, runs: list[str], tasks: list[str]) -> Interval:
+    """Return a number as committed, with the interval in which it must lie to hold."""
+    found = _measure(name, evidence, runs, tasks)
+    if name in _COURSES:
+        tenth = (100 - found.value if name == "similarity" else found.value) / 10
+        return Interval(found.value, found.value - tenth, found.value + tenth)
+    return found
+
+
+def _reason(name: str, before: Interval, now: Interval, same: bool) -> str:
+    """Return why a claim does not hold; empty if it does. `same`: it is printed with the same digits."""
     if name in _COUNTS:
         return "" if before.value == now.value else "the counts differ"
-    if name in _COURSES:
-        size = 100 - before.value if name == "similarity" else before.value
-        return "" if abs(before.value - now.value) <= size / 10 else "it differs by more than a tenth"
     if before.low is None or before.high is None:
-        same = number(name, committed, runs, task) == number(name, made, runs, task)
         return "" if same else "it differs, and no interval says by how much it may"
     if not before.low <= now.value <= before.high:
-        return f"{now.value:.1f} is outside the committed interval [{before.low:.1f}, {before.high:.1f}]"
+        return f"{now.value:.2f} is outside {before.low:.2f} to {before.high:.2f}"
     if name in _DIFFERENCES and before.certain:
         if now.low is None or now.high is None:
-            return "there is no interval any more"
+            return "it has no interval any more"
         if not now.certain or (now.low > 0) != (before.low > 0):
-            return f"the interval [{now.low:.1f}, {now.high:.1f}] no longer excludes zero"
+            return f"its interval [{now.low:.1f}, {now.high:.1f}] no longer excludes zero"
     return ""
 
 
@@ -305,8 +320,9 @@ def _outside(results: list[Any]) -> float:
 
 
 _COUNTED: dict[str, Callable[[list[Any]], float]] = {
-    "similarity": lambda results: 100
-    * min(step.similarity for one in results for step in one.admm.iterations if step.similarity is not None),
+    "similarity": lambda results: (
+        100 * min(step.similarity for one in results for step in one.admm.iterations if step.similarity is not None)
+    ),
     "outside": _outside,
     "examples": lambda results: results[0].provenance.train_examples,
     "steps": lambda results: results[0].epochs[-1].step,

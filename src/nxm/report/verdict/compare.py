@@ -16,7 +16,7 @@ Trials, which store none at all, may differ by as much as the trainings of their
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import sqrt
@@ -58,6 +58,7 @@ from nxm.study.results import (
 )
 from nxm.study.settings import Study
 
+Scorer = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 PRINTED = 0.1  # percent points: the last digit of tables
 TWO_SEEDS = 1.96 * sqrt(2)
 TIMED = ("results/benchmark.json", "results/matrices/", "results/deployment/")
@@ -144,16 +145,17 @@ class Comparison:
             return self._finding(name, Status.MISSING if lost else Status.DAMAGED, _shortened(error, self.folder))
         if words := wrong_place(record, self.folder, path, self.study):
             return self._finding(name, Status.FOREIGN, words)
+        former = self._former(name, stored)
+        scores = {"score": _score(record), "committed": None if isinstance(former, str) else _score(former[0])}
         if words := other_values(record, training, self.study, self.folder):
-            return self._finding(name, Status.VALUES, f"not the values of params.yaml: {words}")
+            return self._finding(name, Status.VALUES, f"not the values of params.yaml: {words}", **scores)
         if problem := self._other_origin(name, stored):
-            return problem
+            return replace(problem, **scores)
         if isinstance(record, Result) and stored:
             if words := other_score(record, predictions, self._labels(training.task)):
-                return self._finding(name, Status.EDITED, words)
-        former = self._former(name, stored)
+                return self._finding(name, Status.EDITED, words, **scores)
         if isinstance(former, str):
-            return self._finding(name, Status.NEW, former, score=_score(record))
+            return self._finding(name, Status.NEW, former, **scores)
         return self._compared(name, training, record, predictions, *former)
 
     def _other_origin(self, name: str, stored: bool) -> Finding | None:
@@ -245,10 +247,22 @@ class Comparison:
         if not predictions:
             return None
         limits = [PRINTED, TWO_SEEDS * self._spread(training)]
-        labels = self._labels(training.task)
-        if labels is not None and _same_shapes(predictions, before):
-            limits.append(paired_noise(training.task, labels, predictions, before))
+        draw = self._scorer(training.task)
+        if draw is not None and _same_shapes(predictions, before):
+            low, high = interval(draw(predictions) - draw(before))
+            limits.append((high - low) / 2)
         return max(limits)
+
+    def _scorer(self, task: str) -> Scorer | None:
+        """Return the function that scores predictions on resampled dev examples; None if their labels are not here."""
+        if task not in self._scorers:
+            labels = self._labels(task)
+            self._scorers[task] = None if labels is None else resampling_scorer(task, labels)
+        return self._scorers[task]
+
+    @cached_property
+    def _scorers(self) -> dict[str, Scorer | None]:
+        return {}
 
     def _spread(self, training: Training) -> float:
         """Return the standard deviation over seeds of the committed scores of a training; 0.0 with one seed."""
@@ -323,7 +337,9 @@ class Comparison:
         for task in self.study.tasks:
             if name == bootstrap_path("", task).as_posix():
                 ours, theirs = (read_predictions(folder / name) for folder in (self.folder, self.committed))
-                gap = max((float(np.abs(ours[run] - theirs[run]).max()) for run in ours.keys() & theirs.keys()), default=0)
+                gap = max(
+                    (float(np.abs(ours[run] - theirs[run]).max()) for run in ours.keys() & theirs.keys()), default=0
+                )
                 words = f"draws of what was made here, {gap:.2f} points apart at most; the claims are judged by them"
                 return self._finding(name, Status.EQUAL if gap == 0 else Status.NOISE, words)
             if name == floor_path("", task).as_posix():
@@ -334,25 +350,24 @@ class Comparison:
             training = Training(task, run, self.study.seeds[0])
             ours, theirs = (read_chosen(folder / name, training) for folder in (self.folder, self.committed))
             words = say_changes(theirs, ours)
-            return self._finding(name, Status.DIFFERENT if words else Status.EQUAL, f"the search's choice: {words or 'equal'}")
+            return self._finding(
+                name, Status.DIFFERENT if words else Status.EQUAL, f"the search's choice: {words or 'equal'}"
+            )
         return self._finding(name, Status.UNPLANNED, "no stage of this study makes it")
 
 
-def paired_noise(
-    task: str, labels: Labels, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], draws: int = DRAWS
-) -> float:
-    """Return half the width of the 95 % interval of the difference of two predictions' scores, in percent points.
+def resampling_scorer(task: str, labels: Labels, draws: int = DRAWS) -> Scorer:
+    """Return a function from predictions to their score in each of some draws of the dev examples, (draws,).
 
-    The draws resample the dev examples, the same ones for both. (With several splits their mean is the score.)
+    The draws are the same for all predictions, so that the difference of two scores is a paired one. With several
+    evaluation splits the score is their mean.
     """
     known, random = get_task(task), np.random.default_rng(0)
-    differences = np.zeros(draws)
+    by_split = {}
     for split in known.evaluation:
         counts = np.stack([row_counts(random, len(labels[split])) for _ in range(draws)]).astype(float)
-        score = scorer(known, np.asarray(labels[split]), counts)
-        differences += (score(ours[split]) - score(theirs[split])) / len(known.evaluation)
-    low, high = interval(differences)
-    return (high - low) / 2
+        by_split[split] = scorer(known, np.asarray(labels[split]), counts)
+    return lambda predictions: np.mean([score(predictions[split]) for split, score in by_split.items()], axis=0)
 
 
 def _judged(finding: Finding, record: Result, former: Result) -> Finding:

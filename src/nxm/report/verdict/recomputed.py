@@ -135,9 +135,7 @@ class Recomputation:
 
     @functools.cached_property
     def _labels(self) -> Callable[[str], Labels | None]:
-        return functools.cache(
-            lambda task: find_labels(self.root, self.folder, get_task(task), download=self.download)
-        )
+        return functools.cache(lambda task: find_labels(self.root, self.folder, get_task(task), download=self.download))
 
     # --- results ----------------------------------------------------------------------------------------------------
 

@@ -143,7 +143,9 @@ def scorer(task: Task, labels: np.ndarray, counts: np.ndarray) -> Callable[[np.n
         guesses = logits.argmax(axis=1)
         if task.metric == "accuracy":
             return 100 * (counts @ (guesses == labels)) / counts.sum(axis=1)
-        pairs = {(guess, label): counts @ ((guesses == guess) & (labels == label)) for guess in (0, 1) for label in (0, 1)}
+        pairs = {
+            (guess, label): counts @ ((guesses == guess) & (labels == label)) for guess in (0, 1) for label in (0, 1)
+        }
         right, wrong, missed, rejected = pairs[1, 1], pairs[1, 0], pairs[0, 1], pairs[0, 0]
         if task.metric == "f1":
             return 100 * _ratio(2 * right, 2 * right + wrong + missed)
