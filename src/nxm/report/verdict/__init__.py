@@ -40,6 +40,10 @@ from nxm.study.studies import studies, study_folder
 
 FILES = {"results": Path(".cache/verdict.json"), "evidence": Path(".cache/evidence.json")}  # below the study's folder
 _PARTS = ("results", "params.yaml", "dvc.lock")  # of a study's folder, that are compared
+_NUMBERS = {  # columns of the tables that are printed
+    *("Score", "Committed", "Difference", "Noise"),
+    *("Effect", "P(better)", "p", "p, Holm", "p, largest", "Visible from"),
+}
 _QUIET = {Status.COMMITTED, Status.CHECKED, Status.UNCHECKED, Status.UNPLANNED, Status.TIMES}
 
 
@@ -246,10 +250,10 @@ def _print_claims(console: Console, verdict: Verdict) -> None:
     changed = [claim for claim in verdict.claims if claim.committed != claim.made or not claim.holds]
     made = {finding.study for finding in verdict.made} if verdict.commit is not None else set()
     shown = [claim for claim in verdict.claims if claim in changed or claim.study in made]
+    failed = len(verdict.failed_claims)
     console.print(
-        f"claims of the pages: {len(verdict.claims)}, of which {len(verdict.claims) - len(changed)} are printed with the "
-        f"same digits, {len(changed) - len(verdict.failed_claims)} hold with others, {len(verdict.failed_claims)} do not "
-        "hold"
+        f"claims of the pages: {len(verdict.claims)}, of which {len(verdict.claims) - len(changed)} are printed with "
+        f"the same digits, {len(changed) - failed} hold with others, {failed} do not hold"
     )
     if shown:
         table = _table("Page", "Claim", "Committed", "Here", "May lie in", "")
@@ -282,8 +286,8 @@ def _print_differences(console: Console, shown: Sequence[Difference]) -> None:
         )
     console.print(table, markup=False)
     console.print(
-        "Effect: Hedges' g over seeds. P(better): with one more seed, the run is ahead. p: paired bootstrap; adjusted by "
-        "Holm, and by the largest statistic, for all differences of the study here. Visible from: the smallest true "
+        "Effect: Hedges' g over seeds. P(better): with one more seed, the run is ahead. p: paired bootstrap; adjusted "
+        "by Holm, and by the largest statistic, for all differences of the study here. Visible from: the smallest true "
         "difference that these data show with a probability of 80 %."
     )
 
@@ -307,13 +311,15 @@ def conclusion(verdict: Verdict) -> str:
         left = sum(finding.status is Status.UNCHECKED for finding in verdict.findings)
         rest = f"; {left} could not be checked here" if left else ""
         checked = sum(finding.status is Status.CHECKED for finding in verdict.findings)
-        return f"verdict: {checked} files are what the predictions and the code give{rest}; {len(verdict.claims)} claims hold"
+        holding = f"{len(verdict.claims)} claims hold"
+        return f"verdict: {checked} files are what the predictions and the code give{rest}; {holding}"
     if not verdict.made:
         return (
             "verdict: all results are the committed files: nothing was made here (`make repro` makes them, "
             "`nxm verify --evidence` checks the committed ones)"
         )
-    return f"verdict: reproduced: the results made here agree with those of {verdict.commit[:7]} within noise; all claims hold"
+    where = f"those of {verdict.commit[:7]}"
+    return f"verdict: reproduced: the results made here agree with {where} within noise; all claims hold"
 
 
 def save_verdict(root: Path, verdict: Verdict) -> str | None:
@@ -354,20 +360,8 @@ def described(verdict: Verdict) -> dict[str, Any]:
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    right = {
-        "Score",
-        "Committed",
-        "Difference",
-        "Noise",
-        "Effect",
-        "P(better)",
-        "p",
-        "p, Holm",
-        "p, largest",
-        "Visible from",
-    }
     for column in columns:
-        number = column in right and columns[0] != "Page"
+        number = column in _NUMBERS and columns[0] != "Page"  # there the numbers are words
         table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
     return table
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -52,10 +53,10 @@ def _git(root: Path, *words: str, what: str | None = None) -> str:
 
 def _call(root: Path, *words: str, what: str | None = None) -> subprocess.CompletedProcess[bytes]:
     advice = "`nxm verify --evidence` needs no git"
-    try:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=False)
-    except FileNotFoundError:
-        raise UserError(f"git is not installed, so the committed results cannot be read; {advice}") from None
+    git = shutil.which("git")
+    if git is None:
+        raise UserError(f"git is not installed, so the committed results cannot be read; {advice}")
+    done = subprocess.run([git, "-C", str(root), *words], capture_output=True, check=False)
     if done.returncode == 0:
         return done
     said = done.stderr.decode(errors="replace").strip()

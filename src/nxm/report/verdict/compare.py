@@ -151,9 +151,9 @@ class Comparison:
             return self._finding(name, Status.VALUES, f"not the values of params.yaml: {words}", **scores)
         if problem := self._other_origin(name, stored):
             return replace(problem, **scores)
-        if isinstance(record, Result) and stored:
-            if words := other_score(record, predictions, self._labels(training.task)):
-                return self._finding(name, Status.EDITED, words, **scores)
+        labels = self._labels(training.task) if stored else None
+        if isinstance(record, Result) and stored and (words := other_score(record, predictions, labels)):
+            return self._finding(name, Status.EDITED, words, **scores)
         if isinstance(former, str):
             return self._finding(name, Status.NEW, former, **scores)
         return self._compared(name, training, record, predictions, *former)
@@ -350,9 +350,7 @@ class Comparison:
             training = Training(task, run, self.study.seeds[0])
             ours, theirs = (read_chosen(folder / name, training) for folder in (self.folder, self.committed))
             words = say_changes(theirs, ours)
-            return self._finding(
-                name, Status.DIFFERENT if words else Status.EQUAL, f"the search's choice: {words or 'equal'}"
-            )
+            return self._finding(name, Status.DIFFERENT if words else Status.EQUAL, words or "")
         return self._finding(name, Status.UNPLANNED, "no stage of this study makes it")
 
 

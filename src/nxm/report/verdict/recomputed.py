@@ -32,7 +32,6 @@ from nxm.report.verdict.provenance import (
     LOCK,
     ROUNDING,
     Finding,
-    Lock,
     Status,
     is_code,
     md5_of,
@@ -118,7 +117,8 @@ class Recomputation:
         return None
 
     def _other_code(self, name: str) -> Finding | None:
-        changed = [dep for dep, md5 in self.lock.makers[name].items() if is_code(dep) and not self._same(dep, md5)]
+        makers = self.lock.makers.get(name, {})
+        changed = [dep for dep, md5 in makers.items() if is_code(dep) and not self._same(dep, md5)]
         if not changed:
             return None
         return self._finding(name, Status.CODE, f"made by other code than is here: {', '.join(changed)}")
@@ -158,9 +158,7 @@ class Recomputation:
             yield self._finding(name, Status.FOREIGN, words)
         elif words := other_values(record, training, self.study, self.folder):
             yield self._finding(name, Status.VALUES, f"not the values of params.yaml: {words}")
-        elif problem := next(filter(None, map(self._recorded, files)), None):
-            yield problem
-        elif problem := self._other_code(name):
+        elif problem := next(filter(None, [*map(self._recorded, files), self._other_code(name)]), None):
             yield problem
         elif isinstance(record, Failure):
             self.failures[training] = record
