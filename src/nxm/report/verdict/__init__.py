@@ -42,7 +42,7 @@ FILES = {"results": Path(".cache/verdict.json"), "evidence": Path(".cache/eviden
 _PARTS = ("results", "params.yaml", "dvc.lock")  # of a study's folder, that are compared
 _NUMBERS = {  # columns of the tables that are printed
     *("Score", "Committed", "Difference", "Noise"),
-    *("Effect", "P(better)", "p", "p, Holm", "p, largest", "Visible from"),
+    *("Effect", "P(better)", "p", "p, adjusted", "Visible from"),
 }
 _QUIET = {Status.COMMITTED, Status.CHECKED, Status.UNCHECKED, Status.UNPLANNED, Status.TIMES}
 
@@ -267,9 +267,7 @@ def _print_claims(console: Console, verdict: Verdict) -> None:
 
 def _print_differences(console: Console, shown: Sequence[Difference]) -> None:
     console.print("\ndifferences that the pages show, with the evidence for them:")
-    table = _table(
-        "Study", "Runs", "On", "Points", "Effect", "P(better)", "p", "p, Holm", "p, largest", "Visible from", ""
-    )
+    table = _table("Study", "Runs", "On", "Points", "Effect", "P(better)", "p", "p, adjusted", "Visible from", "")
     for one in shown:
         table.add_row(
             one.study,
@@ -279,16 +277,15 @@ def _print_differences(console: Console, shown: Sequence[Difference]) -> None:
             _shown(one.effect, "+.1f"),
             _shown(one.better),
             f"{one.p:.3f}",
-            f"{one.holm:.3f}",
-            f"{one.largest:.3f}",
+            f"{one.adjusted:.3f}",
             f"{one.visible:.1f}",
             "" if one.interval.certain else "not shown",
         )
     console.print(table, markup=False)
     console.print(
-        "Effect: Hedges' g over seeds. P(better): with one more seed, the run is ahead. p: paired bootstrap; adjusted "
-        "by Holm, and by the largest statistic, for all differences of the study here. Visible from: the smallest true "
-        "difference that these data show with a probability of 80 %."
+        "Effect: Hedges' g over seeds. P(better): with one more seed, the run is ahead. p: paired bootstrap; adjusted: "
+        "for all differences of the study here, by the largest statistic. Visible from: the smallest true difference "
+        "that these data show with a probability of 80 %."
     )
 
 

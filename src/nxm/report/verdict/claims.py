@@ -5,6 +5,8 @@ shows. It was made with the committed results, and is computed again from those 
 
 - it has an interval: the value here lies in the committed 95 % interval and, where that excludes zero, so does the one
   from here, on the same side;
+- it is a score of a run whose predictions are not stored: it differs by no more than half the width of the dense
+  model's interval;
 - it is a difference or a score on held-out rows, whose draws are not stored: it differs by no more than half the width
   of that interval on dev, times the square root of the ratio of rows;
 - it describes the course of a training (similarity, weights outside the mask): it differs by no more than a tenth (of
@@ -69,7 +71,7 @@ class Difference:
         interval: in percent points.
         effect: Hedges' g over paired seeds.
         better: the probability that the run is better than its rival with one more seed.
-        p, holm, largest: p-values: alone, and adjusted for all differences that the study's pages show.
+        p, adjusted: p-values: alone, and for all differences that the pages show of the study.
         visible: the smallest true difference that these data would show, with a probability of 80 %.
     """
 
@@ -81,8 +83,7 @@ class Difference:
     effect: float | None
     better: float | None
     p: float
-    holm: float
-    largest: float
+    adjusted: float
     visible: float
 
 
@@ -102,7 +103,9 @@ def differences(root: Path, evidence: Callable[[str], Evidence], names: Iterable
     for place, (name, runs, task) in _numbers(root, evidence, names):
         if name in _DIFFERENCES:
             tasks = tuple(tasks_of(name, evidence(place.study), runs, task))
-            asked.setdefault(place.study, {})[(runs[0], runs[1], tasks)] = None
+            own = asked.setdefault(place.study, {})
+            if (runs[1], runs[0], tasks) not in own:
+                own[runs[0], runs[1], tasks] = None
     return [one for study, own in asked.items() for one in _differences(evidence(study), list(own))]
 
 
@@ -116,8 +119,7 @@ def _differences(evidence: Evidence, asked: list[tuple[str, str, tuple[str, ...]
             draws[run, rival, tasks] = series[0] - series[1]
     keys = {f"{run} {rival} {tasks}": (run, rival, tasks) for run, rival, tasks in measured}
     alone = {name: effects.p_value(draws[key]) for name, key in keys.items()}
-    holm = effects.holm(alone)
-    largest = effects.largest_statistic({name: draws[key] for name, key in keys.items()})
+    adjusted = effects.largest_statistic({name: draws[key] for name, key in keys.items()})
     for name, (run, rival, tasks) in keys.items():
         by_seed = [statistics.seed_scores(evidence.results, one, list(tasks)) for one in (run, rival)]
         paired = [by_seed[0][seed] - by_seed[1][seed] for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]
@@ -131,8 +133,7 @@ def _differences(evidence: Evidence, asked: list[tuple[str, str, tuple[str, ...]
             effects.effect_size(paired),
             effects.better_with_a_new_seed(paired),
             alone[name],
-            holm[name],
-            largest[name],
+            adjusted[name],
             effects.smallest_visible(draws[key]),
         )
 
@@ -286,16 +287,19 @@ def _measure(name: str, evidence: Evidence, runs: list[str], tasks: list[str]) -
     if name in ("score", "above_constant"):
         floor = evidence.floors[tasks[0]] if name == "above_constant" else 0.0
         value = _known(statistics.method_score(evidence.results, run, tasks)).mean - floor
-        low_high = statistics.score_interval(evidence, run, tasks)
-        return Interval(value, *((None, None) if low_high is None else (end - floor for end in low_high)))
+        if own := statistics.score_interval(evidence, run, tasks):
+            return Interval(value, own[0] - floor, own[1] - floor)
+        dense = statistics.score_interval(evidence, "dense", tasks)
+        half = None if dense is None else (dense[1] - dense[0]) / 2
+        return Interval(value, None, None) if half is None else Interval(value, value - half, value + half)
     if name == "heldout":
         value = _known(statistics.heldout_difference(evidence, run, runs[1], tasks))
         return _on_heldout(value, evidence, statistics.difference(evidence, run, runs[1], tasks), tasks)
     if name == "best_trial":
         trials = [one for one in statistics.trials_of(evidence.results) if (one.name, one.task) == (run, tasks[0])]
         value = max(one.heldout.value for one in trials if one.heldout is not None)
-        own = next((one for one in (run, "dense") if statistics.score_interval(evidence, one, tasks)), None)
-        width = _measure("score", evidence, [own], tasks) if own else None
+        whole = run if statistics.method_score(evidence.results, run, tasks) else "dense"
+        width = _measure("score", evidence, [whole], tasks)
         return _on_heldout(value, evidence, width, tasks)
     results = [one for one in statistics.runs_of(evidence.results, run) if one.task in tasks]
     return Interval(_COUNTED[name](results), None, None)
