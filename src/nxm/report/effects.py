@@ -17,12 +17,12 @@ from scipy import stats
 def effect_size(differences: Sequence[float]) -> float | None:
     """Return the standardised mean of paired differences over seeds, corrected for few seeds (Hedges' g).
 
-    The mean divided by the sample standard deviation, times the factor of Hedges (1981), equation 6e, with n - 1
-    degrees of freedom: uncorrected, three seeds overstate the effect by three quarters. About 0.2 is small, 0.8 large
+    The mean divided by the sample standard deviation, times the exact factor of Hedges (1981) for n - 1 degrees of
+    freedom: uncorrected, three seeds overstate the effect by three quarters. About 0.2 is small, 0.8 large
     (Cohen). None with fewer than three seeds, for which the factor does not exist, and without any spread.
     """
     values = np.asarray(differences, dtype=float)
-    if len(values) < 3 or np.ptp(values) == 0:
+    if len(values) < 3 or values.std(ddof=1) == 0:
         return None
     free = len(values) - 1
     factor = gamma(free / 2) / (sqrt(free / 2) * gamma((free - 1) / 2))
@@ -39,7 +39,7 @@ def better_with_a_new_seed(differences: Sequence[float]) -> float | None:
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
         return None
-    if np.ptp(values) == 0:
+    if values.std(ddof=1) == 0:
         return float((1 + np.sign(values[0])) / 2)
     scale = values.std(ddof=1) * sqrt(1 + 1 / len(values))
     return float(stats.t.cdf(values.mean() / scale, len(values) - 1))
@@ -49,7 +49,7 @@ def p_value(draws: np.ndarray) -> float:
     """Return the two-sided p-value of no difference, from the difference in each draw of the bootstrap, (draws,).
 
     Twice the share of draws on the rarer side of zero: below 0.05 where the 95 % percentile interval excludes zero.
-    With the observed value counted as one more draw it is never 0 (Davison & Hinkley 1997, section 4.4).
+    With the observed value counted as one more draw it is never 0 (Davison & Hinkley 1997, chapter 4).
     """
     rarer = min((draws <= 0).sum(), (draws >= 0).sum())
     return float(min(1.0, 2 * (rarer + 1) / (len(draws) + 1)))

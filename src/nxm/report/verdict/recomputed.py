@@ -156,15 +156,22 @@ class Recomputation:
             return
         if words := wrong_place(record, self.folder, path, self.study):
             yield self._finding(name, Status.FOREIGN, words)
-        elif words := other_values(record, training, self.study, self.folder):
+            return
+        # what follows is checked with this record, whatever the verdict on it: one fault is one finding
+        if isinstance(record, Failure):
+            self.failures[training] = record
+        else:
+            self.results[training] = record
+            if stored:
+                runs = self.predictions.setdefault(training.task, {})
+                runs.setdefault(training.name, {})[training.seed] = predictions
+        if words := other_values(record, training, self.study, self.folder):
             yield self._finding(name, Status.VALUES, f"not the values of params.yaml: {words}")
         elif problem := next(filter(None, [*map(self._recorded, files), self._other_code(name)]), None):
             yield problem
         elif isinstance(record, Failure):
-            self.failures[training] = record
             yield self._finding(name, Status.CHECKED, f"failed: {record.failure}")
         else:
-            self.results[training] = record
             yield self._scored(name, training, record, predictions if stored else None)
 
     def _scored(
@@ -172,7 +179,6 @@ class Recomputation:
     ) -> Finding:
         if predictions is None:
             return self._finding(name, Status.CHECKED, "no predictions are stored", record.metric.value)
-        self.predictions.setdefault(training.task, {}).setdefault(training.name, {})[training.seed] = predictions
         labels = self._labels(training.task)
         if labels is None:
             return self._finding(name, Status.UNCHECKED, self._no_labels(training.task), record.metric.value)
