@@ -27,10 +27,6 @@ from synthetic_study import ROOT
 NXM = "results/stsb/nxm/seed0.json"
 
 
-def situation(words: str, answer: str = "refused") -> pytest.MarkDecorator:
-    return pytest.mark.situation("verify --evidence", words, answer)
-
-
 def check(root: Path) -> Verdict:
     return verify_evidence(root, download=False)
 
@@ -58,7 +54,7 @@ def test_every_number_of_a_study_is_computed_again(repository):
     assert {"paper_tables/table1.md", "paper_tables/scores.json", "paper_tables/courses.csv"} <= places
 
 
-@situation("neither git nor a write permission", "works")
+@pytest.mark.situation("verify --evidence", "neither git nor a write permission", "works")
 def test_it_needs_no_git_and_changes_nothing(repository, monkeypatch):
     shutil.rmtree(repository.root / ".git")
     (repository.root / ".cache").write_text("in the way")
@@ -70,7 +66,11 @@ def test_it_needs_no_git_and_changes_nothing(repository, monkeypatch):
     assert before == {path: path.stat().st_mtime_ns for path in repository.root.rglob("*")}
 
 
-@situation("no labels of a task on this machine: its scores count as recorded, and are counted as not checked", "works")
+@pytest.mark.situation(
+    "verify --evidence",
+    "no labels of a task on this machine: its scores count as recorded, and are counted as not checked",
+    "works",
+)
 def test_without_labels_scores_are_not_checked_and_said_to_be_so(repository):
     shutil.rmtree(repository.root / "data")
     verdict = check(repository.root)
@@ -80,7 +80,7 @@ def test_without_labels_scores_are_not_checked_and_said_to_be_so(repository):
     assert "8 could not be checked here" in conclusion(verdict)
 
 
-@situation("a damaged, edited or missing file")
+@pytest.mark.situation("verify --evidence", "a damaged, edited or missing file", "refused")
 @pytest.mark.parametrize(
     ("place", "harm", "status"),
     [
@@ -111,7 +111,9 @@ def test_what_is_not_as_it_was_committed_is_named(repository, place, harm, statu
     assert not verdict.good
 
 
-@situation("predictions, draws or constants that were exchanged, and dvc.lock with them")
+@pytest.mark.situation(
+    "verify --evidence", "predictions, draws or constants that were exchanged, and dvc.lock with them", "refused"
+)
 def test_what_agrees_with_the_lock_and_not_with_the_predictions_is_named(repository):
     path = predictions_path(repository.path("nxm"))
     shutil.copy(predictions_path(repository.path("asp")), path)
@@ -128,7 +130,11 @@ def test_what_agrees_with_the_lock_and_not_with_the_predictions_is_named(reposit
     assert "the best constant answer scores" in found["results/bootstrap/stsb.json"].words
 
 
-@situation("a result of another study, training, of other values, or of other code than is here")
+@pytest.mark.situation(
+    "verify --evidence",
+    "a result of another study, training, of other values, or of other code than is here",
+    "refused",
+)
 def test_results_of_another_origin_are_named(repository):
     repository.edit("dense", study="glue")
     shutil.copy(repository.path("asp", 1), repository.path("asp", 0))

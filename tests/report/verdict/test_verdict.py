@@ -22,10 +22,6 @@ from nxm.study.bootstrap import interval
 from nxm.study.results import predictions_path
 
 
-def situation(words: str, answer: str = "refused") -> pytest.MarkDecorator:
-    return pytest.mark.situation("verify", words, answer)
-
-
 def finding(verdict: Verdict, place: str) -> Finding:
     return next(one for one in verdict.findings if one.place == place)
 
@@ -126,7 +122,7 @@ def test_a_network_of_another_sparsity_differs_though_its_score_is_the_same(repo
 # --- bad situations --------------------------------------------------------------------------------------------------
 
 
-@situation("a results file that was cut short or has conflict marks")
+@pytest.mark.situation("verify", "a results file that was cut short or has conflict marks", "refused")
 def test_a_damaged_result_is_named(repository):
     repository.path("nxm").write_text('{"study": "embedded", "ta')
     verdict = verify(repository.root)
@@ -137,7 +133,7 @@ def test_a_damaged_result_is_named(repository):
     assert NXM in verdict.stopped
 
 
-@situation("damaged predictions")
+@pytest.mark.situation("verify", "damaged predictions", "refused")
 def test_damaged_predictions_are_named(repository):
     path = predictions_path(repository.path("nxm"))
     path.write_bytes(path.read_bytes()[:100])
@@ -146,7 +142,7 @@ def test_damaged_predictions_are_named(repository):
     assert "seed0.npz: not a file of predictions" in found.words
 
 
-@situation("a committed result, or its predictions, that is missing")
+@pytest.mark.situation("verify", "a committed result, or its predictions, that is missing", "refused")
 @pytest.mark.parametrize("ending", [".json", ".npz"])
 def test_a_missing_file_is_named(repository, ending):
     repository.path("nxm").with_suffix(ending).unlink()
@@ -155,7 +151,7 @@ def test_a_missing_file_is_named(repository, ending):
     assert not verdict.good
 
 
-@situation("a score edited by hand")
+@pytest.mark.situation("verify", "a score edited by hand", "refused")
 def test_an_edited_score_is_named_by_the_lock(repository):
     repository.edit("nxm", metric={"name": "spearman", "value": 99.0}, metrics={"spearman": 99.0})
     found = finding(verify(repository.root), NXM)
@@ -163,7 +159,7 @@ def test_an_edited_score_is_named_by_the_lock(repository):
     assert "not the file that its stage made" in found.words
 
 
-@situation("a score edited by hand, and dvc.lock with it")
+@pytest.mark.situation("verify", "a score edited by hand, and dvc.lock with it", "refused")
 @pytest.mark.parametrize("keys", [("metric", "metrics"), ("metric",)])
 def test_a_score_that_is_not_that_of_its_predictions_is_named(repository, keys):
     changes = {"metric": {"name": "spearman", "value": 99.0}, "metrics": {"spearman": 99.0}}
@@ -174,7 +170,7 @@ def test_a_score_that_is_not_that_of_its_predictions_is_named(repository, keys):
     assert "99.0" in found.words
 
 
-@situation("a result copied from another study")
+@pytest.mark.situation("verify", "a result copied from another study", "refused")
 def test_a_result_of_another_study_is_named(repository):
     repository.edit("nxm", study="glue")
     repository.lock()
@@ -182,7 +178,7 @@ def test_a_result_of_another_study_is_named(repository):
     assert (found.status, found.words) == (Status.FOREIGN, "a result of study glue")
 
 
-@situation("a result copied from another run or seed of the study")
+@pytest.mark.situation("verify", "a result copied from another run or seed of the study", "refused")
 @pytest.mark.parametrize(("run", "seed"), [("asp", 0), ("nxm", 1)])
 def test_a_result_of_another_training_is_named(repository, run, seed):
     for of in (Path, predictions_path):
@@ -192,7 +188,7 @@ def test_a_result_of_another_training_is_named(repository, run, seed):
     assert (found.status, found.words) == (Status.FOREIGN, f"a result of results/stsb/{run}/seed{seed}.json")
 
 
-@situation("a result of other values than params.yaml has")
+@pytest.mark.situation("verify", "a result of other values than params.yaml has", "refused")
 def test_a_result_of_other_values_is_named(repository):
     values = json.loads(repository.path("nxm").read_text())["hyperparameters"]
     repository.make("nxm", 0, hyperparameters=values | {"rho": 0.7})
@@ -202,7 +198,9 @@ def test_a_result_of_other_values_is_named(repository):
     assert "rho 0.35 -> 0.7" in found.words
 
 
-@situation("a result of changed values in params.yaml, compared with committed ones of others")
+@pytest.mark.situation(
+    "verify", "a result of changed values in params.yaml, compared with committed ones of others", "refused"
+)
 def test_a_result_of_changed_params_is_no_reproduction(repository):
     params = json.loads((repository.root / "params.yaml").read_text())
     params["runs"]["nxm"]["rho"] = 0.7
@@ -219,7 +217,7 @@ def test_a_result_of_changed_params_is_no_reproduction(repository):
     assert not verdict.contradicts  # an experiment, whose result may differ
 
 
-@situation("a result of other data")
+@pytest.mark.situation("verify", "a result of other data", "refused")
 def test_a_result_of_other_data_is_named(repository):
     provenance = json.loads(repository.path("nxm").read_text())["provenance"]
     repository.make("nxm", 0, provenance=provenance | {"data_sha256": "3" * 64})
@@ -229,7 +227,9 @@ def test_a_result_of_other_data_is_named(repository):
     assert "data_sha256" in found.words
 
 
-@situation("a result of other code than the committed one, or of code that was changed since")
+@pytest.mark.situation(
+    "verify", "a result of other code than the committed one, or of code that was changed since", "refused"
+)
 def test_a_result_of_other_code_is_named(repository):
     code = repository.root / "src/nxm/training/run.py"
     repository.again("nxm", 0, shift=0.002)
@@ -244,7 +244,7 @@ def test_a_result_of_other_code_is_named(repository):
     assert (found.status, found.words) == (Status.CODE, "committed with other code: src/nxm/training/run.py")
 
 
-@situation("a result that no stage here made")
+@pytest.mark.situation("verify", "a result that no stage here made", "refused")
 def test_a_result_without_a_record_in_the_lock_is_named(repository):
     repository.again("nxm", 0, shift=0.002)
     (repository.root / "dvc.lock").unlink()
@@ -253,7 +253,7 @@ def test_a_result_without_a_record_in_the_lock_is_named(repository):
     assert "dvc.lock does not know" in found.words
 
 
-@situation("a damaged dvc.lock")
+@pytest.mark.situation("verify", "a damaged dvc.lock", "refused")
 @pytest.mark.parametrize("text", ["<<<<<<< HEAD\nstages: {}\n", "stages: [", "", "stages:\n  a: 1\n"])
 def test_a_damaged_lock_is_named(repository, text):
     repository.again("nxm", 0, shift=0.002)
@@ -291,7 +291,9 @@ def test_a_result_of_a_seed_that_params_no_longer_has_is_not_planned(repository)
     assert finding(verdict, "results/stsb/nxm/seed2.npz").status is Status.UNPLANNED
 
 
-@situation("a downloaded archive, which is no git repository: `--evidence` works there")
+@pytest.mark.situation(
+    "verify", "a downloaded archive, which is no git repository: `--evidence` works there", "refused"
+)
 def test_without_git_there_is_nothing_to_compare_with(repository):
     shutil.rmtree(repository.root / ".git")
     with pytest.raises(UserError, match=r"no git repository .* `nxm verify --evidence` needs no git"):
@@ -304,7 +306,7 @@ def test_git_that_is_not_installed_is_named(repository, monkeypatch):
         verify(repository.root)
 
 
-@situation("a repository without a commit, or without the revision that is asked for")
+@pytest.mark.situation("verify", "a repository without a commit, or without the revision that is asked for", "refused")
 def test_a_missing_revision_is_named(repository):
     with pytest.raises(UserError, match="git has no revision v9"):
         verify(repository.root, against="v9")
@@ -314,7 +316,7 @@ def test_a_missing_revision_is_named(repository):
         verify(repository.root)
 
 
-@situation("a shallow clone", "works")
+@pytest.mark.situation("verify", "a shallow clone", "works")
 def test_a_shallow_clone_has_what_is_needed(repository, tmp_path):
     write_text(repository.root / "later.txt", "later")
     repository.commit()
@@ -332,7 +334,7 @@ def test_a_shallow_clone_has_what_is_needed(repository, tmp_path):
     assert finding(verify(clone), NXM).status is Status.NOISE
 
 
-@situation("a result that a shallow clone has in no commit", "works")
+@pytest.mark.situation("verify", "a result that a shallow clone has in no commit", "works")
 def test_what_a_shallow_clone_lacks_is_named(repository, tmp_path):
     for path in (repository.path("nxm"), predictions_path(repository.path("nxm"))):
         path.unlink()
@@ -351,7 +353,7 @@ def test_what_a_shallow_clone_lacks_is_named(repository, tmp_path):
     assert (found.status, found.words) == (Status.NEW, "no commit has it of this shallow clone")
 
 
-@situation("a folder that cannot be written: the verdict is printed and not saved", "works")
+@pytest.mark.situation("verify", "a folder that cannot be written: the verdict is printed and not saved", "works")
 def test_a_verdict_that_cannot_be_saved_is_given_all_the_same(repository, monkeypatch):
     shutil.rmtree(repository.root / ".cache", ignore_errors=True)
     (repository.root / ".cache").write_text("in the way")
@@ -364,7 +366,7 @@ def test_a_verdict_that_cannot_be_saved_is_given_all_the_same(repository, monkey
     assert before == {path: path.stat().st_mtime_ns for path in repository.root.rglob("*") if ".git" not in path.parts}
 
 
-@situation("two `nxm verify` at once", "works")
+@pytest.mark.situation("verify", "two `nxm verify` at once", "works")
 def test_two_at_once_give_the_same_verdict(repository):
     repository.again("nxm", 0, shift=0.002)
     repository.derive()
