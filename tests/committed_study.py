@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from nxm import report
 from nxm.data.tasks import compute_metrics, get_task
-from nxm.files import write_text
+from nxm.files import sha256_file, write_text
 from nxm.report import page
 from nxm.report.evidence import read_evidence
 from nxm.report.scores import courses, scores
@@ -41,6 +41,7 @@ from synthetic_study import make_params, make_result
 
 TASK, ROWS, SEEDS = get_task("stsb"), 200, (0, 1)
 NOISE = {"dense": 0.5, "asp": 1.6, "nxm": 0.9}  # of the predictions, which decides the score
+OWN, SHARED = "src/nxm/methods/admm.py", "src/nxm/training/run.py"  # code of one method, and of all trainings
 TEMPLATE = '# nxm\n\n{{ headline() }}\n\nNxM is {{ above("nxm", "asp") }}; rows: {{ examples("nxm") }}.\n'
 
 
@@ -93,12 +94,14 @@ class Repository:
     def lock(self) -> None:
         """Write dvc.lock as if every file here was just made by its stage."""
         stages = {}
-        code, data = "src/nxm/training/run.py", "data/source/glue"
+        code, data = [OWN, "code/training.json"], "data/source/glue"
+        checksums = {SHARED: sha256_file(self.root / SHARED)}
+        write_text(self.root / "code/training.json", json.dumps(checksums))
         for training in trainings(load_study(self.root / "params.yaml")):
             if result_path(self.root, training).is_file():
                 name = result_path("", training).as_posix()
                 outs = [name, predictions_path(name).as_posix()]
-                stages[training.dvc_name] = self._entry([code, data], outs)
+                stages[training.dvc_name] = self._entry([*code, data], outs)
         outs = [path.relative_to(self.root).as_posix() for path in (self.root / "results/bootstrap").iterdir()]
         stages["compare@stsb"] = self._entry([data], outs)
         yaml = YAML()
@@ -133,7 +136,8 @@ def make_repository(root: Path) -> Repository:
     write_text(root / "params.yaml", json.dumps(params, indent=1))
     write_text(root / "dvc.yaml", "")
     write_text(root / ".gitignore", "/data/\n.cache/\n")
-    write_text(root / "src/nxm/training/run.py", "trains = True\n")
+    for path in (OWN, SHARED):
+        write_text(root / path, "trains = True\n")
     write_text(root / "docs/README.md.j2", TEMPLATE)
     table = pa.table({"sentence1": ["a"] * ROWS, "sentence2": ["b"] * ROWS, "label": made.labels, "idx": range(ROWS)})
     place = root / "data/source/glue/stsb/validation.parquet"

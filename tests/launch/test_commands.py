@@ -150,7 +150,7 @@ def test_a_reproduction_that_contradicts_the_committed_one_is_an_error(tmp_path)
     for seed in (0, 1):
         made.again("nxm", seed, shift=4.0)
     made.derive()
-    with pytest.raises(UserError, match="all stages are done, but verdict: 2 files are not .*: 2 different; "):
+    with pytest.raises(UserError, match=r"all stages are done, but verdict: 2 files are not .*: 2 different; "):
         schedule.give_verdict(made.root, "embedded")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from committed_study import OWN, SHARED
 from nxm.cli import app
 from nxm.files import write_text
 from nxm.report.verdict import FILES, Verdict, conclusion, verify_evidence
@@ -147,12 +148,13 @@ def test_results_of_another_origin_are_named(repository):
     assert found[NXM] is Status.VALUES
 
 
-def test_results_of_other_code_are_named(repository):
-    write_text(repository.root / "src/nxm/training/run.py", "trains = False\n")
+@pytest.mark.parametrize("code", [OWN, SHARED])
+def test_results_of_other_code_are_named(repository, code):
+    write_text(repository.root / code, "trains = False\n")
     found = bad(check(repository.root))
     assert {finding.status for finding in found} == {Status.CODE}
     assert len(found) == 6
-    assert "src/nxm/training/run.py" in found[0].words
+    assert code in found[0].words
 
 
 def test_the_exit_status_is_the_verdict(repository, monkeypatch):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from committed_study import OWN, SHARED
 from nxm import UserError
 from nxm.cli import app
 from nxm.files import write_text
@@ -230,18 +231,17 @@ def test_a_result_of_other_data_is_named(repository):
 @pytest.mark.situation(
     "verify", "a result of other code than the committed one, or of code that was changed since", "refused"
 )
-def test_a_result_of_other_code_is_named(repository):
-    code = repository.root / "src/nxm/training/run.py"
+@pytest.mark.parametrize(("code", "listed"), [(OWN, OWN), (SHARED, "code/training.json")])
+def test_a_result_of_other_code_is_named(repository, code, listed):
     repository.again("nxm", 0, shift=0.002)
     repository.lock()
-    code.write_text("trains = False\n")
+    (repository.root / code).write_text("trains = False\n")
     found = finding(verify(repository.root), NXM)
-    assert found.status is Status.CODE
-    assert "the code has changed since it was made: src/nxm/training/run.py" in found.words
+    assert (found.status, found.words) == (Status.CODE, f"the code has changed since it was made: {code}")
     assert found.score is not None
     repository.lock()
     found = finding(verify(repository.root), NXM)
-    assert (found.status, found.words) == (Status.CODE, "committed with other code: src/nxm/training/run.py")
+    assert (found.status, found.words) == (Status.CODE, f"committed with other code: {listed}")
 
 
 @pytest.mark.situation("verify", "a result that no stage here made", "refused")

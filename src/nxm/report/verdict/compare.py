@@ -29,6 +29,7 @@ from nxm.errors import UserError
 from nxm.report.verdict.committed import is_shallow, last_version
 from nxm.report.verdict.provenance import (
     LOCK,
+    Code,
     Finding,
     Lock,
     Status,
@@ -93,6 +94,10 @@ class Comparison:
     @cached_property
     def former_lock(self) -> Lock:
         return read_lock(self.committed / LOCK)
+
+    @cached_property
+    def _code(self) -> Code:
+        return Code(self.root, self.folder)
 
     @cached_property
     def changed(self) -> list[str]:
@@ -167,8 +172,7 @@ class Comparison:
                 words = f"{own} is not the file that its stage made, according to {LOCK}"
                 return self._finding(name, Status.EDITED, f"{words} (or a run is at work)")
         now, former = self.lock.makers[name], self.former_lock.makers.get(name)
-        since = [dep for dep in now if is_code(dep) and _md5_or_none(self.folder / dep) != now[dep]]
-        if since:
+        if since := self._code.changed(now):
             return self._finding(name, Status.CODE, f"the code has changed since it was made: {', '.join(since)}")
         if former is None:
             return None
@@ -426,10 +430,6 @@ def _same_arrays(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray
 
 def _bytes(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
-
-
-def _md5_or_none(path: Path) -> str | None:
-    return md5_of(path) if path.exists() else None
 
 
 def _shortened(error: UserError, folder: Path) -> str:

@@ -10,6 +10,7 @@ Four things are compared, none of which a copied file has right:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from ruamel.yaml.error import YAMLError
 from nxm.config import explain_all
 from nxm.data.tasks import compute_metrics, get_task
 from nxm.errors import UserError
+from nxm.files import sha256_file
 from nxm.study.bootstrap import Labels
 from nxm.study.plan import Training, chosen_path, composed
 from nxm.study.results import Failure, Result, place_of, read_chosen, read_result, result_path
@@ -136,6 +138,35 @@ def md5_of(path: Path) -> str:
 def is_code(path: str) -> bool:
     """Return whether a dependency is source code, or the checksums of the code that all trainings share."""
     return path.endswith(".py") or path in ("code/training.json", "code/teaching.json")
+
+
+class Code:
+    """The source code that is here, compared with what dvc.lock has of a stage. Each file is read once.
+
+    Args:
+        root: the repository's root, to which the paths in code/*.json are relative.
+        folder: the study's, to which those in dvc.lock are.
+    """
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self._root, self._folder = root, folder
+        self._changed = functools.cache(self._read)
+
+    def changed(self, deps: Mapping[str, str]) -> list[str]:
+        """Return the dependencies that are code and not the code that is here; of shared code the single files."""
+        return sorted({name for dep, md5 in deps.items() if is_code(dep) for name in self._changed(dep, md5)})
+
+    def _read(self, dep: str, md5: str) -> list[str]:
+        path = self._folder / dep
+        if not path.is_file() or md5_of(path) != md5:
+            return [dep]
+        if not dep.endswith(".json"):
+            return []
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        return [name for name, sha256 in listed.items() if not self._is_here(name, sha256)]
+
+    def _is_here(self, name: str, sha256: str) -> bool:
+        return (self._root / name).is_file() and sha256_file(self._root / name) == sha256
 
 
 def read_record(path: Path) -> Result | Failure:

@@ -31,9 +31,9 @@ from nxm.report.verdict.compare import TIMED
 from nxm.report.verdict.provenance import (
     LOCK,
     ROUNDING,
+    Code,
     Finding,
     Status,
-    is_code,
     md5_of,
     other_score,
     other_values,
@@ -117,21 +117,18 @@ class Recomputation:
         return None
 
     def _other_code(self, name: str) -> Finding | None:
-        makers = self.lock.makers.get(name, {})
-        changed = [dep for dep, md5 in makers.items() if is_code(dep) and not self._same(dep, md5)]
+        changed = self._code.changed(self.lock.makers.get(name, {}))
         if not changed:
             return None
         return self._finding(name, Status.CODE, f"made by other code than is here: {', '.join(changed)}")
 
     @functools.cached_property
-    def _hashes(self) -> dict[str, str | None]:
-        return {}
+    def _code(self) -> Code:
+        return Code(self.root, self.folder)
 
-    def _same(self, dep: str, md5: str) -> bool:
-        if dep not in self._hashes:
-            path = self.folder / dep
-            self._hashes[dep] = md5_of(path) if path.exists() else None
-        return self._hashes[dep] == md5
+    @functools.cached_property
+    def _results_md5(self) -> str:
+        return md5_of(self.folder / "results")
 
     @functools.cached_property
     def _labels(self) -> Callable[[str], Labels | None]:
@@ -289,7 +286,7 @@ class Recomputation:
             return self._finding(name, Status.MISSING)
         if problem := self._recorded(name) or self._other_code(name):
             return problem
-        if not all(self._same(dep, md5) for dep, md5 in self.lock.makers[name].items() if dep == "results"):
+        if self.lock.makers[name].get("results") != self._results_md5:
             return self._finding(name, Status.EDITED, f"drawn from other results than are here, according to {LOCK}")
         return self._finding(name, Status.CHECKED)
 
