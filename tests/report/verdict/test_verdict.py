@@ -96,10 +96,10 @@ def test_a_result_beyond_noise_differs_and_the_claim_that_it_contradicts_does_no
     assert finding(verdict, NXM).status is Status.DIFFERENT
     assert not verdict.good
     assert verdict.contradicts
+    assert "2 files are not as they should be: 2 different" in conclusion(verdict)
     failed = [claim.words for claim in verdict.failed_claims]
     assert 'above("nxm", "asp")' in failed
     assert 'headline: retention("asp") (stsb)' not in failed
-    assert "2 different" in conclusion(verdict)
 
 
 def test_a_held_out_score_beyond_noise_differs(repository):
@@ -158,6 +158,15 @@ def test_an_edited_score_is_named_by_the_lock(repository):
     found = finding(verify(repository.root), NXM)
     assert found.status is Status.EDITED
     assert "not the file that its stage made" in found.words
+
+
+def test_no_claim_holds_that_rests_on_a_file_which_cannot_be_trusted(repository):
+    repository.edit("asp", hyperparameters={"epochs": 1, "learning_rate": 1.0, "batch_size": 1})
+    assert any(claim.holds for claim in verify(repository.root).claims)  # other values: an experiment
+    repository.make("asp", 0, wall_seconds=3.0)  # and no lock that knows it
+    verdict = verify(repository.root)
+    assert not any(claim.holds for claim in verdict.claims)
+    assert "it rests on results/stsb/asp/seed0.json" in verdict.claims[0].reason
 
 
 @pytest.mark.situation("verify", "a score edited by hand, and dvc.lock with it", "refused")

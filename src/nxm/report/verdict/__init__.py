@@ -171,11 +171,20 @@ def _judged(
     here: Callable[[str], Evidence],
 ) -> Verdict:
     try:
-        judged = claims(root, committed, here, names)
+        judged = [_unless_untrusted(claim, findings) for claim in claims(root, committed, here, names)]
         shown = differences(root, here, names)
     except UserError as error:
         return Verdict(tuple(names), commit, tuple(findings), stopped=str(error))
     return Verdict(tuple(names), commit, tuple(findings), tuple(judged), tuple(shown))
+
+
+def _unless_untrusted(claim: Claim, findings: list[Finding]) -> Claim:
+    """Return a claim as one that does not hold if a result of its study cannot be trusted."""
+    results = [one for one in findings if one.study == claim.study and one.place.startswith("results/")]
+    untrusted = [one.place for one in results if not one.status.trusted]
+    if not claim.holds or not untrusted:
+        return claim
+    return dataclasses.replace(claim, holds=False, reason=f"it rests on {untrusted[0]}, which is not as it should be")
 
 
 def _pages(root: Path, names: Sequence[str], read: Callable[[str], Evidence]) -> Iterator[Finding]:
@@ -295,11 +304,12 @@ def conclusion(verdict: Verdict) -> str:
     faults = []
     if bad:
         counts = Counter(finding.status.value for finding in bad)
+        kinds = ", ".join(f"{n} {status}" for status, n in counts.items())
         faults.append(
-            f"{len(bad)} files are not as they should be: " + ", ".join(f"{n} {s}" for s, n in counts.items())
+            f"{'1 file is not as it' if len(bad) == 1 else f'{len(bad)} files are not as they'} should be: {kinds}"
         )
-    if verdict.failed_claims:
-        faults.append(f"{len(verdict.failed_claims)} claims do not hold")
+    if failed := len(verdict.failed_claims):
+        faults.append(f"{failed} {'claim does' if failed == 1 else 'claims do'} not hold")
     if verdict.stopped:
         faults.append("the claims could not be judged")
     if faults:

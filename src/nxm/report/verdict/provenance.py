@@ -63,6 +63,11 @@ class Status(Enum):
         return self in _GOOD
 
     @property
+    def trusted(self) -> bool:
+        """False for a file that is not there, or not what its study made: no claim can rest on it."""
+        return self not in (Status.MISSING, Status.DAMAGED, Status.FOREIGN, Status.EDITED)
+
+    @property
     def comparable(self) -> bool:
         """False where values, data or code differ: the result is not a repetition of the committed one."""
         return self not in (Status.VALUES, Status.DATA, Status.CODE)
