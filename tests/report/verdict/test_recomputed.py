@@ -157,6 +157,13 @@ def test_results_of_other_code_are_named(repository, code):
     assert code in found[0].words
 
 
+def test_a_page_that_asks_for_what_was_not_measured_is_named(repository):
+    (repository.root / "docs/README.md.j2").write_text('{{ score("gmp_plus") }}\n')
+    found = {finding.place: finding for finding in bad(check(repository.root))}
+    assert found["README.md"].status is Status.DAMAGED
+    assert "no run of gmp_plus" in found["README.md"].words
+
+
 def test_the_exit_status_is_the_verdict(repository, monkeypatch):
     monkeypatch.chdir(repository.root)
     assert CliRunner().invoke(app, ["verify", "--evidence", "embedded"]).exit_code == 0

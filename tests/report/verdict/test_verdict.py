@@ -64,7 +64,7 @@ def test_results_that_differ_by_rounding_are_within_noise_and_all_claims_hold(re
     made = [one for one in verdict.made if one.place.endswith("seed0.json")]
     assert [one.status for one in made] == [Status.NOISE] * 3
     assert all(abs(one.score - one.committed) <= one.limit for one in made)
-    assert "reproduced" in conclusion(verdict)
+    assert "reproduced: 6 trainings made here agree" in conclusion(verdict)
     assert {claim.words.partition("(")[0] for claim in verdict.claims} == {
         "headline: retention",
         "headline: points",
@@ -150,6 +150,16 @@ def test_a_missing_file_is_named(repository, ending):
     verdict = verify(repository.root)
     assert finding(verdict, NXM).status is Status.MISSING
     assert not verdict.good
+
+
+@pytest.mark.situation("verify", "a run that the pages are about and that is missing altogether", "refused")
+def test_a_claim_about_a_run_without_results_does_not_hold(repository):
+    shutil.rmtree(repository.path("asp").parent)
+    verdict = verify(repository.root)
+    assert finding(verdict, "results/stsb/asp/seed0.json").status is Status.MISSING
+    reasons = {claim.words: claim.reason for claim in verdict.claims if not claim.made}
+    assert "no run of asp; it has dense and nxm" in reasons['above("nxm", "asp")']
+    assert verdict.differences == ()
 
 
 @pytest.mark.situation("verify", "a score edited by hand", "refused")
@@ -291,6 +301,7 @@ def test_a_result_that_no_commit_has_is_new(repository):
     found = finding(verdict, "results/stsb/nxm/seed2.json")
     assert (found.status, found.words) == (Status.NEW, "no commit has it")
     assert verdict.good
+    assert "no training that is committed was made here" in conclusion(verdict)
 
 
 def test_a_result_of_a_seed_that_params_no_longer_has_is_not_planned(repository):
@@ -415,7 +426,7 @@ def test_an_unknown_study_is_named(repository):
         verify(repository.root / "src")
 
 
-def test_a_terminal_of_any_width_gets_every_word(repository, capsys):
+def test_what_is_printed_has_the_results_the_claims_and_the_differences(repository, capsys):
     repository.again("nxm", 0, shift=4.0)
     repository.derive()
     print_verdict(verify(repository.root))

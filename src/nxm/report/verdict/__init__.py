@@ -198,7 +198,7 @@ def _pages(root: Path, names: Sequence[str], read: Callable[[str], Evidence]) ->
             own = root if template.parent == root / "docs" else template.parent
             text = page.render(template, root, own, read, path)
         except UserError as error:
-            yield Finding(study, place, Status.UNCHECKED, f"not rendered: {error}")
+            yield Finding(study, place, Status.DAMAGED, f"it cannot be rendered: {error}")
             continue
         if not path.is_file():
             yield Finding(study, place, Status.MISSING)
@@ -223,22 +223,22 @@ def _working() -> Iterator[Callable[[str], None]]:
 
 def print_verdict(verdict: Verdict) -> None:
     """Print the verdict as tables: what was made or is wrong in a row each, what is as committed in a number."""
-    console = Console(highlight=False)
-    width = console.width if console.is_terminal else 160
-    console = Console(highlight=False, width=max(width, 100))
+    terminal = Console()
+    width = max(terminal.width, 100) if terminal.is_terminal else 160
+    console = Console(highlight=False, markup=False, width=width)  # intervals are no markup
     for study in verdict.studies:
         _print_results(console, [finding for finding in verdict.findings if finding.study == study], study)
     _print_claims(console, verdict)
     if verdict.differences and (verdict.commit is None or verdict.made):
         _print_differences(console, verdict.differences)
-    console.print(conclusion(verdict), markup=False, style="" if verdict.good else "red")
+    console.print(conclusion(verdict), style="" if verdict.good else "red")
 
 
 def _print_results(console: Console, findings: list[Finding], study: str) -> None:
     if not findings:
         return
     counts = Counter(finding.status.value for finding in findings)
-    console.print(f"study {study}: " + ", ".join(f"{n} {status}" for status, n in counts.items()), markup=False)
+    console.print(f"study {study}: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     rows = [finding for finding in findings if finding.status not in _QUIET]
     if rows:
         table = _table("Result", "Verdict", "Score", "Committed", "Difference", "Noise", "")
@@ -246,15 +246,15 @@ def _print_results(console: Console, findings: list[Finding], study: str) -> Non
             gap = None if one.score is None or one.committed is None else one.score - one.committed
             cells = [one.place, one.status.value, _shown(one.score), _shown(one.committed), _shown(gap, "+.3f")]
             table.add_row(*cells, _shown(one.limit), one.words, style="" if one.status.good else "red")
-        console.print(table, markup=False)
+        console.print(table)
     reasons = Counter(finding.words for finding in findings if finding.status is Status.UNCHECKED)
     for words, number in reasons.items():
-        console.print(f"  not checked, {number} files: {words}", markup=False)
+        console.print(f"  not checked, {number} files: {words}")
 
 
 def _print_claims(console: Console, verdict: Verdict) -> None:
     if verdict.stopped:
-        console.print(f"claims: not judged: {verdict.stopped}", markup=False, style="red")
+        console.print(f"claims: not judged: {verdict.stopped}", style="red")
         return
     changed = [claim for claim in verdict.claims if claim.committed != claim.made or not claim.holds]
     made = {finding.study for finding in verdict.made} if verdict.commit is not None else set()
@@ -271,7 +271,7 @@ def _print_claims(console: Console, verdict: Verdict) -> None:
             allowed = "" if claim.low is None or claim.high is None else f"{claim.low:.1f} to {claim.high:.1f}"
             cells = [claim.place, claim.words, claim.committed, claim.made, allowed, state]
             table.add_row(*cells, style="" if claim.holds else "red")
-        console.print(table, markup=False)
+        console.print(table)
 
 
 def _print_differences(console: Console, shown: Sequence[Difference]) -> None:
@@ -290,7 +290,7 @@ def _print_differences(console: Console, shown: Sequence[Difference]) -> None:
             f"{one.visible:.1f}",
             "" if one.interval.certain else "not shown",
         )
-    console.print(table, markup=False)
+    console.print(table)
     console.print(
         "Effect: Hedges' g over seeds. P(better): with one more seed, the run is ahead. p: paired bootstrap; adjusted: "
         "for all differences of the study here, by the largest statistic. Visible from: the smallest true difference "
@@ -320,13 +320,16 @@ def conclusion(verdict: Verdict) -> str:
         checked = sum(finding.status is Status.CHECKED for finding in verdict.findings)
         holding = f"{len(verdict.claims)} claims hold"
         return f"verdict: {checked} files are what the predictions and the code give{rest}; {holding}"
+    advice = "(`make repro` makes them, `nxm verify --evidence` checks the committed ones)"
     if not verdict.made:
-        return (
-            "verdict: all results are the committed files: nothing was made here (`make repro` makes them, "
-            "`nxm verify --evidence` checks the committed ones)"
-        )
-    where = f"those of {verdict.commit[:7]}"
-    return f"verdict: reproduced: the results made here agree with {where} within noise; all claims hold"
+        return f"verdict: all results are the committed files: nothing was made here {advice}"
+    repeated = sum(finding.repeats for finding in verdict.findings)
+    if not repeated:
+        return f"verdict: no training that is committed was made here {advice}"
+    others = sum(finding.status is Status.COMMITTED for finding in verdict.findings)
+    rest = f"; {others} files are the committed ones" if others else ""
+    runs = "1 training made here agrees" if repeated == 1 else f"{repeated} trainings made here agree"
+    return f"verdict: reproduced: {runs} with those of {verdict.commit[:7]} within noise{rest}; all claims hold"
 
 
 def save_verdict(root: Path, verdict: Verdict) -> str | None:

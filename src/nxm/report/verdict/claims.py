@@ -102,7 +102,10 @@ def differences(root: Path, evidence: Callable[[str], Evidence], names: Iterable
     asked: dict[str, dict[tuple[str, str, tuple[str, ...]], None]] = {}
     for place, (name, runs, task) in _numbers(root, evidence, names):
         if name in _DIFFERENCES:
-            tasks = tuple(tasks_of(name, evidence(place.study), runs, task))
+            try:
+                tasks = tuple(tasks_of(name, evidence(place.study), runs, task))
+            except LookupError:  # a run is missing; the claim says so
+                continue
             own = asked.setdefault(place.study, {})
             if (runs[1], runs[0], tasks) not in own:
                 own[runs[0], runs[1], tasks] = None
@@ -240,6 +243,9 @@ def _judge(root: Path, place: page.Call, committed: Evidence, made: Evidence, on
     if not before:  # nothing was committed that could be contradicted
         return Claim(place.study, where, words, before, now, True)
     tasks = tasks_of(name, committed, runs, task)
+    if (own := tasks_of(name, made, runs, task)) != tasks:
+        reason = f"it is of {statistics.listed(own)} here, not of {statistics.listed(tasks)}"
+        return Claim(place.study, where, words, before, now, False, reason)
     allowed = _allowed(name, committed, runs, tasks)
     reason = "" if made is committed else _reason(name, allowed, _measure(name, made, runs, tasks), before == now)
     return Claim(place.study, where, words, before, now, not reason, reason, allowed.low, allowed.high)
@@ -299,7 +305,8 @@ def _measure(name: str, evidence: Evidence, runs: list[str], tasks: list[str]) -
         trials = [one for one in statistics.trials_of(evidence.results) if (one.name, one.task) == (run, tasks[0])]
         value = max(one.heldout.value for one in trials if one.heldout is not None)
         whole = run if statistics.method_score(evidence.results, run, tasks) else "dense"
-        width = _measure("score", evidence, [whole], tasks)
+        known = statistics.method_score(evidence.results, whole, tasks) is not None
+        width = _measure("score", evidence, [whole], tasks) if known else None
         return _on_heldout(value, evidence, width, tasks)
     results = [one for one in statistics.runs_of(evidence.results, run) if one.task in tasks]
     return Interval(_COUNTED[name](results), None, None)

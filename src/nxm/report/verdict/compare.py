@@ -304,7 +304,9 @@ class Comparison:
         return judged
 
     def _labels(self, task: str) -> Labels | None:
-        return self._found_labels.setdefault(task, find_labels(self.root, self.folder, get_task(task)))
+        if task not in self._found_labels:
+            self._found_labels[task] = find_labels(self.root, self.folder, get_task(task))
+        return self._found_labels[task]
 
     @cached_property
     def _found_labels(self) -> dict[str, Labels | None]:
@@ -337,7 +339,7 @@ class Comparison:
                 return self._finding(name, Status.FOREIGN, f"a result of study {study}")
             return self._finding(name, Status.TIMES, "measured here; times are not compared")
         if not (self.committed / name).is_file():
-            return self._finding(name, Status.NEW, f"{self.revision} does not have it")
+            return self._finding(name, Status.NEW, f"{self.revision[:7]} does not have it")
         for task in self.study.tasks:
             if name == bootstrap_path("", task).as_posix():
                 ours, theirs = (read_predictions(folder / name) for folder in (self.folder, self.committed))
@@ -404,11 +406,12 @@ def _other_size(record: Result, former: Result) -> str | None:
 
 
 def _other_circumstances(record: Result, former: Result) -> str:
-    """Return versions and precision that differ, which are no fault of a result but may explain a difference."""
-    ours, theirs = record.provenance, former.provenance
-    changes = say_changes(
-        theirs.versions | {"precision": theirs.precision}, ours.versions | {"precision": ours.precision}
+    """Return machine, precision and versions that differ: no fault of a result, but they may explain a difference."""
+    theirs, ours = (
+        {"cpu": one.machine.cpu, "device": one.machine.device, "precision": one.precision} | one.versions
+        for one in (former.provenance, record.provenance)
     )
+    changes = say_changes(theirs, ours)
     return f"made with {changes}" if changes else ""
 
 

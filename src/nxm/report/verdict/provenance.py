@@ -104,6 +104,11 @@ class Finding:
     committed: float | None = None
     limit: float | None = None
 
+    @property
+    def repeats(self) -> bool:
+        """True for a training that was made here and agrees with the committed one."""
+        return self.status in (Status.EQUAL, Status.NOISE) and Path(self.place).name.startswith("seed")
+
 
 @dataclass(frozen=True)
 class Lock:

@@ -252,7 +252,7 @@ class Recomputation:
         try:
             evidence = read_evidence(self.folder)
         except UserError as error:
-            yield self._finding(_TABLES, Status.UNCHECKED, f"not made again: {error}")
+            yield self._finding(_TABLES, Status.DAMAGED, f"they cannot be made again: {error}")
             return
         for name in self.study.tables:
             made = functools.partial(self._made_table, evidence, name)
