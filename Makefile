@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 NXM := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nxm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro plan show pages test lint lock clean
+.PHONY: help setup repro plan show evidence pages test lint lock clean
 
 help:
 	@echo "make repro               train the embedded study: every result, figure and table (about 15 min on 2 cores)"
@@ -15,6 +15,7 @@ help:
 	@echo "make repro JOBS=4        four stages side by side, each on its share of the cores and GPUs (by default two on a CPU)"
 	@echo "make plan STUDY=...      say what that would run, and about how long it takes"
 	@echo "make show STUDY=...      print what is committed, without running anything"
+	@echo "make evidence            compute the committed numbers again from the stored predictions"
 	@echo "make test                lint, unit tests and a small study end to end"
 	@echo "make lint                ruff and mypy alone"
 	@echo "make pages               render README.md, the studies' pages and docs/situations.md"
@@ -38,6 +39,9 @@ plan: $(READY)
 
 show: $(READY)
 	@$(NXM) show $(STUDY)
+
+evidence: $(READY)
+	@$(NXM) verify --evidence
 
 pages: $(READY)
 	@$(NXM) pages

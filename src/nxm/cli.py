@@ -149,6 +149,29 @@ def show(study: Study = "embedded") -> None:
 
 
 @app.command()
+def verify(
+    study: Annotated[str | None, typer.Argument(help="embedded, or a folder of studies/; default: all")] = None,
+    evidence: Annotated[
+        bool, typer.Option("--evidence", help="compute the committed numbers again from the stored predictions")
+    ] = False,
+    against: Annotated[str, typer.Option(help="the revision whose results are the committed ones")] = "HEAD",
+) -> None:
+    """Say whether the results here are those that are committed, and whether the claims of the pages hold.
+
+    Exit status 1: a result is missing, damaged, of another origin or beyond noise, or a claim does not hold.
+    """
+    from nxm.report.verdict import print_verdict, save_verdict, verify, verify_evidence
+
+    root, names = Path.cwd(), None if study is None else [study]
+    verdict = verify_evidence(root, names) if evidence else verify(root, names, against)
+    print_verdict(verdict)
+    if problem := save_verdict(root, verdict):
+        typer.echo(problem, err=True)
+    if not verdict.good:
+        raise typer.Exit(1)
+
+
+@app.command()
 def pages(
     check: Annotated[bool, typer.Option("--check", help="write nothing; exit status 1 when a page is stale")] = False,
 ) -> None:

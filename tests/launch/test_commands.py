@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from committed_study import make_repository
 from nxm import UserError
 from nxm.launch import schedule
 from nxm.launch.project import Project
+from nxm.report.verdict import FILES
 from nxm.study.plan import PLAN, VALUES
 from records import ROOT
 
@@ -127,3 +129,42 @@ def test_a_damaged_results_file_is_an_error_with_the_remedy(root, text, capsys):
     path.unlink()
     schedule.plan(root, "embedded", None)
     assert "stages to run" in capsys.readouterr().out
+
+
+# --- the verdict at the end of `nxm repro` ---------------------------------------------------------------------------
+
+
+def test_a_reproduction_ends_with_its_verdict(tmp_path, capsys):
+    made = make_repository(tmp_path / "repository")
+    made.again("nxm", 0, shift=0.002)
+    made.derive()
+    schedule.give_verdict(made.root, "embedded")
+    printed = capsys.readouterr().out
+    assert "within noise" in printed
+    assert "verdict: reproduced" in printed
+    assert (made.root / FILES["results"]).is_file()
+
+
+def test_a_reproduction_that_contradicts_the_committed_one_is_an_error(tmp_path):
+    made = make_repository(tmp_path / "repository")
+    for seed in (0, 1):
+        made.again("nxm", seed, shift=4.0)
+    made.derive()
+    with pytest.raises(UserError, match=r"all stages are done, but verdict: 2 files are not .*: 2 different; "):
+        schedule.give_verdict(made.root, "embedded")
+
+
+def test_an_experiment_with_other_values_is_no_error(tmp_path, capsys):
+    made = make_repository(tmp_path / "repository")
+    made.again("nxm", 0, shift=4.0)
+    (made.root / "src/nxm/training/run.py").write_text("trains = False\n")
+    made.derive()
+    schedule.give_verdict(made.root, "embedded")
+    assert "1 other code" in capsys.readouterr().out
+
+
+def test_without_git_a_study_ends_without_a_verdict(root, capsys):
+    schedule.give_verdict(root, "embedded")
+    printed = capsys.readouterr().out
+    assert "no verdict: " in printed
+    assert "no git repository" in printed

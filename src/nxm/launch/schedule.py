@@ -89,6 +89,7 @@ def _repro(root: Path, study: Study, jobs: int, allow_missing: bool) -> None:
             "safe: the same command goes on from there, an interrupted training from its last checkpoint."
         )
     point_at_results()
+    give_verdict(root, study.study)
 
 
 def enter(root: Path, name: str) -> Study:
@@ -379,6 +380,28 @@ def point_at_results() -> None:
         names = sorted({path.stem for path in folder.glob("*.*") if not path.name.startswith(".")})
         print(f"{place}{folder}/: {', '.join(names) or 'nothing'}")
     print(f"{place}results/: every run's own file")
+
+
+def give_verdict(root: Path, name: str) -> None:
+    """Print the verdict on a study's results (`nxm.report.verdict`), or why there is none.
+
+    Raises:
+        UserError: repetitions of the committed runs came out differently, or contradict a claim. (Runs with other
+            values, data or code are no repetitions.)
+    """
+    from nxm.report import verdict  # imports torch, which commands without work to do must not wait for
+
+    print()
+    try:
+        found = verdict.verify(root, [name])
+    except UserError as error:
+        print(f"no verdict: {error}")
+        return
+    verdict.print_verdict(found)
+    if problem := verdict.save_verdict(root, found):
+        print(problem)
+    if found.contradicts:
+        raise UserError(f"study {name}: all stages are done, but {verdict.conclusion(found)}")
 
 
 def plan(root: Path, name: str, jobs: int | None, *, allow_missing: bool = False) -> None:

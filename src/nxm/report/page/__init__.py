@@ -19,11 +19,12 @@ import inspect
 import os
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateSyntaxError, UndefinedError
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateSyntaxError, UndefinedError, nodes
 
 from nxm import report
 from nxm.errors import UserError
@@ -44,6 +45,40 @@ def pages(root: Path) -> dict[Path, Path]:
         found[readme] = root / "README.md"
     findings = sorted((root / "studies").glob("*/findings.md.j2"))
     return found | {template: template.parent / "README.md" for template in findings}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a function in a template: its line, and the study whose evidence it takes."""
+
+    template: Path
+    line: int
+    function: str
+    arguments: tuple[Any, ...]
+    task: str | list[str] | None
+    study: str
+
+
+def calls(template: Path, root: Path) -> Iterator[Call]:
+    """Yield the calls of a template, in its order.
+
+    Raises:
+        UserError: the template is not valid, or an argument is not written out in it.
+    """
+    own = MAIN if template.parent == Path(root) / "docs" else template.parent.name
+    name = os.path.relpath(template, root)
+    try:
+        parsed = Environment(autoescape=False).parse(template.read_text(encoding="utf-8"))  # noqa: S701  as `render`
+    except TemplateSyntaxError as error:
+        raise UserError(f"{name}:{error.lineno}: {error.message}") from None
+    for call in parsed.find_all(nodes.Call):
+        try:
+            arguments = tuple(argument.as_const() for argument in call.args)
+            named = {keyword.key: keyword.value.as_const() for keyword in call.kwargs}
+        except nodes.Impossible:
+            raise UserError(f"{name}:{call.lineno}: its arguments must be written out") from None
+        function = call.node.name if isinstance(call.node, nodes.Name) else ""
+        yield Call(template, call.lineno, function, arguments, named.get("task"), named.get("study", own))
 
 
 def evidence_of(root: Path, study: str) -> Evidence:

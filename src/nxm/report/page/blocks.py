@@ -138,11 +138,16 @@ def _list(sentences: list[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences) if len(sentences) > 1 else sentences[0]
 
 
+def best_rival(runs: list[Result], tasks: list[str]) -> str:
+    """The rival of NxM+ with the highest score on the tasks; NxM where none has run."""
+    scores = {rival: statistics.method_score(runs, rival, tasks) for rival in RIVALS}
+    measured = {rival: score.mean for rival, score in scores.items() if score is not None}
+    return max(measured, key=lambda rival: measured[rival], default="nxm")
+
+
 def _best(evidence: Evidence, runs: list[Result], tasks: list[str]) -> str:
     own = [run for run in runs if run.task in tasks]
-    scores = {rival: statistics.method_score(own, rival, tasks) for rival in RIVALS}
-    measured = {rival: score.mean for rival, score in scores.items() if score is not None}
-    rival = max(measured, key=lambda rival: measured[rival], default="nxm")
+    rival = best_rival(own, tasks)
     text = _verdict(evidence, runs, tasks, "nxm_plus", rival)
     upper = statistics.retention_interval(evidence, "nxm_plus", "dense_plus", tasks)
     score = statistics.method_score(own, "dense_plus", tasks)

@@ -167,19 +167,30 @@ def number(name: str, evidence: Evidence, runs: list[str], task: str | Sequence[
         UserError: too few or too many runs, a run or a task that the study does not have, or a number that was not
             measured.
     """
-    words = [f'"{run}"' for run in runs] + ([] if task is None else [f"task={task!r}"])
-    where = f"{name}({', '.join(words)}) of study {evidence.study}"
+    where = f"{called(name, runs, task)} of study {evidence.study}"
     function = NUMBERS[name]
     try:
         inspect.signature(function).bind(evidence, [], *runs)
     except TypeError as error:
         raise UserError(f"{where}: {error}") from None
     try:
-        everywhere = task == "all" and function in _PAPER
-        whole = [] if function is best_trial else runs  # a trial needs no whole run
-        return function(evidence, list(statistics.TASKS) if everywhere else _tasks(evidence, whole, task), *runs)
+        return function(evidence, tasks_of(name, evidence, runs, task), *runs)
     except LookupError as error:
         raise UserError(f"{where}: {error.args[0]}") from None
+
+
+def called(name: str, runs: Sequence[str], task: str | Sequence[str] | None = None) -> str:
+    """The call of a number as a template has it: `above("nxm", "asp", task='cola')`."""
+    words = [f'"{run}"' for run in runs] + ([] if task is None else [f"task={task!r}"])
+    return f"{name}({', '.join(words)})"
+
+
+def tasks_of(name: str, evidence: Evidence, runs: Sequence[str], task: str | Sequence[str] | None = None) -> list[str]:
+    """The tasks that the number `name` of `runs` is about. Raises LookupError where a run does not have them."""
+    if task == "all" and NUMBERS[name] in _PAPER:
+        return list(statistics.TASKS)
+    whole = [] if NUMBERS[name] is best_trial else list(runs)  # a trial needs no whole run
+    return _tasks(evidence, whole, task)
 
 
 def _tasks(evidence: Evidence, runs: list[str], task: str | Sequence[str] | None) -> list[str]:
