@@ -10,8 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from nxm import NM, Integers, Unstructured, UserError, parse_set
-from nxm.export.packed import FILE, load_packed, pack, read_packed, stored_bits, unpack, write_packed
+from nxm import NM, Integers, Unstructured, UserError, load, parse_set
+from nxm.export.packed import write_packed
+from nxm.models.packed import FILE, pack, read_packed, stored_bits, unpack
 from nxm.sets import all_sets
 from tiny_models import MODELS, save_model
 
@@ -74,7 +75,7 @@ def test_a_model_loads_to_the_same_logits_to_the_bit(kind, constraint, tmp_path)
     size = write_packed(folder, tmp_path / "packed")
     assert size == (tmp_path / "packed" / FILE).stat().st_size
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    loaded = load_packed(tmp_path / "packed")
+    loaded = load(tmp_path / "packed")
     assert type(loaded) is type(model)
     state = model.state_dict()
     assert loaded.state_dict().keys() == state.keys()

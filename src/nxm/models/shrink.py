@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from nxm.errors import UserError
+from nxm.models.packed import is_packed, read_packed
 from nxm.models.roles import Block, find_blocks, find_roles
 from nxm.models.structure import Structure, validate_structure
 from nxm.sets.saved import load_config, load_matrices, load_model, model_class, stored_tensors
@@ -95,26 +96,29 @@ def read_structure(config: PretrainedConfig) -> dict[str, Any] | None:
 
 
 def load(folder: str | Path) -> PreTrainedModel:
-    """Load a model from a folder saved by `save_pretrained`, shrunk or not.
+    """Load a model from a folder saved by `save_pretrained`, shrunk or not, or from a packed checkpoint.
 
     Tensors come from safetensors, in one file or in shards; no pickle is read and no code from the folder is run.
 
-    Returns: the model in eval mode, of the class that config.json names and with the tensors' dtype.
+    Returns: the model on the CPU in eval mode, of the class that config.json names and with the tensors' dtype.
 
     Raises:
-        UserError: a file is missing or damaged, transformers has no such class, or the tensors do not have the sizes
-            of `nxm_structure`.
+        UserError: a file is missing, damaged or (packed) edited, transformers has no such class, or the tensors do not
+            have the sizes of config.json.
     """
     folder = Path(folder)
     config = load_config(folder)
     written = read_structure(config)
+    packed = is_packed(folder)
     architecture = model_class(config)
     if architecture is None:
         name = (config.architectures or ["none"])[0]
         raise UserError(f"{folder}/config.json: architectures names '{name}', which is no model of transformers")
-    if written is None:
+    if written is None and not packed:
         return load_model(folder, config).eval()
-    weights = load_matrices(folder, list(stored_tensors(folder)))
+    weights = read_packed(folder) if packed else load_matrices(folder, list(stored_tensors(folder)))
+    if written is None:
+        return _with_weights(architecture, config, weights, folder).eval()
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights, which are replaced at once
         model = architecture(config)
     structure = Structure(tuple(map(tuple, written["heads"])), tuple(tuple(range(width)) for width in written["rows"]))
@@ -130,6 +134,38 @@ def load(folder: str | Path) -> PreTrainedModel:
         problem = f"lacks '{missing[0]}'" if missing else f"has '{unexpected[0]}', which is unknown"
         raise UserError(f"{folder}: not the tensors of {architecture.__name__}: the folder {problem}")
     return model.eval()
+
+
+def _with_weights(
+    architecture: type[PreTrainedModel], config: PretrainedConfig, weights: dict[str, Tensor], folder: Path
+) -> PreTrainedModel:
+    """Return a model of a class with tensors by their names in files, which may be others than those in memory.
+
+    Raises:
+        UserError: a tensor is missing, unknown or of another size.
+    """
+    try:
+        model, loading = architecture.from_pretrained(
+            None,
+            config=config,
+            state_dict=weights,
+            dtype="auto",
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{folder}: transformers cannot load this model: {_first(error)}") from None
+    problems = {
+        "lacks '{}'": loading["missing_keys"],
+        "has '{}', which is unknown": loading["unexpected_keys"],
+        "has '{}' in another size than config.json asks for": [name for name, *_ in loading["mismatched_keys"]],
+    }
+    for problem, names in problems.items():
+        if names:
+            raise UserError(
+                f"{folder}: not the tensors of {architecture.__name__}: the folder {problem.format(min(names))}"
+            )
+    return model
 
 
 class _BiasOfHeads:
