@@ -163,6 +163,8 @@ def _read_table(path: Path, task: Task) -> pa.Table:
             raise UserError(f"{path}: cannot be read as a table: {error}") from None
     else:
         raise UserError(f"{path}: --data is a folder that a study prepared, or a .csv, .tsv or .parquet file")
+    if table.num_rows == 0:
+        raise UserError(f"{path}: the table has no rows")
     if "idx" not in table.column_names:
         table = table.append_column("idx", pa.array(np.arange(table.num_rows, dtype=np.int32)))
     if task.regression and "label" in table.column_names and pa.types.is_integer(table.schema.field("label").type):
