@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -24,7 +25,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from nxm import NM, Unstructured, UserError, cli, find_targets
+from nxm import NM, Integers, Unstructured, UserError, cli, find_targets
+from nxm.export.packed import write_packed
 from nxm.sets.saved import load_matrices, read_pattern, read_patterns, write_pattern
 
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
@@ -298,6 +300,93 @@ def test_a_damaged_claim_is_said_in_a_line(sparse, check, written, said):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert said in done.stderr
+
+
+# --- integers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def integers(tiny_bert, tmp_path):
+    targets = find_targets(tiny_bert)
+    constraint = Integers(4, NM(2, 4))
+    with torch.no_grad():
+        for W in targets.values():
+            W.copy_(constraint.project(W).Z)
+    write_pattern(tiny_bert.config, constraint, targets)
+    tiny_bert.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def rows(stdout: str) -> dict[str, list[str]]:
+    """Return the columns of each matrix in the table of a check."""
+    lines = [line.split() for line in stdout.splitlines() if line.strip().startswith("bert.encoder")]
+    return {name: columns for name, *columns in lines}
+
+
+@pytest.mark.situation("check", "integers: the pattern, the grid and the bits a weight, by matrix", "works")
+def test_of_integers_pattern_and_grid_are_checked_and_bits_are_printed(integers, tmp_path, check):
+    done = check(integers)
+    assert done.returncode == 0, done.stderr
+    tensors = load_file(integers / "model.safetensors")
+    found = rows(done.stdout)
+    assert len(found) == 12
+    total = weights = 0
+    for name, (shape, _, *columns) in found.items():
+        out, inside = tensors[name].shape
+        bits = out * inside / 2 * (4 + 2) + 16 * out  # codes and positions of the half, and a scale per row
+        assert shape == f"{out}x{inside}"
+        assert columns == ["True", "True", f"{bits / (out * inside):.3f}", "True"]
+        total, weights = total + bits, weights + out * inside
+    assert f"12 matrices of integers take {total / weights:.3f} bits a weight, positions and scales included: " in (
+        done.stdout
+    )
+    assert (
+        f"{32 * weights / total:.2f} times smaller than in fp32, {16 * weights / total:.2f} than in bf16" in done.stdout
+    )
+    write_packed(integers, tmp_path / "packed")
+    again = check(tmp_path / "packed")
+    assert again.returncode == 0, again.stderr
+    assert rows(again.stdout) == found
+    size = (tmp_path / "packed/packed.safetensors").stat().st_size / 2**20
+    assert f"the whole model, packed, takes {size:.2f} MiB" in again.stdout
+    about = float(re.search(r"MiB, packed about (\S+) MiB", done.stdout)[1])
+    assert about == pytest.approx(size, abs=0.02)  # the file has a header, too
+
+
+@pytest.mark.situation("check", "integers: a weight off the grid, or one too many that is not zero", "refused")
+def test_a_weight_off_the_grid_is_told_from_one_that_breaks_the_pattern(integers, check):
+    whole = load_file(integers / "model.safetensors")
+    place = int(whole[QUERY][0].nonzero()[0])
+    edit_weights(integers, lambda tensors: tensors[QUERY][0, place].mul_(1.01))
+    done = check(integers)
+    assert done.returncode == 1
+    assert "11 of 12 matrices obey 2:4 int4" in done.stdout
+    assert rows(done.stdout)[QUERY][2:] == ["True", "False", "-", "False"]
+    assert "matrices of integers take" not in done.stdout
+    save_file(whole, integers / "model.safetensors", metadata={"format": "pt"})
+    edit_weights(integers, lambda tensors: tensors[QUERY][0].copy_(tensors[QUERY][0].abs().amax()))
+    assert rows(check(integers).stdout)[QUERY][2:] == ["False", "True", "-", "False"]
+    save_file(whole, integers / "model.safetensors", metadata={"format": "pt"})
+    edit_weights(integers, lambda tensors: tensors[QUERY][0, place].fill_(torch.nan))
+    assert rows(check(integers).stdout)[QUERY][2:5] == ["False", "False", "-"]
+
+
+def test_integers_that_were_saved_in_bf16_left_their_grid(integers, check):
+    edit_weights(integers, lambda tensors: tensors.update({name: W.bfloat16() for name, W in tensors.items()}))
+    done = check(integers)
+    assert done.returncode == 1
+    assert rows(done.stdout)[QUERY][2:4] == ["True", "False"]
+
+
+@pytest.mark.situation("check", "a damaged packed checkpoint", "refused")
+def test_a_damaged_packed_checkpoint_is_named(integers, tmp_path, check):
+    write_packed(integers, tmp_path / "packed")
+    path = tmp_path / "packed/packed.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    done = check(tmp_path / "packed")
+    assert done.returncode == 1
+    assert "error: " in done.stderr
+    assert "packed.safetensors: damaged or truncated" in done.stderr
 
 
 # --- several patterns in one model ---------------------------------------------------------------------------------

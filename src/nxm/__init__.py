@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from nxm.methods.straight_through.settings import Qat
     from nxm.methods.structured.callback import StructuredCallback
     from nxm.methods.structured.settings import Structured
+    from nxm.models.load import load
     from nxm.models.permute import permute_
-    from nxm.models.shrink import load, shrink
+    from nxm.models.shrink import shrink
     from nxm.models.structure import Structure, structure_of
     from nxm.models.targets import find_targets
     from nxm.sets import parse_set
@@ -64,7 +65,7 @@ _HOMES = {
     "Unstructured": "nxm.sets.unstructured",
     "UserError": "nxm.errors",
     "find_targets": "nxm.models.targets",
-    "load": "nxm.models.shrink",
+    "load": "nxm.models.load",
     "parse_set": "nxm.sets",
     "permute_": "nxm.models.permute",
     "shrink": "nxm.models.shrink",

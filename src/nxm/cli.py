@@ -30,12 +30,14 @@ app = typer.Typer(
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="a from_pretrained folder with safetensors")],
+    folder: Annotated[Path, typer.Argument(help="a from_pretrained folder with safetensors, or a packed one")],
     pattern: Annotated[
         str | None, typer.Option(help="check this pattern, such as 2:4, instead of the one in config.json")
     ] = None,
 ) -> None:
-    """Check matrix by matrix whether a saved model obeys its sparsity pattern.
+    """Check matrix by matrix whether a saved model obeys its sparsity pattern and, with integers, lies on its grid.
+
+    Prints the bits that a weight takes when packed, with positions and scales, for models with integers.
 
     Exit status 0: every matrix obeys; 1: one does not, is missing or has NaN, or the folder cannot be read.
     """
@@ -47,9 +49,12 @@ def check(
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="a from_pretrained folder with its tokenizer")],
-    out: Annotated[Path, typer.Argument(help="the file to write; for torch-2of4 the folder")],
-    to: Annotated[Literal["onnx", "onnx-int8", "torch-int8", "torch-2of4"], typer.Option(help="the format")],
+    folder: Annotated[Path, typer.Argument(help="a from_pretrained folder with its tokenizer, or a packed one")],
+    out: Annotated[Path, typer.Argument(help="the file to write; for packed and torch-2of4 the folder")],
+    to: Annotated[
+        Literal["onnx", "onnx-int8", "onnx-weight-only", "torch-int8", "torch-2of4", "packed"],
+        typer.Option(help="the format"),
+    ],
     texts: Annotated[
         Path | None,
         typer.Option(
@@ -64,21 +69,49 @@ def export(
     ] = False,
     batch: Annotated[int | None, typer.Option(help="with --auto: sentences in a batch")] = None,
     length: Annotated[int | None, typer.Option(help="with --auto: tokens in each sentence")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="score export and model on this: a study's prepared folder, or a .csv, .tsv or .parquet file"
+        ),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="with --data: its task, such as stsb; a prepared folder has it")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="with --data: refuse an export whose score is more points (0 to 100) lower")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="replace OUT, if it is an earlier export in this format and nothing else")
     ] = False,
 ) -> None:
     """Export a trained model in a format for deployment.
 
-    Asserts the pattern that config.json names. Writes nothing if the outputs differ from the model's or OUT exists.
+    Asserts the pattern that config.json names. Writes nothing if the outputs differ from the model's, OUT exists, or
+    the score on --data is lower by more than --max-drop.
 
     nxm export sparse-model model.onnx --to onnx
+
+    nxm export sparse-model model.onnx --to onnx-int8 --data dev.csv --task stsb --max-drop 0.5
 
     nxm export sparse-model packed --to torch-2of4 --auto --batch 32 --length 128
     """
     from nxm.export.formats import export
 
-    export(folder, out, to, texts=texts, dtype=dtype, auto=auto, batch=batch, length=length, force=force)
+    export(
+        folder,
+        out,
+        to,
+        texts=texts,
+        dtype=dtype,
+        auto=auto,
+        batch=batch,
+        length=length,
+        data=data,
+        task=task,
+        max_drop=max_drop,
+        force=force,
+    )
 
 
 @app.command()

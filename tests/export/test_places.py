@@ -12,8 +12,9 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from safetensors.torch import load_file, save_file
 
-from nxm import cli
+from nxm import NM, Integers, cli
 from nxm.errors import UserError
 from nxm.export import onnx as onnx_export
 from nxm.export import semi_structured, x86
@@ -21,14 +22,18 @@ from nxm.export.formats import export
 from nxm.export.trained import MARK, load_trained
 from tiny_models import MODELS, save_model
 
-FILES = ["onnx", "onnx-int8", "torch-int8"]
-FORMATS = [*FILES, "torch-2of4"]
+FILES = ["onnx", "onnx-int8", "onnx-weight-only", "torch-int8"]
+FOLDERS = ["packed", "torch-2of4"]
+FORMATS = [*FILES, *FOLDERS]
+INTEGERS = ("packed", "onnx-weight-only")  # formats of models that were trained on integers alone
 
 
 @pytest.fixture
-def sparse(tmp_path: Path) -> Path:
+def sparse(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A 2:4 model, with integers where the test's format needs them."""
     torch.manual_seed(0)
-    return save_model(tmp_path / "model", MODELS["bert"]())
+    to = getattr(request.node, "callspec", None) and request.node.callspec.params.get("to")
+    return save_model(tmp_path / "model", MODELS["bert"](), Integers(4, NM(2, 4)) if to in INTEGERS else NM(2, 4))
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
@@ -48,47 +53,53 @@ def refuses(folder: Path, out: Path, to: str, said: str, below: Path, *, force: 
 
 @pytest.mark.situation("export", "OUT is a folder that holds other files", "refused")
 @pytest.mark.parametrize("force", [False, True])
-def test_a_folder_with_other_files_is_refused(sparse, tmp_path, force):
+@pytest.mark.parametrize("to", FOLDERS)
+def test_a_folder_with_other_files_is_refused(sparse, tmp_path, to, force):
     out = tmp_path / "results"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
     said = "results: exists and was not written by nxm export in this format; it is not replaced"
-    refuses(sparse, out, "torch-2of4", said, tmp_path, force=force)
+    refuses(sparse, out, to, said, tmp_path, force=force)
 
 
 @pytest.mark.situation("export", "OUT is an earlier export, without --force", "refused")
 @pytest.mark.situation("export", "OUT is an earlier export, with --force", "works")
 @pytest.mark.situation("export", "OUT is an earlier export to which files were added, with --force", "refused")
-def test_an_earlier_export_is_replaced_by_force_unless_something_was_added(sparse, tmp_path):
+@pytest.mark.parametrize("to", FOLDERS)
+def test_an_earlier_export_is_replaced_by_force_unless_something_was_added(sparse, tmp_path, to):
     out = tmp_path / "packed"
-    export(sparse, out, "torch-2of4")
-    refuses(sparse, out, "torch-2of4", "packed: exists and .* an earlier export, which --force would", tmp_path)
-    before = tree(tmp_path)
-    export(sparse, out, "torch-2of4", dtype="fp16", force=True)
-    after = tree(tmp_path)
+    export(sparse, out, to)
+    refuses(sparse, out, to, "packed: exists and .* an earlier export, which --force would", tmp_path)
+    before = tree(out)
+    tensors = load_file(sparse / "model.safetensors")
+    save_file(tensors | {"classifier.bias": torch.ones(2)}, sparse / "model.safetensors", {"format": "pt"})
+    export(sparse, out, to, force=True)
+    after = tree(out)
     assert after.keys() == before.keys()
     assert after != before
     (out / "notes.md").write_text("mine")
-    refuses(sparse, out, "torch-2of4", "packed: exists and was not written", tmp_path, force=True)
+    refuses(sparse, out, to, "packed: exists and was not written", tmp_path, force=True)
 
 
 @pytest.mark.situation("export", "OUT is the model's own folder", "refused")
 @pytest.mark.situation("export", "OUT is the folder above the model", "refused")
+@pytest.mark.parametrize("to", FOLDERS)
 @pytest.mark.parametrize("force", [False, True])
-def test_the_model_itself_survives_whatever_is_asked(sparse, tmp_path, force):
+def test_the_model_itself_survives_whatever_is_asked(sparse, tmp_path, to, force):
     packed = tmp_path / "packed"
-    export(sparse, packed, "torch-2of4")  # a source that looks like an export
-    for source in (sparse, packed):
+    export(sparse, packed, to)  # a source that looks like an export
+    for source in (sparse, packed) if to == "torch-2of4" else (sparse,):
         for out in (source, source / ".", source / ".." / source.name, source.parent):
-            refuses(source, out, "torch-2of4", "is or contains the folder .* that is read", tmp_path, force=force)
-    (tmp_path / "alias").symlink_to(packed)
-    refuses(tmp_path / "alias", packed, "torch-2of4", "is or contains the folder .*alias", tmp_path, force=force)
+            refuses(source, out, to, "is or contains the folder .* that is read", tmp_path, force=force)
+    (tmp_path / "alias").symlink_to(sparse)
+    refuses(tmp_path / "alias", sparse, to, "is or contains the folder .*alias", tmp_path, force=force)
 
 
 @pytest.mark.situation("export", "OUT is a new folder inside the model's folder", "works")
-def test_a_new_place_inside_the_model_destroys_nothing(sparse):
+@pytest.mark.parametrize("to", FOLDERS)
+def test_a_new_place_inside_the_model_destroys_nothing(sparse, to):
     before = tree(sparse)
-    export(sparse, sparse / "gpu" / "packed", "torch-2of4")
+    export(sparse, sparse / "deep" / "packed", to)
     assert before.items() <= tree(sparse).items()
 
 
@@ -115,7 +126,7 @@ def test_a_link_is_refused(sparse, tmp_path, to):
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_file_for_a_folder_and_a_folder_for_a_file_are_refused(sparse, tmp_path, to):
     out, said = tmp_path / "out", "out: is a folder; expected a file"
-    if to == "torch-2of4":
+    if to in FOLDERS:
         out.write_text("mine")
         said = "out: is a file; expected a folder"
     else:
@@ -207,7 +218,7 @@ def test_a_place_that_cannot_be_written_is_said_in_a_line(sparse, to):
 @pytest.mark.parametrize("to", FORMATS)
 def test_room_is_checked_first(sparse, tmp_path, monkeypatch, to):
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10_000))
     refuses(sparse, tmp_path / "deep" / "out", to, r"out: needs about \d+ MiB, its disk has 0 MiB free", tmp_path)
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
 from nxm.errors import UserError
-from nxm.export.semi_structured import is_faster, write_2of4
-from nxm.export.trained import EXAMPLES, Example, load_trained
+from nxm.export.int8 import use_int8
+from nxm.export.packed import write_packed
+from nxm.export.score import Judge, make_judge, read_labelled
+from nxm.export.semi_structured import STORED, is_faster, write_2of4
+from nxm.export.trained import EXAMPLES, Answer, Example, Trained, load_trained, outputs
+from nxm.files import check_place
+from nxm.models.packed import FILE, is_packed
 from nxm.sets.saved import stored_tensors
 
 
@@ -22,22 +28,31 @@ def export(
     auto: bool = False,
     batch: int | None = None,
     length: int | None = None,
+    data: Path | None = None,
+    task: str | None = None,
+    max_drop: float | None = None,
     force: bool = False,
 ) -> None:
     """Write the model in `folder` to `out` in the format `to` and print its size and the agreement of its outputs.
 
     Args:
-        out: the file to write; for "torch-2of4" the folder.
-        to: "onnx", "onnx-int8", "torch-int8" or "torch-2of4".
+        folder: a `from_pretrained` folder or a packed checkpoint.
+        out: the file to write; for "packed" and "torch-2of4" the folder.
+        to: "onnx", "onnx-int8", "onnx-weight-only", "torch-int8", "torch-2of4" or "packed".
         texts: examples on which outputs are compared ("torch-int8": and activations calibrated), see `read_examples`;
             None: `nxm.export.trained.EXAMPLES`.
         dtype: "torch-2of4" alone: the type of the products, "bf16" (the default), "fp16" or "int8".
         force: replace what is at `out`, if it is an earlier export in this format and nothing else.
         auto: "torch-2of4" alone: pack only matrices whose 2:4 product is faster on this GPU at `batch` x `length`.
+        data: labelled examples, on which the export's score and the model's are printed; see `read_labelled`.
+        task: the task of `data`; None: the one that a prepared folder names.
+        max_drop: the points (score x 100) by which the export's score on `data` may be lower than the model's; None:
+            any number. Of "torch-2of4" the score is that of a dense copy with the same arithmetic on the CPU.
 
     Raises:
         UserError: the options contradict each other, there is something at `out`, it cannot be written, the model is
-            not supported or leaves its pattern, or its copy's outputs differ from its own; nothing is written then.
+            not supported or leaves its pattern, its copy's outputs differ from its own, or its copy's score is too low;
+            nothing is written then.
     """
     tokens = (batch or 0) * (length or 0)
     if auto and (to != "torch-2of4" or tokens <= 0):
@@ -46,22 +61,59 @@ def export(
         raise UserError("--batch and --length are the size at which --auto measures; without it they have no effect")
     if dtype and to != "torch-2of4":
         raise UserError(f"--dtype is for --to torch-2of4; {to} has its own")
-    dtype = dtype or "bf16"
+    if max_drop is not None and not (data is not None and max_drop >= 0):
+        raise UserError("--max-drop is a number of points, 0 or more, and needs --data with labelled examples")
+    if task and data is None:
+        raise UserError("--task is the task of --data; without it it has no effect")
+    if to == "packed" and texts:
+        raise UserError("--texts is for exports whose outputs are compared; packed weights are the model's to the bit")
+    if data is not None:
+        check_place(out, lambda existing: None, folder, folder=to in ("packed", "torch-2of4"))  # before the model runs
+    if to == "packed":
+        judge = _judge(load_trained(folder), data, task, max_drop) if data is not None else None
+        size = write_packed(folder, out, force=force, judge=judge)
+        print(f"{out}: {size / 2**20:.2f} MiB, {100 * size / _bytes(folder):.0f} % of the source; the same weights")
+        return
     examples = EXAMPLES if texts is None else read_examples(texts)
     trained = load_trained(folder)
+    judge = _judge(trained, data, task, max_drop)
     if to != "torch-2of4":
-        error = _writer(to)(trained, out, examples, force=force)
-        source = sum(path.stat().st_size for path in set(stored_tensors(folder).values()))
-        share = out.stat().st_size / source
+        error = _writer(to)(trained, out, examples, force=force, judge=judge)
+        share = out.stat().st_size / _bytes(folder)
         print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB, {100 * share:.0f} % of the source")
         print(f"outputs agree with the model's on {len(examples)} examples to {error:.1e} (relative)")
         return
-    only = lru_cache(partial(is_faster, tokens=tokens, dtype=dtype)) if auto else None
-    dense = write_2of4(trained, out, dtype, only, examples, force=force)
+    only = lru_cache(partial(is_faster, tokens=tokens, dtype=dtype or "bf16")) if auto else None
+    write = partial(write_2of4, trained, dtype=dtype or "bf16", only=only, examples=examples)
+    if judge is not None:
+        with tempfile.TemporaryDirectory() as temporary:
+            write(Path(temporary, "packed"))
+            judge(_dense_copy(Path(temporary, "packed")))
+    dense = write(out, force=force)
     for name, reason in dense.items():
         print(f"{name} stays dense: {reason}")
     matrices = len(trained.sparse)
     print(f"{out}: {matrices - len(dense)} of {matrices} matrices are packed when loaded by load_2of4")
+
+
+def _judge(trained: Trained, data: Path | None, task: str | None, max_drop: float | None) -> Judge | None:
+    return None if data is None else make_judge(trained, read_labelled(data, task, trained), max_drop)
+
+
+def _bytes(folder: Path) -> int:
+    """Return the size of a model's files of weights."""
+    files = [folder / FILE] if is_packed(folder) else set(stored_tensors(folder).values())
+    return sum(path.stat().st_size for path in files)
+
+
+def _dense_copy(folder: Path) -> Answer:
+    """Return the model of `write_2of4` with the arithmetic of its 2:4 kernels, in dense ones on the CPU."""
+    trained = load_trained(folder)
+    plan = trained.model.config.nxm_2of4
+    model = trained.model.to(STORED[plan["dtype"]])
+    if plan["dtype"] == "int8":
+        use_int8(model, plan["matrices"])
+    return partial(outputs, model)
 
 
 def _writer(to: str) -> Callable[..., float]:
@@ -70,9 +122,9 @@ def _writer(to: str) -> Callable[..., float]:
             from nxm.export.x86 import write_x86
 
             return write_x86
-        from nxm.export.onnx import write_int8, write_onnx
+        from nxm.export.onnx import write_int8, write_onnx, write_weight_only
 
-        return write_onnx if to == "onnx" else write_int8
+        return {"onnx": write_onnx, "onnx-int8": write_int8, "onnx-weight-only": write_weight_only}[to]
     except ImportError as missing:
         raise UserError(f"--to {to} needs the package {missing.name}: pip install 'nxm[export]'") from None
 

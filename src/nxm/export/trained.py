@@ -16,11 +16,12 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nxm.errors import UserError
 from nxm.files import DISK_ERRORS, Refusal, check_place, check_room, new_file
-from nxm.models.shrink import load
+from nxm.models.load import load
 from nxm.sets.base import ConstraintSet
 from nxm.sets.saved import Claim, load_config, model_class, read_patterns, report
 
 Example = str | tuple[str, str]
+Answer = Callable[[Mapping[str, Tensor]], Mapping[str, np.ndarray]]  # the model's inputs by name -> outputs by name
 
 MARK = "nxm_export"  # in the files and folders of exports, by which `--force` knows them
 UNLIMITED = 2**31 - 1  # the maximal length of models without one
@@ -80,6 +81,12 @@ class Trained:
         """The size of the weights in fp32."""
         return 4 * sum(W.numel() for W in self.model.parameters())
 
+    @property
+    def inputs(self) -> list[str]:
+        """The names of the inputs that the model takes from its tokenizer."""
+        accepted = inspect.signature(self.model.forward).parameters
+        return [name for name in self.tokenizer.model_input_names if name in accepted]
+
     def encode(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Return token ids and the model's other inputs, int64 `(examples, longest)`, padded to the longest example."""
         first, second = zip(*((e, None) if isinstance(e, str) else e for e in examples), strict=True)
@@ -98,7 +105,7 @@ class Trained:
 
 
 def load_trained(folder: Path) -> Trained:
-    """Load a folder saved by `save_pretrained`, shrunk or not, with the head that its config names.
+    """Load a folder that nxm or `save_pretrained` wrote, shrunk or packed or neither, with the head its config names.
 
     Raises:
         UserError: it is no model folder, transformers does not have its class, the model does not read sentences, its
@@ -220,29 +227,31 @@ def write_compared(
     path: Path,
     examples: Sequence[Example],
     make: Callable[[Path], None],
-    answer: Callable[[Path, Mapping[str, Tensor]], dict[str, np.ndarray]],
+    open_file: Callable[[Path], Answer],
     tolerance: float,
     what: str,
     *,
     room: float,
     is_own: Callable[[Path], bool],
     force: bool,
+    judge: Callable[[Answer], None] | None = None,
 ) -> float:
     """Write a file under a temporary name, compare its outputs with the model's, then rename it.
 
     Args:
         make: writes the file.
-        answer: returns the file's outputs by name, given the tokenizer's tensors.
+        open_file: returns the written program, which takes the tokenizer's tensors.
         what: name of the export, for messages.
         room: bytes that `make` needs on the disk at most.
         is_own: returns whether an existing file was written by this function.
         force: replace an existing file, if it is one.
+        judge: raises UserError for a program that must not be written (`nxm.export.score.make_judge`).
 
     Returns: the relative error of the outputs.
 
     Raises:
-        UserError: `path` must not be replaced or cannot be written, the model is not supported, or the error exceeds
-            the tolerance; nothing is written then.
+        UserError: `path` must not be replaced or cannot be written, the model is not supported, the error exceeds the
+            tolerance, or `judge` refuses; nothing is written then.
     """
     check_place(path, refusal(is_own, force), trained.folder)
     check_room(path, room)
@@ -251,7 +260,8 @@ def write_compared(
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # the exporter prints half a graph where it fails
                 make(temporary)
-            found = answer(temporary, trained.encode(examples))
+            program = open_file(temporary)
+            found = program(trained.encode(examples))
         except UserError:
             raise
         except OSError as error:
@@ -262,6 +272,8 @@ def write_compared(
             raise trained.unsupported(f"the {what} cannot be made or run: {_cause(error)}") from error
         error = relative_error(found, expected)
         assert_agreement(error, tolerance, path, what)
+        if judge is not None:
+            judge(program)
     return error
 
 

@@ -3,11 +3,16 @@
 Only Linear layers are quantised. Weights are quantised symmetrically per output channel, so that zeros stay zeros and
 the integers obey an N:M pattern too; activations per tensor, with ranges measured once on examples. The file is a
 program of `torch.export`; `open_x86` compiles it for this machine, which takes seconds and needs a C++ compiler.
+
+A model that was trained on integers keeps its codes and scales, and its other layers stay in fp32. PyTorch's observers
+would not find them: they take the largest weight of a row / 127.5 as its scale. The scales are therefore given to the
+quantiser, as parameters that are derived from nothing, and the codes are compared after it.
 """
 
 from __future__ import annotations
 
 import io
+import operator
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,22 +25,32 @@ from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor import config as inductor
 from torch._inductor.exc import InductorError
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import DerivedQuantizationSpec
 
 from nxm.errors import UserError
-from nxm.export.trained import EXAMPLES, MARK, Example, Trained, without_cache, write_compared
+from nxm.export.codes import Codes, by_values, trained_codes, values_of
+from nxm.export.trained import EXAMPLES, MARK, Answer, Example, Trained, without_cache, write_compared
 
 X86_TOLERANCE = 0.1  # relative error of the outputs, with 8 bits for weights and activations
 
 Program = Callable[[Mapping[str, Tensor]], dict[str, np.ndarray]]
 
 
-def write_x86(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPLES, *, force: bool = False) -> float:
+def write_x86(
+    trained: Trained,
+    path: Path,
+    examples: Sequence[Example] = EXAMPLES,
+    *,
+    force: bool = False,
+    judge: Callable[[Answer], None] | None = None,
+) -> float:
     """Write the model as an exported program with 8-bit Linear layers, for any batch size and length.
 
     Args:
         examples: sentences or pairs of sentences like those that the model will read; the ranges of activations are
             measured and the outputs compared on them.
         force: replace a program at `path` that this function wrote.
+        judge: as in `write_compared`.
 
     Returns: the relative error of the outputs.
 
@@ -49,20 +64,18 @@ def write_x86(trained: Trained, path: Path, examples: Sequence[Example] = EXAMPL
         torch.export.save(_quantised(trained, examples), archive, extra_files={MARK: "1"})
         temporary.write_bytes(archive.getbuffer())
 
-    def answer(temporary: Path, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        return open_x86(temporary)(inputs)
-
     return write_compared(
         trained,
         path,
         examples,
         make,
-        answer,
+        open_x86,
         X86_TOLERANCE,
         "INT8 program",
         room=trained.fp32_bytes,
         is_own=is_own,
         force=force,
+        judge=judge,
     )
 
 
@@ -126,7 +139,8 @@ def _quantised(trained: Trained, examples: Sequence[Example]) -> torch.export.Ex
     shapes = ({name: {0: batch, 1: length} for name in inputs},)
     with without_cache(trained.model):
         graph = torch.export.export(_Answers(trained.model), (inputs,), dynamic_shapes=shapes).module()
-    quantizer = x86_inductor.X86InductorQuantizer()
+    integers = trained_codes(trained)
+    quantizer = _TrainedIntegers(integers) if integers else x86_inductor.X86InductorQuantizer()
     settings = x86_inductor.get_default_x86_inductor_quantization_config()
     quantizer.set_function_type_qconfig(torch.nn.functional.linear, settings)
     observed = prepare_pt2e(graph, quantizer)
@@ -134,7 +148,73 @@ def _quantised(trained: Trained, examples: Sequence[Example]) -> torch.export.Ex
         observed(trained.encode(examples[first : first + 8]))
     converted = convert_pt2e(observed)
     _drop_unused(converted)
-    return torch.export.export(converted, (inputs,), dynamic_shapes=shapes)
+    program = torch.export.export(converted, (inputs,), dynamic_shapes=shapes)
+    _assert_codes(trained, program, integers)
+    return program
+
+
+class _TrainedIntegers(x86_inductor.X86InductorQuantizer):
+    """A quantiser that gives matrices of integers their trained scales, and quantises nothing else."""
+
+    def __init__(self, integers: Mapping[str, Codes]) -> None:
+        super().__init__()
+        self.integers, self.names = integers, by_values(integers)
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        model = super().annotate(model)
+        for node in model.graph.nodes:
+            if node.target is not torch.ops.aten.linear.default:
+                continue
+            weight = node.args[1]
+            W = operator.attrgetter(weight.target)(model)
+            names = self.names.get(values_of(W.detach().numpy()))
+            inputs = node.meta[x86_inductor.QUANT_ANNOTATION_KEY].input_qspec_map
+            if names is None:
+                inputs.clear()
+                continue
+            scales = torch.from_numpy(_positive(self.integers[names[0]].scales))
+            inputs[weight] = DerivedQuantizationSpec(
+                derived_from=[],
+                derive_qparams_fn=lambda observers, scales=scales: (
+                    scales,
+                    torch.zeros_like(scales, dtype=torch.int64),
+                ),
+                dtype=torch.int8,
+                quant_min=-128,
+                quant_max=127,
+                qscheme=torch.per_channel_symmetric,
+                ch_axis=0,
+            )
+        return model
+
+
+def _positive(scales: np.ndarray) -> np.ndarray:
+    """Return scales by which PyTorch can divide: 1 for a row of zeros."""
+    return np.where(scales > 0, scales, np.float32(1.0))
+
+
+def read_codes(program: torch.export.ExportedProgram) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return codes, int8 `(out, in)`, and scales, fp32 `(out,)`, of the matrices that a program has in integers."""
+    signature = program.graph_signature
+    names = signature.inputs_to_parameters | signature.inputs_to_buffers
+    tensors = {node: program.state_dict[name] for node, name in names.items()}
+    return [
+        (tensors[node.args[0].name].numpy(), tensors[node.args[1].name].numpy())
+        for node in program.graph.nodes
+        if node.target is torch.ops.quantized_decomposed.dequantize_per_channel.default
+    ]
+
+
+def _assert_codes(trained: Trained, program: torch.export.ExportedProgram, integers: Mapping[str, Codes]) -> None:
+    """Raise UserError unless a program has the model's own codes and scales, and of a matrix of integers no others."""
+    if not integers:
+        return
+    wanted = {(own.codes.tobytes(), _positive(own.scales).tobytes()) for own in integers.values()}
+    found = {(codes.tobytes(), scales.tobytes()) for codes, scales in read_codes(program)}
+    if found != wanted:
+        raise trained.unsupported(
+            f"PyTorch's quantiser took over the trained integers of {len(found & wanted)} of {len(wanted)} matrices"
+        )
 
 
 def _drop_unused(graph: fx.GraphModule) -> None:
