@@ -57,7 +57,7 @@ FOLLOWED = {
 SPARED = {
     "compare": PREPARED,
     "benchmark": PREPARED | PERMUTATION | SHRUNK,  # of models that are not shrunk
-    "deployment": PREPARED | {"nxm.models.save"},
+    "deployment": PREPARED | {"nxm.models.save", "nxm.data.tables"},  # tables are read for `nxm export --data` alone
 }
 
 

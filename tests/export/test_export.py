@@ -20,6 +20,7 @@ from nxm.export import onnx as onnx_export
 from nxm.export.formats import read_examples
 from nxm.export.trained import EXAMPLES, Example, load_trained, outputs, relative_error
 from nxm.models.targets import find_targets
+from nxm.sets.integers import Integers
 from nxm.sets.nm import NM
 from tiny_models import MODELS, NO_COMPILER, SIZES, save_model
 
@@ -241,6 +242,17 @@ def test_another_pattern_is_refused_unless_it_is_2of4_as_well(tmp_path):
     wide = load_trained(save_model(tmp_path / "wide", MODELS["bert"](), NM(4, 8)))
     with pytest.raises(UserError, match="matrices are not 2:4"):
         semi_structured.write_2of4(wide, tmp_path / "wide-packed")
+
+
+@pytest.mark.situation("export", "a 2:4 model of integers to torch-2of4", "works", since="0.2")
+def test_of_integers_the_zeros_alone_are_claimed_in_half_precision(tmp_path):
+    """A code times its scale is rounded in half precision, so that the grid no longer holds."""
+    constraint = Integers(4, mask=NM(2, 4))
+    source = load_trained(save_model(tmp_path / "integers", MODELS["bert"](), constraint))
+    assert semi_structured.write_2of4(source, tmp_path / "packed") == {}
+    ((claimed, names),) = load_trained(tmp_path / "packed").claims
+    assert claimed == NM(2, 4)
+    assert set(names) == set(source.sparse)
 
 
 def test_without_a_gpu_packing_says_why_not(sparse, tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from nxm.errors import UserError
 from nxm.export.cusparselt import PATTERN, SEARCH_ROWS, Linear24, why_no_gpu, why_not
@@ -35,7 +35,8 @@ from nxm.export.trained import (
 from nxm.files import check_room, new_folder
 from nxm.models.save import no_saved_model
 from nxm.replay import fastest
-from nxm.sets.saved import report
+from nxm.sets.integers import Integers
+from nxm.sets.saved import Claim, report, write_pattern
 
 HALF_TOLERANCE = 0.05  # relative error of the outputs in bf16 or fp16, compared with fp32
 INT8_TOLERANCE = 0.1  # with 8 bits for weights and activations, the rest in bf16
@@ -129,10 +130,22 @@ def write_2of4(
         answers = outputs(_unpacked(half_model, names, dtype), trained.encode(examples))
         tolerance = INT8_TOLERANCE if dtype == "int8" else HALF_TOLERANCE
         assert_agreement(relative_error(answers, exact), tolerance, folder, f"{dtype} model")
+        _claim_zeros(half_model.config, trained.claims)
         half_model.config.nxm_2of4 = {"dtype": dtype, "matrices": names}
         half_model.save_pretrained(partial)
         trained.tokenizer.save_pretrained(partial)
     return reasons
+
+
+def _claim_zeros(config: PretrainedConfig, claims: Sequence[Claim]) -> None:
+    """Claim of sets of integers the zero pattern alone: half precision rounds a code times its scale off the grid."""
+    if not any(isinstance(constraint, Integers) for constraint, _ in claims):
+        return
+    del config.nxm_sparsity
+    for constraint, names in claims:
+        zeros = constraint.mask if isinstance(constraint, Integers) else constraint
+        if zeros is not None:
+            write_pattern(config, zeros, names)
 
 
 def is_own(folder: Path) -> bool:

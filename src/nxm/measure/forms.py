@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -33,6 +33,7 @@ from nxm.data.tasks import Task, compute_metrics, get_task, paper_metric
 from nxm.errors import UserError
 from nxm.export.cusparselt import Linear24, why_no_gpu
 from nxm.export.int8 import Int8Linear, use_int8
+from nxm.export.score import predict
 from nxm.export.semi_structured import HALF_TOLERANCE, INT8_TOLERANCE, STORED, assert_sparse_is_as_exact, pack
 from nxm.export.trained import EXAMPLES, Trained, assert_agreement, load_trained, outputs, relative_error
 from nxm.files import sha256_file, write_json
@@ -404,6 +405,10 @@ def random_inputs(trained: Trained, batch: int, length: int) -> dict[str, Tensor
     return {name: given[name] for name in trained.tokenizer.model_input_names if name in accepted}
 
 
+def _answer(running: _Running, form: Form, device: torch.device, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return running.answer(_on(inputs, device, form))
+
+
 def _scores(
     running: Mapping[str, _Running], form: Form, task: Task, data: DatasetDict, device: torch.device
 ) -> list[Row]:
@@ -412,7 +417,7 @@ def _scores(
     for name, own in running.items():
         metrics: dict[str, float] = {}
         for split, suffix in task.evaluation.items():
-            logits = _predict(own, form, data[split], device)
+            logits = predict(own.trained, partial(_answer, own, form, device), data[split])
             metrics |= {
                 f"{metric}{suffix}": value
                 for metric, value in compute_metrics(task, logits, np.asarray(data[split]["labels"])).items()
@@ -420,17 +425,3 @@ def _scores(
         score = round(paper_metric(task, metrics), 4)
         rows.append({"model": name} | form.described | {"metric": task.metric, "score": score})
     return rows
-
-
-def _predict(running: _Running, form: Form, rows: Dataset, device: torch.device, batch: int = 64) -> np.ndarray:
-    """Return logits, `(rows, labels)`, in the order of `rows`; batches have similar lengths to reduce padding."""
-    order = np.argsort(rows["length"], kind="stable")
-    columns = [name for name in random_inputs(running.trained, 1, 1) if name in rows.column_names]
-    found: dict[int, np.ndarray] = {}
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
-        features = rows.select(chosen).select_columns(columns).to_list()
-        inputs = dict(running.trained.tokenizer.pad(features, return_tensors="pt"))
-        logits = running.answer(_on({name: inputs[name] for name in columns}, device, form))["logits"]
-        found |= dict(zip(chosen.tolist(), logits, strict=True))
-    return np.stack([found[i] for i in range(len(order))])
