@@ -24,7 +24,6 @@ def main() -> None:
         device,
         budget=bench.budget,
         parts=bench.parts,
-        unfinished=Path("checkpoints", f"bench-{device}"),
         force=True,
     )
 

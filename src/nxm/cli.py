@@ -125,7 +125,7 @@ def bench(
 ) -> None:
     """Measure what 2:4 gains on this machine: products, whole encoders and the kernels that ran.
 
-    Needs no model, no data and no network. After a kill the same command goes on.
+    Needs no model, no data and no network. After a kill, and with what the budget cut, the same command goes on.
     """
     from nxm.measure.bench.run import list_units, run_bench
 
@@ -133,8 +133,7 @@ def bench(
     if dry_run:
         list_units(device, names, budget)
     else:
-        path, unfinished = out / f"{device}.json", out / "unfinished"
-        run_bench(path, device, budget=budget, parts=names, unfinished=unfinished, force=force)
+        run_bench(out / f"{device}.json", device, budget=budget, parts=names, force=force)
 
 
 Study = Annotated[str, typer.Argument(help="embedded, or a folder of studies/")]

@@ -20,7 +20,7 @@ class Journal:
     name and is removed.
 
     Args:
-        folder: the measurement's folder, such as checkpoints/matrices-cpu, which has nothing else.
+        folder: the measurement's folder, such as checkpoints/deployment-cpu, which has nothing else.
         settings: the settings on which the measurement depends, as JSON.
     """
 

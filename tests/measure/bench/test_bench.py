@@ -41,7 +41,7 @@ def unit(name: str, measure, seconds: float = 0.1, dtypes: tuple[str, ...] = ("f
 
 
 def bench(folder: Path, units: list[Unit], **more) -> dict:
-    given = {"budget": 60.0, "parts": list(PARTS), "unfinished": folder / "unfinished", "units": units} | more
+    given = {"budget": 60.0, "parts": list(PARTS), "units": units} | more
     run_bench(folder / "cpu.json", "cpu", **given)
     return json.loads((folder / "cpu.json").read_text())
 
@@ -55,7 +55,7 @@ def test_rows_provenance_and_what_did_not_fit_are_in_the_file(tmp_path):
     assert [row["way"] for row in found["rows"]] == ["a", "b"]
     assert (found["device"], found["left_out"]) == ("cpu", [])
     assert {"machine", "versions"} <= found["provenance"].keys()
-    assert not (tmp_path / "unfinished").exists()
+    assert [row["unit"] for row in found["rows"]] == ["a", "b"]
 
 
 def test_a_unit_beyond_the_budget_is_left_for_another_call_and_a_shorter_one_is_not(tmp_path):
@@ -72,7 +72,7 @@ def test_a_unit_beyond_the_budget_is_left_for_another_call_and_a_shorter_one_is_
 def test_a_failing_unit_is_a_row_with_its_reason_and_the_next_is_measured(tmp_path):
     found = bench(tmp_path, [unit("bad", fails), unit("good", partial(told, tmp_path, "good"))])
     bad, good = found["rows"]
-    assert bad == {"part": "products", "unit": "bad", "absent": "RuntimeError: out of memory", "call": 1}
+    assert bad == {"unit": "bad", "call": 1, "part": "products", "absent": "RuntimeError: out of memory"}
     assert good["way"] == "good"
 
 
@@ -103,25 +103,60 @@ def test_a_kernel_that_kills_every_process_is_absent_with_the_reason(tmp_path):
 
 def test_after_a_kill_nothing_is_measured_twice(tmp_path, monkeypatch):
     units = [unit(name, partial(told, tmp_path, name)) for name in "abc"]
+    honest = run.write_json
 
-    def killed(*given, **named):
-        raise KeyboardInterrupt
+    def killed_at_the_second(path, content):
+        honest(path, content)
+        if len(content["rows"]) == 2:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(run.Journal, "clear", killed)  # the last thing that a run does
+    monkeypatch.setattr(run, "write_json", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        bench(tmp_path, units[:2])
+        bench(tmp_path, units)
     monkeypatch.undo()
-    assert (tmp_path / "unfinished").exists()
-    before = len(calls(tmp_path))
+    found = json.loads((tmp_path / "cpu.json").read_text())
+    assert found["left_out"] == ["c"]
     found = bench(tmp_path, units)  # without --force: what is there is not complete
-    assert calls(tmp_path)[before:] == ["c"]
-    assert [row["way"] for row in found["rows"]] == ["a", "b", "c"]
+    assert calls(tmp_path) == ["a", "b", "c"]
+    assert [(row["way"], row["call"]) for row in found["rows"]] == [("a", 1), ("b", 1), ("c", 2)]
+
+
+def test_another_machines_result_is_neither_mixed_with_this_ones_nor_lost(tmp_path):
+    units = [unit(name, partial(told, tmp_path, name)) for name in "ab"]
+    found = bench(tmp_path, units[:1])
+    path = tmp_path / "cpu.json"
+    found["provenance"]["machine"]["cpu"] = "another"
+    path.write_text(json.dumps(found))
+    with pytest.raises(UserError, match=r"cpu.json has a result of another machine or of other versions; --force"):
+        bench(tmp_path, units)
+    assert json.loads(path.read_text()) == found
+    assert [row["call"] for row in bench(tmp_path, units, force=True)["rows"]] == [1, 1]
+
+
+def test_a_machine_whose_memory_grows_is_the_same(tmp_path):
+    units = [unit(name, partial(told, tmp_path, name)) for name in "ab"]
+    found = bench(tmp_path, units[:1])
+    found["provenance"]["machine"]["memory_gib"] += 1.0
+    (tmp_path / "cpu.json").write_text(json.dumps(found))
+    assert [row["call"] for row in bench(tmp_path, units)["rows"]] == [1, 2]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"rows": []}'])
+def test_a_file_that_is_no_result_is_not_replaced_unasked(tmp_path, text):
+    (tmp_path / "cpu.json").write_text(text)
+    units = [unit("a", partial(told, tmp_path, "a"))]
+    with pytest.raises(UserError, match=r"cpu.json: is no result of nxm bench; --force replaces it"):
+        bench(tmp_path, units)
+    assert (tmp_path / "cpu.json").read_text() == text
+    bench(tmp_path, units, force=True)
 
 
 def test_an_earlier_result_is_not_replaced_unasked(tmp_path):
     units = [unit("a", partial(told, tmp_path, "a"))]
     bench(tmp_path, units)
-    with pytest.raises(UserError, match=r"cpu.json has an earlier result; --force replaces it, --out OTHER keeps both"):
+    with pytest.raises(
+        UserError, match=r"cpu.json has a complete earlier result; --force replaces it, --out OTHER"
+    ):
         bench(tmp_path, units)
     bench(tmp_path, units, force=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -18,7 +19,6 @@ from nxm.files import write_json
 from nxm.measure.bench import blocks, card, encoders, products
 from nxm.measure.bench.unit import Care, Unit
 from nxm.measure.bench.worker import BrokenError, Worker
-from nxm.measure.journal import Journal
 from nxm.measure.timing import Row
 
 PARTS: dict[str, tuple[str, Callable[[torch.device], list[Unit]]]] = {
@@ -36,65 +36,96 @@ def run_bench(
     *,
     budget: float,
     parts: Sequence[str],
-    unfinished: Path,
     force: bool = False,
     units: Sequence[Unit] | None = None,
 ) -> None:
     """Measure what fits in the budget and write `path`, a JSON file, as each unit ends.
 
-    After a kill the same call goes on, as it does with what a budget cut: nothing is measured twice on one machine with
-    the same versions. A row's `call` says which of the calls made it.
+    A file in which something was left out, by the budget or by a kill, is gone on with on a machine of the same kind
+    with the same versions. A row's `call` says which of the calls made it.
 
     Args:
         device_name: "cpu" or "cuda".
         budget: seconds, by the clock on the wall. A unit that would probably not end in time is left out.
-        unfinished: a folder of its own for what a killed run left.
-        force: replace a complete earlier result.
+        force: replace an earlier result that is complete, or another machine's.
         units: instead of all units of `parts`, for tests.
 
     Raises:
-        UserError: there is no such device or part, the budget is not above 0, or a complete result exists.
+        UserError: there is no such device or part, the budget is not above 0, or there is an earlier result with which
+            this call cannot go on.
     """
     chosen = list(units) if units is not None else plan(device_name, parts)
     if not budget > 0:
         raise UserError(f"--budget is the number of seconds to spend; it must be above 0, not {budget:g}")
-    if path.exists() and not force and not unfinished.exists():
-        raise UserError(f"{path} has an earlier result; --force replaces it, --out OTHER keeps both")
-    journal = Journal(unfinished, {"device": device_name})
     began = time.monotonic()
     took: dict[str, list[float]] = defaultdict(list)
-    left_out: list[str] = []
-    rows: list[Row] = []
-    call = 1 + max((row["call"] for unit in chosen for row in journal.get(unit.name) or []), default=0)
-    care: dict[str, int] = {}
     worker = Worker(torch.device(device_name))
     with closing(worker), tqdm(total=len(chosen), desc=f"bench {device_name}", unit=" units") as bar:
-        written: dict[str, Any] = {"device": device_name, "provenance": worker.provenance(), "left_out": left_out}
+        provenance = worker.provenance()
+        rows = _earlier_rows(path, provenance, {unit.name for unit in chosen}, force)
+        care = _care_of(rows)
+        call = 1 + max((row["call"] for row in rows), default=0)
+        done = {row["unit"] for row in rows}
         for unit in chosen:
             bar.set_postfix_str(unit.name)
-            known = journal.get(unit.name)
-            if known is None:
-                expected = 1.1 * max(took[unit.part]) if took[unit.part] else unit.seconds
-                if time.monotonic() - began + expected > budget:
-                    left_out.append(unit.name)
-                    bar.update()
-                    continue
+            expected = 1.1 * max(took[unit.part]) if took[unit.part] else unit.seconds
+            if unit.name not in done and time.monotonic() - began + expected <= budget:
                 start = time.monotonic()
-                known = [row | {"call": call} for row in _measured(worker, unit, care)]
+                found = [{"unit": unit.name, "call": call} | row for row in _measured(worker, unit, care)]
                 took[unit.part].append(time.monotonic() - start)
-                journal.add(unit.name, known)
-            for row in known:
-                if "care" in row and len(unit.dtypes) == 1:
-                    care[row["dtype"]] = max(row["care"], care.get(row["dtype"], 0))
-            rows += known
-            write_json(path, written | {"rows": rows})
+                done.add(unit.name)
+                rows += found
+                care = _care_of(rows)
+                _write(path, device_name, provenance, chosen, rows)
             bar.update()
-        write_json(path, written | {"rows": rows})
-    print(f"{path}: {len(rows)} rows, the last after {time.monotonic() - began:.0f} s")
+        left_out = _write(path, device_name, provenance, chosen, rows)
+    print(f"{path}: {len(rows)} rows; {time.monotonic() - began:.0f} s")
     if left_out:
         print(f"{len(left_out)} units did not fit in the budget of {budget:g} s; the same command goes on with them")
-    else:
-        journal.clear()
+
+
+def _write(path: Path, device: str, provenance: dict[str, Any], chosen: Sequence[Unit], rows: list[Row]) -> list[str]:
+    """Write the result and return what is left out of it."""
+    done = {row["unit"] for row in rows}
+    left_out = [unit.name for unit in chosen if unit.name not in done]
+    write_json(path, {"device": device, "provenance": provenance, "left_out": left_out, "rows": rows})
+    return left_out
+
+
+def _earlier_rows(path: Path, provenance: dict[str, Any], names: set[str], force: bool) -> list[Row]:
+    """Return the rows of an earlier call to go on with; [] without one, or where it is replaced."""
+    if not path.exists():
+        return []
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        rows: list[Row] = earlier["rows"]
+        same = _deciding(earlier["provenance"]) == _deciding(provenance)
+        complete = names <= {row["unit"] for row in rows}
+    except (ValueError, KeyError, TypeError):
+        if force:
+            return []
+        raise UserError(f"{path}: is no result of nxm bench; --force replaces it, --out OTHER leaves it") from None
+    if same and not complete:
+        return rows
+    if force:
+        return []
+    what = "a complete earlier result" if same else "a result of another machine or of other versions"
+    raise UserError(f"{path} has {what}; --force replaces it, --out OTHER keeps both")
+
+
+def _deciding(provenance: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a provenance that speed depends on; some machines' memory grows as it is used."""
+    machine = {name: value for name, value in provenance["machine"].items() if name != "memory_gib"}
+    return provenance | {"machine": machine}
+
+
+def _care_of(rows: Sequence[Row]) -> dict[str, int]:
+    """Return by type how careful a search had to be so far."""
+    care: dict[str, int] = {}
+    for row in rows:
+        if "care" in row:
+            care[row["dtype"]] = max(row["care"], care.get(row["dtype"], 0))
+    return care
 
 
 def _measured(worker: Worker, unit: Unit, care: Care) -> list[Row]:
@@ -110,7 +141,7 @@ def _measured(worker: Worker, unit: Unit, care: Care) -> list[Row]:
                 break
         else:
             return [row | ({"broken_before": broken} if broken else {}) for row in rows]
-    return [{"part": unit.part, "unit": unit.name, "absent": broken[-1], "broken_before": broken}]
+    return [{"part": unit.part, "absent": broken[-1], "broken_before": broken}]
 
 
 def plan(device_name: str, parts: Sequence[str]) -> list[Unit]:

@@ -93,7 +93,7 @@ def _measured(unit: Unit, care: Care, device: torch.device) -> tuple[str, Any]:
     try:
         rows = unit.measure(care)
     except Exception as error:  # out of memory, a compiler: whatever it is, the rest of the bench is worth having
-        rows = [{"part": unit.part, "unit": unit.name, "absent": f"{type(error).__name__}: {first_line(error)}"}]
+        rows = [{"part": unit.part, "absent": f"{type(error).__name__}: {first_line(error)}"}]
     if device.type != "cuda":
         return "done", rows
     try:
