@@ -154,9 +154,7 @@ def test_a_file_that_is_no_result_is_not_replaced_unasked(tmp_path, text):
 def test_an_earlier_result_is_not_replaced_unasked(tmp_path):
     units = [unit("a", partial(told, tmp_path, "a"))]
     bench(tmp_path, units)
-    with pytest.raises(
-        UserError, match=r"cpu.json has a complete earlier result; --force replaces it, --out OTHER"
-    ):
+    with pytest.raises(UserError, match=r"cpu.json has a complete earlier result; --force replaces it, --out OTHER"):
         bench(tmp_path, units)
     bench(tmp_path, units, force=True)
 
