@@ -129,6 +129,15 @@ def test_plan_yaml_and_params_yaml_share_no_key(values):
     assert not values.keys() & read_yaml(ROOT / PLAN).keys()
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_tasks_without_trainings_are_neither_prepared_nor_compared(name):
+    """A study that measures speed alone has none."""
+    tasks = read_yaml(study_folder(ROOT, name) / PLAN)["trained"]
+    assert set(tasks) == {training.task for training in trainings(study_of(name))}
+    for stage in ("prepare", "compare"):
+        assert STAGES_OF_DVC[stage]["matrix"] == {"task": "${trained}"}
+
+
 def test_every_stage_of_the_plan_is_one_of_dvc_yaml():
     assert set(planned(MAIN)) <= STAGES_OF_DVC.keys()
     for stage in planned(MAIN):

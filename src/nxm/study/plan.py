@@ -201,7 +201,9 @@ def write_plan(study: Study, folder: Path) -> None:
     for name, task in itertools.product(study.search.runs, study.tasks):
         if is_searched(study, name):
             stages["select"][f"{task}-{name}"] = {"task": task, "run": name}
-    _write_yaml(folder / PLAN, {"train": stages})
+    tasks = {training.task for training in trainings(study)}
+    trained = [task for task in study.tasks if task in tasks]  # none where speed alone is measured
+    _write_yaml(folder / PLAN, {"trained": trained, "train": stages})
     _write(folder / VALUES, json.dumps(values, indent=1) + "\n")
 
 
@@ -246,7 +248,8 @@ def _spelled_out(values: Mapping[str, Any]) -> str:
 
 def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Write one line per training, in JSON, which is YAML too: differences between plans are then readable."""
-    lines = ["# Made by the stage plan from params.yaml: change that, not this.", "train:"]
+    lines = ["# Made by the stage plan from params.yaml: change that, not this."]
+    lines += [f"trained: {json.dumps(content['trained'])}", "train:"]
     for stage, entries in content["train"].items():
         lines.append(f"  {stage}:" + (" {}" if not entries else ""))
         lines += [f"    {key}: {json.dumps(entry)}" for key, entry in entries.items()]
