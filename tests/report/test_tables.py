@@ -432,6 +432,8 @@ def test_encoders_are_those_of_the_latest_call_with_the_proof_of_their_kernels()
     rows = {(row["Type"], row["Kernels"], row["Run"]): row for _, row in table.shown.iterrows()}
     assert len(rows) == 4
     assert rows["FP8", "2:4", "compiled, in a CUDA graph"]["Over BF16 dense, compiled"] == "1.10"
+    assert rows["BF16", "2:4", "compiled, in a CUDA graph"]["Over dense in this type and way"] == "1.25"
+    assert rows["FP8", "2:4", "compiled, in a CUDA graph"]["Over dense in this type and way"] == "–"
     assert rows["BF16", "2:4", "eager, launched by the host"]["ms"].endswith("~")
     assert rows["BF16", "2:4", "compiled, in a CUDA graph"]["Sparse kernels"] == "48"
     assert not [note for note in table.notes if note.startswith("Absent")]

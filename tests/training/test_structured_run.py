@@ -18,7 +18,7 @@ from nxm import NM, UserError, find_targets, parse_set
 from nxm.check import check
 from nxm.config import read_yaml
 from nxm.data.prepare import load_prepared, prepare
-from nxm.export.packed import load_packed, write_packed
+from nxm.export.packed import write_packed
 from nxm.export.trained import EXAMPLES, load_trained
 from nxm.files import sha256_file
 from nxm.methods.structured.callback import StructuredCallback
@@ -235,6 +235,6 @@ def test_a_shrunk_model_is_exported(cut, tmp_path):
 def test_integers_of_a_shrunk_model_are_packed(study, cut, tmp_path):
     trained(study, "cut_int8")
     write_packed(folder_of("cut_int8"), tmp_path / "packed")
-    packed = load_packed(tmp_path / "packed")
+    packed = nxm.load(tmp_path / "packed")
     assert_equal(dict(packed.state_dict()), dict(nxm.load(folder_of("cut_int8")).state_dict()))
     assert NM(2, 4).contains(next(iter(find_targets(packed).values())))

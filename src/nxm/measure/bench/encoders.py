@@ -167,10 +167,7 @@ def measure_encoder(
         if name not in replays:
             continue
         replay = replays[name]
-        dense = str(Form(row["dtype"], "dense", row["way"]))
         row |= timed_row(seconds[name], seconds[rival], operations) | {"reference": rival}
-        if dense in replays:
-            row["speedup_over_same_type"] = float(f"{float((seconds[dense] / seconds[name]).mean()):.4g}")
         row |= {"captured": replay.refused is None and row["way"] != "eager"}
         row |= {"refused": replay.refused} if replay.refused is not None else {}
         row |= kernel_row(kernels_in(replay))

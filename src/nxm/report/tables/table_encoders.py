@@ -10,7 +10,7 @@ from nxm.report.table import Table
 
 FIELDS = [
     *("device", "model", "batch", "length", "dtype", "form", "way", "kernels_of", "median_ms", "p10_ms", "p90_ms"),
-    *("noisy", "speedup", "reference", "speedup_over_same_type", "tflops", "joules", "relative_error", "captured"),
+    *("noisy", "speedup", "reference", "tflops", "joules", "relative_error", "captured"),
     *("sparse_launches", "launches", "kernels_us", "kernels", "sm_mhz", "celsius", "call", "same_as", "absent"),
 ]
 
@@ -23,8 +23,10 @@ def make(evidence: Evidence) -> Table:
             kernels = " | ".join(own["name"] for own in row.get("kernels", []))
             chosen = " ".join(f"{name}:{kernel}" for name, kernel in row.get("kernels_of", {}).items())
             numbers.append({"device": file["device"]} | {**row, "kernels": kernels, "kernels_of": chosen})
-        for row in bench.timed(file, "encoders"):
-            same = row.get("speedup_over_same_type")
+        timed = bench.timed(file, "encoders")
+        dense = {_place(row): row["median_ms"] for row in timed if row["form"] == "dense"}
+        for row in timed:
+            same = dense[_place(row)] / row["median_ms"] if _place(row) in dense else None
             shown.append(
                 {
                     "Encoder": row["model"],
@@ -43,12 +45,17 @@ def make(evidence: Evidence) -> Table:
     return Table("Whole encoders", pd.DataFrame(shown), table, tuple(_notes(evidence, shown)))
 
 
+def _place(row: bench.Row) -> tuple[object, ...]:
+    return tuple(row[name] for name in ("model", "batch", "length", "dtype", "way"))
+
+
 def _notes(evidence: Evidence, shown: list[dict[str, str]]) -> list[str]:
     if not shown:
         return [f"Study {evidence.study}: no encoder has been measured."]
     return [
         f"Study {evidence.study}; {bench.machines(evidence)}. Random weights, no padding, embeddings left out.",
-        "Speed-ups are medians within interleaved rounds. mJ: energy of a call, by the board's counter.",
+        "Over BF16 dense: medians within interleaved rounds; over dense in this type and way: ratios of medians. mJ: "
+        "energy of a call, by the board's counter.",
         "~: the spread of the times is over 10 % of the median.",
         *bench.absences(evidence.bench, "encoders"),
     ]
