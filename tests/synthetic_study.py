@@ -389,7 +389,7 @@ def make_bench() -> list[dict[str, Any]]:
 
 def _encoder_rows() -> list[dict[str, Any]]:
     """BERT-base at one point; FP8's 2:4 form failed in the first call and was measured in the second."""
-    where = {"part": "encoders", "model": "BERT-base", "batch": 32, "length": 128}
+    where = {"part": "encoders", "model": "BERT-base", "layers": 12, "batch": 32, "length": 128}
     all_dense = dict.fromkeys(("qkv", "attention_output", "up", "down"), "dense")
     all_sparse = dict.fromkeys(all_dense, "cusparselt")
     rows: list[dict[str, Any]] = [

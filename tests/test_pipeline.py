@@ -162,7 +162,7 @@ def test_a_killed_study_goes_on_from_its_checkpoint_to_the_end(finished):
         assert result.sparsity.density == pytest.approx(density.get(result.name, 0.5))
         assert (result.structure is not None) == result.name.startswith("cut50")
     assert "training 1 of" in output
-    assert "studies/smoke/paper_tables/:" in output.splitlines()[-3]
+    assert any(line.startswith("studies/smoke/paper_tables/:") for line in output.splitlines()[-6:])  # where to look
     assert not any((folder / SMOKE / "checkpoints").rglob("checkpoint-*"))
 
 

@@ -57,7 +57,6 @@ def libraries() -> dict[str, str]:
 def gpu() -> dict[str, Any]:
     """Return what decides the speed of the GPU that this process uses: its size, and the limits of power and clocks."""
     properties = torch.cuda.get_device_properties(0)
-    handle = _nvml_handle()
     major, minor = torch.cuda.get_device_capability()
     return {
         "name": properties.name,
@@ -65,25 +64,25 @@ def gpu() -> dict[str, Any]:
         "multiprocessors": properties.multi_processor_count,
         "l2_mib": round(properties.L2_cache_size / 2**20, 1),
         "memory_gib": round(properties.total_memory / 2**30, 1),
-        "power_limit_watts": _told(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3),
-        "max_sm_mhz": _told(lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)),
-        "memory_mhz": _told(lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM)),
+        "power_limit_watts": _told(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(nvml_handle()) / 1e3),
+        "max_sm_mhz": _told(lambda: pynvml.nvmlDeviceGetMaxClockInfo(nvml_handle(), pynvml.NVML_CLOCK_SM)),
+        "memory_mhz": _told(lambda: pynvml.nvmlDeviceGetMaxClockInfo(nvml_handle(), pynvml.NVML_CLOCK_MEM)),
     }
 
 
 def clocks() -> dict[str, Any]:
     """Return the clock of the GPU's multiprocessors and its temperature as they are now."""
-    handle = _nvml_handle()
     return {
-        "sm_mhz": _told(lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
-        "celsius": _told(lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
+        "sm_mhz": _told(lambda: pynvml.nvmlDeviceGetClockInfo(nvml_handle(), pynvml.NVML_CLOCK_SM)),
+        "celsius": _told(lambda: pynvml.nvmlDeviceGetTemperature(nvml_handle(), pynvml.NVML_TEMPERATURE_GPU)),
     }
 
 
-def _nvml_handle() -> Any:
+def nvml_handle(index: int = 0) -> Any:
+    """Return NVML's handle of the GPU that CUDA knows by this index. Raises NVMLError for a slice of a GPU."""
     pynvml.nvmlInit()
     # with CUDA_VISIBLE_DEVICES the indices of NVML and CUDA differ; the names do not
-    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
 
 
 def _told(ask: Callable[[], float]) -> float | None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from nxm.errors import first_line
+
 Call = Callable[[], object]
 
 
@@ -53,7 +55,7 @@ class Replay:
             torch.cuda.synchronize(self.device)
         except RuntimeError as error:
             torch.cuda.synchronize(self.device)
-            self.refused = str(error).strip().splitlines()[0]
+            self.refused = first_line(error)
             self.output = self.calls[-1]()
         else:
             self._graph = graph

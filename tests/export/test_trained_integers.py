@@ -246,9 +246,7 @@ def test_a_packed_checkpoint_is_exported_like_its_source(tmp_path, capsys):
 def test_the_tokenizer_comes_along(tmp_path):
     trained = trained_on(tmp_path, INT4)
     write_packed(trained.folder, tmp_path / "packed")
-    from nxm import load
-
-    again = load_trained(tmp_path / "packed", load)
+    again = load_trained(tmp_path / "packed")
     inputs = trained.encode(EXAMPLES)
     assert all(torch.equal(again.encode(EXAMPLES)[name], tensor) for name, tensor in inputs.items())
     assert np.array_equal(outputs(again.model, inputs)["logits"], outputs(trained.model, inputs)["logits"])

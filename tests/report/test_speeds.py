@@ -46,6 +46,7 @@ def test_the_machine_is_named_with_what_decides_its_speed(evidence):
         ("product_rate", ("fp8", "2:4")),
         ("encoder_gain", ("BERT-large", 32, 128, "bf16", "2:4")),
         ("block_gains", (16, 0.2)),
+        ("packed_share", ()),
     ],
 )
 def test_what_was_not_measured_is_refused(evidence, name, arguments):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
 from nxm.errors import UserError
-from nxm.export.int8 import use_int8
 from nxm.export.packed import write_packed
-from nxm.export.score import Judge, make_judge, read_labelled
-from nxm.export.semi_structured import STORED, is_faster, write_2of4
-from nxm.export.trained import EXAMPLES, Answer, Example, Trained, load_trained, outputs
+from nxm.export.score import make_judge, read_labelled
+from nxm.export.semi_structured import is_faster, write_2of4
+from nxm.export.trained import EXAMPLES, Example, Judge, Trained, load_trained
 from nxm.files import check_place
 from nxm.models.packed import FILE, is_packed
 from nxm.sets.saved import stored_tensors
@@ -84,12 +82,7 @@ def export(
         print(f"outputs agree with the model's on {len(examples)} examples to {error:.1e} (relative)")
         return
     only = lru_cache(partial(is_faster, tokens=tokens, dtype=dtype or "bf16")) if auto else None
-    write = partial(write_2of4, trained, dtype=dtype or "bf16", only=only, examples=examples)
-    if judge is not None:
-        with tempfile.TemporaryDirectory() as temporary:
-            write(Path(temporary, "packed"))
-            judge(_dense_copy(Path(temporary, "packed")))
-    dense = write(out, force=force)
+    dense = write_2of4(trained, out, dtype or "bf16", only, examples, force=force, judge=judge)
     for name, reason in dense.items():
         print(f"{name} stays dense: {reason}")
     matrices = len(trained.sparse)
@@ -104,16 +97,6 @@ def _bytes(folder: Path) -> int:
     """Return the size of a model's files of weights."""
     files = [folder / FILE] if is_packed(folder) else set(stored_tensors(folder).values())
     return sum(path.stat().st_size for path in files)
-
-
-def _dense_copy(folder: Path) -> Answer:
-    """Return the model of `write_2of4` with the arithmetic of its 2:4 kernels, in dense ones on the CPU."""
-    trained = load_trained(folder)
-    plan = trained.model.config.nxm_2of4
-    model = trained.model.to(STORED[plan["dtype"]])
-    if plan["dtype"] == "int8":
-        use_int8(model, plan["matrices"])
-    return partial(outputs, model)
 
 
 def _writer(to: str) -> Callable[..., float]:

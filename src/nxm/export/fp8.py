@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nxm.errors import UserError
+from nxm.errors import UserError, first_line
 from nxm.export.cusparselt import DEFAULT_PLAN, FP8, SEARCH_ROWS, Plan, Search, compress, holds, multiply, search
+from nxm.export.int8 import row_scales
 
 LARGEST = torch.finfo(FP8).max  # 448
 ROWS = 16
@@ -29,7 +30,7 @@ def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns: `(n, d)`, float8_e4m3fn, and their scales `(n, 1)`, fp32.
     """
-    scale = (rows.abs().amax(dim=1, keepdim=True).float() / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = row_scales(rows, LARGEST)
     return (rows.float() / scale).to(FP8), scale
 
 
@@ -38,7 +39,7 @@ def why_no_cutlass() -> str | None:
     try:
         import torchao.ops  # noqa: F401  declares the operators and loads their kernels
     except (ImportError, OSError) as error:
-        return f"torchao's kernels: {str(error).splitlines()[0]}"
+        return f"torchao's kernels: {first_line(error)}"
     if not hasattr(torch.ops.torchao, "rowwise_scaled_linear_sparse_cutlass_f8f8"):
         return "this torchao has no 2:4 kernel for FP8"
     return None

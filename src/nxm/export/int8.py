@@ -24,6 +24,11 @@ LEVELS = 127
 ROWS = 32  # inputs of the dense product are padded to a multiple: CUDA's needs more than 16 rows
 
 
+def row_scales(rows: Tensor, largest: float) -> Tensor:
+    """Return the scales `(n, 1)`, fp32, that bring the largest magnitude of each row `(n, d)` to a number; never 0."""
+    return (rows.abs().amax(dim=1, keepdim=True).float() / largest).clamp(min=torch.finfo(torch.float32).tiny)
+
+
 def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Quantise each row to 8-bit integers with its largest magnitude at 127; a row of zeros stays zeros.
 
@@ -32,7 +37,7 @@ def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns: integers `(n, d)`, int8, and their scales `(n, 1)`, fp32.
     """
-    scale = (rows.abs().amax(dim=1, keepdim=True).float() / LEVELS).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = row_scales(rows, LEVELS)
     return (rows.float() / scale).round().to(torch.int8), scale
 
 

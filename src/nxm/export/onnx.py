@@ -27,14 +27,12 @@ from torch import Tensor
 
 from nxm.errors import UserError
 from nxm.export.codes import Codes, by_values, trained_codes, values_of
-from nxm.export.trained import EXAMPLES, MARK, Answer, Example, Trained, outputs, without_cache, write_compared
+from nxm.export.trained import EXAMPLES, MARK, Answer, Example, Judge, Trained, outputs, without_cache, write_compared
 
 ONNX_TOLERANCE = 1e-4  # relative error of the outputs; the order of fp32 sums differs
 INT8_TOLERANCE = 0.1  # 8 bits for weights and activations
 LARGEST = 2**31 - 2**24  # bytes of weights in an ONNX file of at most 2 GiB, with room for the graph
 INT4_OPSET = 21  # the first with 4-bit integers
-
-Judge = Callable[[Answer], None]
 
 
 def write_onnx(
@@ -66,19 +64,8 @@ def write_onnx(
     def make(temporary: Path) -> None:
         onnx.save(_to_onnx(trained, examples), temporary)
 
-    return write_compared(
-        trained,
-        path,
-        examples,
-        make,
-        open_onnx,
-        ONNX_TOLERANCE,
-        "ONNX model",
-        room=trained.fp32_bytes,
-        is_own=is_own,
-        force=force,
-        judge=judge,
-    )
+    room = trained.fp32_bytes
+    return _write(trained, path, examples, make, ONNX_TOLERANCE, "ONNX model", room, force, judge)
 
 
 def write_int8(
@@ -118,19 +105,8 @@ def write_int8(
         onnx.save(model, temporary)
         _assert_codes(temporary, integers, matrices.values())
 
-    return write_compared(
-        trained,
-        path,
-        examples,
-        make,
-        open_onnx,
-        INT8_TOLERANCE,
-        "INT8 model",
-        room=2.5 * trained.fp32_bytes,  # two temporary files in fp32
-        is_own=is_own,
-        force=force,
-        judge=judge,
-    )
+    room = 2.5 * trained.fp32_bytes  # two temporary files in fp32
+    return _write(trained, path, examples, make, INT8_TOLERANCE, "INT8 model", room, force, judge)
 
 
 def write_weight_only(
@@ -187,18 +163,23 @@ def write_weight_only(
         onnx.save(model, temporary)
         _assert_codes(temporary, integers, matrices.values())
 
+    room = 2.5 * trained.fp32_bytes  # two temporary files in fp32
+    return _write(trained, path, examples, make, ONNX_TOLERANCE, "ONNX model", room, force, judge)
+
+
+def _write(
+    trained: Trained,
+    path: Path,
+    examples: Sequence[Example],
+    make: Callable[[Path], None],
+    tolerance: float,
+    what: str,
+    room: float,
+    force: bool,
+    judge: Judge | None,
+) -> float:
     return write_compared(
-        trained,
-        path,
-        examples,
-        make,
-        open_onnx,
-        ONNX_TOLERANCE,
-        "ONNX model",
-        room=2.5 * trained.fp32_bytes,  # two temporary files in fp32
-        is_own=is_own,
-        force=force,
-        judge=judge,
+        trained, path, examples, make, open_onnx, tolerance, what, room=room, is_own=is_own, force=force, judge=judge
     )
 
 

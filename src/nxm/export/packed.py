@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from nxm.errors import UserError
-from nxm.export.trained import Answer, outputs, refusal
+from nxm.export.trained import Judge, outputs, refusal
 from nxm.files import check_room, new_folder, stray_files
 from nxm.models.load import load
 from nxm.models.packed import FILE, METADATA, VERSION, Shapes, checksum, is_packed, pack, read_packed
@@ -28,7 +27,7 @@ from nxm.sets.saved import load_config, load_matrices, read_patterns, stored_ten
 _COPIED = tuple(name for name in MODEL_FILES if ".safetensors" not in name)
 
 
-def write_packed(folder: Path, out: Path, *, force: bool = False, judge: Callable[[Answer], None] | None = None) -> int:
+def write_packed(folder: Path, out: Path, *, force: bool = False, judge: Judge | None = None) -> int:
     """Write a saved model as a packed checkpoint, after comparing the weights that are read back with the model's.
 
     Matrices that config.json claims for no set of integers stay as they are stored.

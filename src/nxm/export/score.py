@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,11 @@ from nxm.data.prepare import load_prepared
 from nxm.data.tables import check_table, read_parquet
 from nxm.data.tasks import Task, compute_metrics, get_task
 from nxm.errors import UserError
-from nxm.export.trained import Answer, Trained, outputs
+from nxm.export.trained import Answer, Judge, Trained, outputs
 from nxm.files import check_manifest
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-Judge = Callable[[Answer], None]  # raises UserError for an export that must not be written
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from nxm.export.int8 import Int8Linear, use_int8
 from nxm.export.trained import (
     EXAMPLES,
     Example,
+    Judge,
     Trained,
     assert_agreement,
     assert_pattern,
@@ -101,6 +103,7 @@ def write_2of4(
     examples: Sequence[Example] = EXAMPLES,
     *,
     force: bool = False,
+    judge: Judge | None = None,
 ) -> dict[str, str]:
     """Write a folder with weights in half precision, to be packed by `load_2of4`.
 
@@ -111,29 +114,33 @@ def write_2of4(
             that fit a kernel.
         examples: as in `write_onnx`.
         force: replace a folder that this function wrote, if it holds nothing else.
+        judge: as in `nxm.export.trained.write_compared`; its program is a dense copy with the same arithmetic.
 
     Returns: the matrices that stay dense, with the reason.
 
     Raises:
         UserError: there is something at `folder`, it cannot be written, no pattern of the model is 2:4, the model is
-            not supported, or its outputs change by more than `HALF_TOLERANCE` or `INT8_TOLERANCE`; nothing is written
-            then.
+            not supported, its outputs change by more than `HALF_TOLERANCE` or `INT8_TOLERANCE`, or `judge` refuses;
+            nothing is written then.
     """
     if not trained.claims:
         raise UserError(f"{trained.folder}: config.json names no sparsity pattern; there is nothing to pack")
-    with new_folder(folder, refusal(is_own, force), trained.folder) as partial:
+    with new_folder(folder, refusal(is_own, force), trained.folder) as written:
         check_room(folder, trained.fp32_bytes / 2)
         exact = own_outputs(trained, examples)
         reasons = _stay_dense(trained, dtype, only)
         half_model = copy.deepcopy(trained.model).to(STORED[dtype])
         names = [name for name in trained.sparse if name not in reasons]
-        answers = outputs(_unpacked(half_model, names, dtype), trained.encode(examples))
+        program = partial(outputs, _unpacked(half_model, names, dtype))
         tolerance = INT8_TOLERANCE if dtype == "int8" else HALF_TOLERANCE
-        assert_agreement(relative_error(answers, exact), tolerance, folder, f"{dtype} model")
+        error = relative_error(program(trained.encode(examples)), exact)
+        assert_agreement(error, tolerance, folder, f"{dtype} model")
+        if judge is not None:
+            judge(program)
         _claim_zeros(half_model.config, trained.claims)
         half_model.config.nxm_2of4 = {"dtype": dtype, "matrices": names}
-        half_model.save_pretrained(partial)
-        trained.tokenizer.save_pretrained(partial)
+        half_model.save_pretrained(written)
+        trained.tokenizer.save_pretrained(written)
     return reasons
 
 

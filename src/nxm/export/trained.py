@@ -23,6 +23,8 @@ from nxm.sets.saved import Claim, load_config, model_class, read_patterns, repor
 Example = str | tuple[str, str]
 Answer = Callable[[Mapping[str, Tensor]], Mapping[str, np.ndarray]]  # the model's inputs by name -> outputs by name
 
+Judge = Callable[[Answer], None]  # raises UserError for an export that must not be written
+
 MARK = "nxm_export"  # in the files and folders of exports, by which `--force` knows them
 UNLIMITED = 2**31 - 1  # the maximal length of models without one
 
@@ -234,7 +236,7 @@ def write_compared(
     room: float,
     is_own: Callable[[Path], bool],
     force: bool,
-    judge: Callable[[Answer], None] | None = None,
+    judge: Judge | None = None,
 ) -> float:
     """Write a file under a temporary name, compare its outputs with the model's, then rename it.
 

@@ -29,7 +29,7 @@ from torchao.quantization.pt2e.quantizer import DerivedQuantizationSpec
 
 from nxm.errors import UserError
 from nxm.export.codes import Codes, by_values, trained_codes, values_of
-from nxm.export.trained import EXAMPLES, MARK, Answer, Example, Trained, without_cache, write_compared
+from nxm.export.trained import EXAMPLES, MARK, Example, Judge, Trained, without_cache, write_compared
 
 X86_TOLERANCE = 0.1  # relative error of the outputs, with 8 bits for weights and activations
 
@@ -42,7 +42,7 @@ def write_x86(
     examples: Sequence[Example] = EXAMPLES,
     *,
     force: bool = False,
-    judge: Callable[[Answer], None] | None = None,
+    judge: Judge | None = None,
 ) -> float:
     """Write the model as an exported program with 8-bit Linear layers, for any batch size and length.
 

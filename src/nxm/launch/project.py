@@ -54,7 +54,7 @@ class Stage:
     @property
     def is_timed(self) -> bool:
         """True for a stage that measures times: it runs alone, after all stages that do not need it."""
-        return self.name.startswith(("benchmark", "bench", "deployment"))
+        return self.name.startswith(("bench", "deployment"))  # bench and benchmark
 
 
 class Project:

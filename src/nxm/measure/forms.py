@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 
 from nxm.data.prepare import load_prepared
 from nxm.data.tasks import Task, compute_metrics, get_task, paper_metric
-from nxm.errors import UserError
+from nxm.errors import UserError, first_line
 from nxm.export.cusparselt import Linear24, why_no_gpu
 from nxm.export.int8 import Int8Linear, use_int8
 from nxm.export.score import predict
@@ -200,7 +200,7 @@ class _Running:
                 for batch in (2, 1):  # batch size 1 is compiled separately; compile both before timing
                     self.answer(_on(trained.encode(EXAMPLES[:batch]), device, form))
             except Exception as error:  # a compiler, or its absence, may raise anything
-                raise _AbsentError(f"PyTorch could not compile: {_first_line(error)}") from None
+                raise _AbsentError(f"PyTorch could not compile: {first_line(error)}") from None
 
     def answer(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Return the outputs by name, fp32."""
@@ -240,7 +240,7 @@ def _prepare(models: Mapping[str, Trained], form: Form, device: torch.device) ->
             _assert_right(running[name], trained, form, device)
         except (_AbsentError, UserError, RuntimeError) as reason:
             running.pop(name, None)
-            absent.append({"model": name} | form.described | {"absent": _first_line(reason)})
+            absent.append({"model": name} | form.described | {"absent": first_line(reason)})
     return running, absent
 
 
@@ -268,7 +268,7 @@ def _torch_model(trained: Trained, form: Form, device: torch.device) -> PreTrain
             pack(model, sparse, form.dtype)
             outputs(model, trained.encode(EXAMPLES[:2]))
         except (RuntimeError, NotImplementedError) as error:
-            raise _AbsentError(f"PyTorch could not pack or multiply: {_first_line(error)}") from None
+            raise _AbsentError(f"PyTorch could not pack or multiply: {first_line(error)}") from None
     return model
 
 
@@ -318,10 +318,6 @@ def _on(inputs: Mapping[str, Tensor], device: torch.device, form: Form) -> dict[
     return dict(inputs) if form.way in EXPORTED else {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 # --- one unit ----------------------------------------------------------------------------------------------------
 
 
@@ -338,40 +334,27 @@ def _measure(
     """Return a row per model; when the machine cannot run the form at this point, each with the reason."""
     if not running:
         return []
-    try:
-        return _times(running, reference, rival, form, point, device, study, timer)
-    except RuntimeError as reason:  # such as too little memory on a GPU
-        where = form.described | {"batch": point[0], "length": point[1]}
-        return [{"model": name} | where | {"absent": _first_line(reason)} for name in running]
-
-
-def _times(
-    running: Mapping[str, _Running],
-    reference: _Running,
-    rival: _Running | None,
-    form: Form,
-    point: tuple[int, int],
-    device: torch.device,
-    study: Study,
-    timer: Timer,
-) -> list[Row]:
     batch, length = point
     settings = study.deployment
-    for own in running.values():
-        for layer in own.packed:
-            layer.tune(batch * length)
-    calls = {"reference": reference.call(_full(reference.trained, point, device, REFERENCE))}
-    if rival is not None:
-        calls["rival"] = rival.call(_full(rival.trained, point, device, form))
-    calls |= {name: own.call(_full(own.trained, point, device, form)) for name, own in running.items()}
-    seconds = time_interleaved(
-        calls,
-        warmup=settings.warmup,
-        repeats=settings.repeats,
-        budget=BUDGET_SECONDS,
-        device=device,
-        timer=timer,
-    )
+    try:
+        for own in running.values():
+            for layer in own.packed:
+                layer.tune(batch * length)
+        calls = {"reference": reference.call(_full(reference.trained, point, device, REFERENCE))}
+        if rival is not None:
+            calls["rival"] = rival.call(_full(rival.trained, point, device, form))
+        calls |= {name: own.call(_full(own.trained, point, device, form)) for name, own in running.items()}
+        seconds = time_interleaved(
+            calls,
+            warmup=settings.warmup,
+            repeats=settings.repeats,
+            budget=BUDGET_SECONDS,
+            device=device,
+            timer=timer,
+        )
+    except RuntimeError as reason:  # such as too little memory on a GPU
+        where = form.described | {"batch": batch, "length": length}
+        return [{"model": name} | where | {"absent": first_line(reason)} for name in running]
     rows: list[Row] = []
     for name, own in running.items():
         median = float(np.median(seconds[name]))

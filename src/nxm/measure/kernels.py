@@ -42,22 +42,12 @@ def launched(call: Callable[[], object], device: torch.device) -> list[Launched]
     return sorted((each for each in found if each.microseconds > 0), key=lambda each: -each.microseconds)
 
 
-def kernels_of(call: Callable[[], object], device: torch.device) -> list[str]:
-    """Return the names of what a call runs, unique and sorted; see `launched`."""
-    return sorted({each.name for each in launched(call, device)})
-
-
 def is_sparse(kernel: str) -> bool:
     """Return whether a kernel multiplies a sparse matrix, by its name.
 
     cuSPARSELt's kernels have names such as `sm90_xmma_sparse_gemm_...`, CUTLASS's `...SparseGemm...` or `...spgemm...`.
     """
     return _SPARSE_PRODUCT.search(kernel) is not None
-
-
-def are_sparse(kernels: Iterable[str]) -> bool:
-    """Return whether one of these kernels multiplies a sparse matrix, by its name."""
-    return any(map(is_sparse, kernels))
 
 
 def sparse_launches(kernels: Iterable[Launched]) -> int:

@@ -23,9 +23,6 @@ Row = dict[str, Any]
 MIN_ROUNDS = 5  # even beyond the budget
 NOISY = 0.10  # rows with a larger spread are marked
 
-# Memory cleared before a kernel is timed: larger than a GPU's cache, and often enough to occupy an H200 for 0.4 ms.
-_FLUSH_BYTES, _FLUSHES = 256 * 2**20, 8
-
 
 def time_call(call: Call, device: torch.device) -> float:
     """Run a call once and return seconds, by device events on CUDA and by the clock on a CPU."""
@@ -35,21 +32,6 @@ def time_call(call: Call, device: torch.device) -> float:
     start_time = time.perf_counter()
     call()
     return time.perf_counter() - start_time
-
-
-def time_kernel(call: Call, device: torch.device) -> float:
-    """Time a call as `time_call` does, but on CUDA without the time of its launch by the host, and with a cold cache.
-
-    The GPU first clears memory, as in `triton.testing.do_bench`, for longer than the launch of a single product takes.
-    (A small product would otherwise take as long as its launch, independently of its kernel.) For a complete model,
-    whose latency includes its launches, use `time_call`.
-    """
-    if device.type == "cuda":
-        scratch = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)
-        for _ in range(_FLUSHES):
-            scratch.zero_()
-        return _time_events(call)
-    return time_call(call, device)
 
 
 def _time_events(call: Call) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from nxm.errors import UserError
+from nxm.errors import UserError, first_line
 from nxm.models import shrink
 from nxm.models.packed import is_packed, read_packed
 from nxm.sets.saved import load_config, model_class
@@ -59,8 +59,7 @@ def _with_weights(config: PretrainedConfig, weights: dict[str, Tensor], folder: 
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{folder}: transformers cannot load this model: {reason}") from None
+        raise UserError(f"{folder}: transformers cannot load this model: {first_line(error)}") from None
     problems = {
         "lacks '{}'": loading["missing_keys"],
         "has '{}', which is unknown": loading["unexpected_keys"],

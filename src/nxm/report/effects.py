@@ -1,4 +1,4 @@
-"""How large a difference between two methods is, and how much the data could have shown.
+"""The size of a difference between two methods, and the smallest that the data could have shown.
 
 An interval by the bootstrap says which differences the data are compatible with. The functions here add the size of
 the difference relative to the spread over seeds, the probability that the better method is better with one more seed,

@@ -8,6 +8,7 @@ import pynvml
 import torch
 
 from nxm.environment import SHARED_GPU
+from nxm.machine import nvml_handle
 
 
 class EnergyMeter:
@@ -28,11 +29,8 @@ def _counted_joules() -> float | None:
     """Return the GPUs' counters, which start when the driver is loaded."""
     if not torch.cuda.is_available():
         return None
-    # with CUDA_VISIBLE_DEVICES the indices of NVML and CUDA differ; the names do not
-    names = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(torch.cuda.device_count())]
     try:
-        pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByUUID(name) for name in names]
+        handles = [nvml_handle(index) for index in range(torch.cuda.device_count())]
         return sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles) / 1e3  # from mJ
     except pynvml.NVMLError:  # a slice of a GPU, or an older one
         return None

@@ -1,4 +1,4 @@
-"""What a bench measures: products, encoders and blocks compute what they say. No test reads a clock."""
+"""Parts of a bench: products, encoders and blocks compute what they say. No test reads a clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel
 
 from nxm.measure.bench import blocks, card, encoder, encoders, products
 from nxm.measure.bench.unit import difference, kernel_row
-from nxm.measure.kernels import Launched
+from nxm.measure.kernels import Launched, is_sparse, launched
 from nxm.sets.nm import NM
 from stand_in import cusparselt_on_cpu
 
@@ -184,6 +184,26 @@ def test_sparse_launches_are_counted_by_name():
         ]
     )
     assert (row["sparse_launches"], row["launches"], row["kernels_us"]) == (12, 15, 150.0)
+
+
+def test_kernels_are_told_by_their_names():
+    assert is_sparse("void cutlass::Kernel<cutlass::gemm::kernel::SparseGemmRowBroadcast<...>>")
+    assert is_sparse("sm80_xmma_sparse_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize64x64x64")
+    assert is_sparse("cutlass_80_tensorop_h16816spgemm_128x128_64x3_tn_align8")
+    assert not is_sparse("ampere_fp16_s16816gemm_fp16_128x128_ldg8_f2f_stages_32x5_tn")
+    assert not is_sparse("sparse_copy")
+
+
+def test_the_profiler_counts_what_ran():
+    x, W = torch.randn(16, 64), torch.randn(32, 64)
+
+    def twice():
+        torch.mm(x, W.t())
+        torch.mm(x, W.t())
+
+    found = {each.name: each.launches for each in launched(twice, CPU)}
+    assert found["aten::mm"] == 2
+    assert "aten::mm" not in {each.name for each in launched(lambda: torch.add(x, 1.0), CPU)}
 
 
 def test_a_difference_is_relative():

@@ -43,7 +43,7 @@ def test_the_committed_evidence_is_what_the_predictions_and_the_code_give():
     assert [claim for claim in verdict.claims if not claim.holds] == []
     assert verdict.stopped == ""
     checked = sum(finding.status is Status.CHECKED for finding in verdict.findings)
-    assert checked > 400  # with the labels of all tasks 746: no loop is empty
+    assert checked > 300  # no loop is empty, even where the labels of only one task are in the repository
 
 
 def test_every_number_of_a_study_is_computed_again(repository):

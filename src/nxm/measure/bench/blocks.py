@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nxm.errors import first_line
 from nxm.measure.bench.unit import (
     NO_CARE,
     Care,
     Unit,
     difference,
-    first_line,
     kernel_row,
     kernels_in,
     time_replays,
@@ -27,10 +27,8 @@ from nxm.replay import Call, Replay, fastest
 
 SHAPES = ((3072, 768), (768, 3072))  # (out, in): BERT-base's FFN
 BLOCKS, DENSITIES = (32, 64), (0.2, 0.4)
-TOKENS = {
-    "cuda": {16384: 5.8, 2048: 2.6},
-    "cpu": {256: 5.8, 32: 2.6},
-}  # -> worth; a CPU's kernel takes seconds for more
+# tokens -> worth; with more a CPU takes seconds for a call
+TOKENS = {"cuda": {16384: 5.8, 2048: 2.6}, "cpu": {256: 5.8, 32: 2.6}}
 CONFIGURATIONS = ((2, 1), (4, 1), (4, 3), (8, 3))  # Triton's warps and stages
 SETS = 8  # of inputs in a CUDA graph, so that its launch counts little
 REPEATS, BUDGET_SECONDS = 25, 1.0

@@ -7,10 +7,10 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from nxm.errors import UserError
+from nxm.errors import UserError, first_line
 from nxm.export.cusparselt import compress, multiply
 from nxm.measure.bench.products import two_of_four
-from nxm.measure.bench.unit import NO_CARE, Care, Unit, difference, first_line, kernel_row, time_replays
+from nxm.measure.bench.unit import NO_CARE, Care, Unit, difference, kernel_row, time_replays
 from nxm.measure.kernels import launched
 from nxm.measure.timing import Row, with_spread
 from nxm.replay import Replay

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from nxm.errors import UserError
+from nxm.errors import UserError, first_line
 from nxm.export.cusparselt import SEARCHES
 from nxm.measure.bench.encoder import FEED_FORWARD, MATRICES, SIZES, STORED, convert, make_layers, project, run
 from nxm.measure.bench.products import ways_to_multiply
@@ -22,7 +22,6 @@ from nxm.measure.bench.unit import (
     Care,
     Unit,
     difference,
-    first_line,
     kernel_row,
     kernels_in,
     time_replays,
@@ -115,8 +114,8 @@ def measure_encoder(
     Args:
         backend: of `torch.compile`.
     """
-    where: Row = {"part": "encoders", "model": size, "batch": batch, "length": length}
     layers_count, hidden, _, intermediate = SIZES[size]
+    where: Row = {"part": "encoders", "model": size, "layers": layers_count, "batch": batch, "length": length}
     draw = torch.Generator(device).manual_seed(1)
     with torch.inference_mode():  # else the first layer's input has other dispatch keys, and needs a program of its own
         h = torch.randn(batch, length, hidden, device=device, generator=draw)

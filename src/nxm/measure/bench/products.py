@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nxm.errors import UserError
+from nxm.errors import UserError, first_line
 from nxm.export import fp8, int8
 from nxm.export.cusparselt import DEFAULT_PLAN, PATTERN, SEARCHES, Plan, Search, compress, multiply, search
 from nxm.measure.bench.unit import (
@@ -26,7 +26,6 @@ from nxm.measure.bench.unit import (
     Care,
     Unit,
     difference,
-    first_line,
     kernel_row,
     kernels_in,
     time_replays,
@@ -43,13 +42,8 @@ DTYPES = {
     "int8": torch.int8,
 }
 DEVICE_DTYPES = {"cuda": ("bf16", "fp16", "fp8", "int8"), "cpu": ("fp32", "bf16", "int8")}
-TOLERANCE = {
-    "fp32": 1e-5,
-    "bf16": 1e-2,
-    "fp16": 2e-3,
-    "fp8": 1e-2,
-    "int8": 1e-2,
-}  # relative error; 8-bit results are rounded to bf16
+# relative errors; in the 8-bit types results are rounded to bf16
+TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 2e-3, "fp8": 1e-2, "int8": 1e-2}
 OPERAND_BYTES = 160 * 2**20  # of a graph: beyond the cache of any GPU
 SETS = (2, 24)  # of operands in a graph, at least and at most
 REPEATS, BUDGET_SECONDS = 25, 1.0
@@ -63,15 +57,13 @@ MODELS = {  # (out, in) of a layer's matrices: Q, K and V in one product, attent
 SQUARES = {"cuda": {8192: 10.0, 4096: 10.0, 2048: 5.0, 1024: 5.0}, "cpu": {2048: 10.0}}  # out, in, tokens -> worth
 TOKENS = {"cuda": {16384: 8.0, 4096: 6.0, 1024: 4.0, 512: 3.0}, "cpu": {1024: 8.0, 128: 6.0, 16: 4.0}}
 
-Results = dict[str, Callable[[Tensor], Tensor]]
-
 
 @dataclass
 class Ways:
     """The ways to compute a product: calls over all sets of operands, and a way's exact result.
 
     Attributes:
-        calls: way -> calls, or a function that makes them and may fail.
+        calls: way -> a function that makes its calls, and may fail.
         exact: way -> the exact first and last rows of the first call's result, fp64.
         plans: way -> the algorithm that cuSPARSELt's search found, filled when the calls are made.
     """
@@ -188,17 +180,16 @@ def _by_cublaslt(call: Call) -> object:
 
 def _half_ways(xs: list[Tensor], Ws: list[Tensor], sparse: list[Tensor], search: Search) -> Ways:
     dense: list[Call] = [partial(F.linear, x, W) for x, W in zip(xs, Ws, strict=True)]
-    packed: list[Tensor] = []
+
+    @cache
+    def packed() -> list[Tensor]:
+        return list(map(compress, sparse))
 
     def products(plan: Plan) -> list[Call]:
-        if not packed:
-            packed.extend(map(compress, sparse))
-        return [partial(multiply, P, x, None, plan) for P, x in zip(packed, xs, strict=True)]
+        return [partial(multiply, P, x, None, plan) for P, x in zip(packed(), xs, strict=True)]
 
     def searched() -> list[Call]:
-        if not packed:
-            packed.extend(map(compress, sparse))
-        ways.plans["2:4"] = search(packed[0], xs[0], None, None)
+        ways.plans["2:4"] = search(packed()[0], xs[0], None, None)
         return products(ways.plans["2:4"])
 
     def exact(way: str) -> Tensor:
@@ -214,13 +205,14 @@ def _half_ways(xs: list[Tensor], Ws: list[Tensor], sparse: list[Tensor], search:
 
 def _integer_ways(xs: list[Tensor], Ws: list[Tensor], sparse: list[Tensor], search: Search) -> Ways:
     x, W, S = ([int8.quantise(value)[0] for value in values] for values in (xs, Ws, sparse))
-    packed: list[Tensor] = []
+
+    @cache
+    def packed() -> list[Tensor]:
+        return list(map(compress, S))
 
     def products(way: str, out_dtype: torch.dtype) -> list[Call]:
-        if not packed:
-            packed.extend(map(compress, S))
-        ways.plans[way] = search(packed[0], x[0], None, out_dtype)
-        return [partial(multiply, P, v, None, ways.plans[way], out_dtype) for P, v in zip(packed, x, strict=True)]
+        ways.plans[way] = plan = search(packed()[0], x[0], None, out_dtype)
+        return [partial(multiply, P, v, None, plan, out_dtype) for P, v in zip(packed(), x, strict=True)]
 
     def exact(way: str) -> Tensor:
         return _ends(x[0]).cpu() @ (W if way.startswith("dense") else S)[0].double().cpu().t()

@@ -27,7 +27,7 @@ class Unit:
 
     Attributes:
         part: one of `nxm.measure.bench.run.PARTS`.
-        name: unique; the journal knows the unit by it.
+        name: unique; rows name their unit by it.
         worth: units of more worth run first, so that what a budget cuts is worth least.
         seconds: about how long it takes, until units of its part have been timed.
         dtypes: those of its products, whose algorithms are searched.
@@ -88,11 +88,6 @@ def kernel_row(kernels: list[Launched]) -> Row:
 def kernels_in(replay: Replay) -> list[Launched]:
     """Return the kernels of one of a replay's calls."""
     return launched(replay.calls[0], replay.device)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
 def difference(found: Tensor, exact: Tensor) -> float:

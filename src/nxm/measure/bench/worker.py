@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from nxm.errors import first_line
 from nxm.machine import clocks, cores, gpu, libraries, machine
-from nxm.measure.bench.unit import Care, Unit, first_line
+from nxm.measure.bench.unit import Care, Unit
 from nxm.measure.timing import Row
 
 

@@ -8,6 +8,7 @@
     encoder_gain(MODEL, BATCH, LENGTH, TYPE, FORM, WAY="compiled")   1.16: over the dense one in BF16, compiled
     encoder_energy(MODEL, BATCH, LENGTH, TYPE, FORM)                 90 %: energy as a share of that one's
     proven_encoders()                          18 of 18: encoders with 2:4 kernels that launched one per packed matrix
+    packed_share()                             56 %: the bytes of a packed matrix in BF16, of the dense one's
     block_gains(BLOCK, DENSITY)                1.41 to 1.57: block-sparse over dense products
 
 Each takes `study=`. A GPU's file counts before a CPU's.
@@ -21,8 +22,6 @@ from nxm.errors import UserError
 from nxm.report import bench
 from nxm.report.bench import File, Row
 from nxm.report.evidence import Evidence
-
-LAYERS = {"BERT-base": 12, "BERT-large": 24}
 
 
 def bench_machine(evidence: Evidence) -> str:
@@ -79,11 +78,18 @@ def encoder_energy(evidence: Evidence, model: str, batch: int, length: int, dtyp
 
 
 def proven_encoders(evidence: Evidence) -> str:
-    """How many encoders with 2:4 kernels launched one sparse kernel per packed matrix."""
+    """The number of encoders with 2:4 kernels that launched one sparse kernel per packed matrix, of all."""
     own = [row for row in bench.timed(_file(evidence), "encoders") if row["form"] != "dense"]
-    packed = [LAYERS[row["model"]] * sum(kernel != "dense" for kernel in row["kernels_of"].values()) for row in own]
+    packed = [row["layers"] * sum(kernel != "dense" for kernel in row["kernels_of"].values()) for row in own]
     proven = sum(row["sparse_launches"] == count for row, count in zip(own, packed, strict=True))
     return f"{proven} of {len(own)}"
+
+
+def packed_share(evidence: Evidence) -> str:
+    """The bytes of a packed matrix in BF16 as a share of the dense one's."""
+    rows = [row for row in _file(evidence)["rows"] if row["part"] == "proof" and row["dtype"] == "bf16"]
+    shares = [row["stored_share"] for row in rows if "stored_share" in row]
+    return f"{100 * _some(evidence, shares, 'proof')[-1]:.0f} %"
 
 
 def block_gains(evidence: Evidence, block: int, density: float) -> str:
@@ -97,7 +103,7 @@ SPEEDS: dict[str, Callable[..., str]] = {
     make.__name__: make
     for make in (
         *(bench_machine, product_gain, product_gains, default_gains, product_rate),
-        *(encoder_gain, encoder_energy, proven_encoders, block_gains),
+        *(encoder_gain, encoder_energy, proven_encoders, packed_share, block_gains),
     )
 }
 

@@ -84,7 +84,7 @@ class Verdict:
 
     @property
     def kind(self) -> str:
-        """What was verified: "results" made here, or the committed "evidence"."""
+        """The object of the verdict: "results" made here, or the committed "evidence"."""
         return "evidence" if self.commit is None else "results"
 
     @property

@@ -62,7 +62,7 @@ from nxm.study.settings import Study
 Scorer = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 PRINTED = 0.1  # percent points: the last digit of tables
 TWO_SEEDS = 1.96 * sqrt(2)
-TIMED = ("results/benchmark.json", "results/matrices/", "results/deployment/")
+TIMED = ("results/benchmark.json", "results/bench/", "results/deployment/")
 
 
 @dataclass(frozen=True)
