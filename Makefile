@@ -19,16 +19,13 @@ help:
 	@echo "make test                lint, unit tests and a small study end to end"
 	@echo "make lint                ruff and mypy alone"
 	@echo "make pages               render README.md, the studies' pages and docs/situations.md"
-	@echo "make lock                renew requirements.lock from pyproject.toml"
+	@echo "make lock                pin pyproject.toml's packages, with hashes (UPGRADE=--upgrade: the newest)"
 	@echo "make clean               remove the environment and cheap caches; results, data and checkpoints stay"
 
 setup: $(READY)
 
-# The lock names versions, and pip brings what torch itself asks for on this platform (CUDA libraries where it runs).
-$(READY): requirements.lock pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+$(READY): requirements.lock requirements-cuda.lock pyproject.toml tools/setup.sh
+	@bash tools/setup.sh $(PYTHON) $(VENV)
 	touch $@
 
 repro: $(READY)
@@ -56,7 +53,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 lock:
-	bash tools/lock.sh $(PYTHON)
+	$(PYTHON) tools/lock.py $(UPGRADE)
 
 clean:
 	rm -rf $(VENV) .cache/carriers .cache/logs .pytest_cache .ruff_cache .mypy_cache
