@@ -1,0 +1,45 @@
+"""Published numbers of others next to which ours can be placed: none of them was measured here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+
+import pandas as pd
+
+from nxm.report import captions, published, statistics
+from nxm.report.evidence import Evidence
+from nxm.report.table import Table
+
+FIELDS = [field.name for field in fields(published.Published)]
+
+
+def make(evidence: Evidence) -> Table:
+    """Return a row per published number of the kinds that the study has measured as well."""
+    numbers = published.of(*_kinds(evidence))
+    shown = [
+        {
+            "Method": number.method,
+            "Of": number.subject,
+            "Quantity": number.quantity,
+            "Dense or plain": number.reference or statistics.ABSENT,
+            "Compressed": number.value,
+            "Source": number.source,
+            "Measured here": "no",
+        }
+        for number in numbers
+    ]
+    notes = (captions.data_and_model(evidence), published.NOT_MEASURED)
+    if not numbers:
+        notes = (captions.data_and_model(evidence), "It has measured nothing that these numbers are about.")
+    table = pd.DataFrame([asdict(number) for number in numbers], columns=FIELDS)
+    return Table("Published numbers of others", pd.DataFrame(shown), table, notes)
+
+
+def _kinds(evidence: Evidence) -> list[published.Kind]:
+    devices = {file["device"] for file in [*evidence.bench, *evidence.deployment] if file.get("rows")}
+    kinds: dict[published.Kind, bool] = {
+        "score": bool(statistics.whole_runs(evidence.results)),
+        "gpu": "cuda" in devices,
+        "cpu": "cpu" in devices,
+    }
+    return [kind for kind, measured in kinds.items() if measured]
