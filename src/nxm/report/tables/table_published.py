@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 
 import pandas as pd
 
-from nxm.report import captions, published, statistics
+from nxm.report import published, statistics
 from nxm.report.evidence import Evidence
 from nxm.report.table import Table
 
@@ -21,16 +21,15 @@ def make(evidence: Evidence) -> Table:
             "Method": number.method,
             "Of": number.subject,
             "Quantity": number.quantity,
-            "Dense or plain": number.reference or statistics.ABSENT,
+            "Dense or fp32": number.reference or statistics.ABSENT,
             "Compressed": number.value,
             "Source": number.source,
             "Measured here": "no",
         }
         for number in numbers
     ]
-    notes = (captions.data_and_model(evidence), published.NOT_MEASURED)
-    if not numbers:
-        notes = (captions.data_and_model(evidence), "It has measured nothing that these numbers are about.")
+    nothing = f"Study {evidence.study} has measured nothing that the published numbers are about."
+    notes = (f"Study {evidence.study}. {published.NOT_MEASURED}" if numbers else nothing,)
     table = pd.DataFrame([asdict(number) for number in numbers], columns=FIELDS)
     return Table("Published numbers of others", pd.DataFrame(shown), table, notes)
 

@@ -1,0 +1,196 @@
+"""The claims of a study's pages, each with its interval, the evidence for it, and all that it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nxm.errors import UserError
+from nxm.report import claims, effects, labels, page, statistics
+from nxm.report.evidence import Evidence
+from nxm.report.html.runs import anchor, name_of, slug
+from nxm.report.page.numbers import number, tasks_of
+from nxm.study.results import Result, place_of
+
+_WORDS = {
+    "points": "{0} minus {1}, in points",
+    "above": "{0} minus {1}, in points",
+    "retention": "{0} as a share of the score of {1}",
+    "retention_interval": "{0} as a share of the score of {1}",
+    "score": "{0}, score",
+    "heldout": "{0} minus {1}, on held-out rows",
+    "best_trial": "{0}, best held-out score of the search",
+    "above_constant": "{0}, compared with the best constant answer",
+    "examples": "{0}, training examples",
+    "steps": "{0}, optimizer steps",
+    "similarity": "{0}, least similarity of two consecutive masks",
+    "outside": "{0}, weights that were outside the mask for a time",
+    "targets": "{0}, weights of the target matrices",
+}
+_SHARES = ("retention", "retention_interval")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place that a claim was made from: a row of this page, or a file of the repository."""
+
+    words: str
+    link: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim.
+
+    Attributes:
+        value: as the page prints it; empty if it cannot be computed, for which `gap` is the reason.
+        interval: the 95 % interval; empty where there is none.
+        cells: the evidence for a difference, under the headings of `effects.EXPLAINED`.
+        pages: the templates' lines that make the claim.
+        runs: the rows of the trainings that it was computed from.
+        scripts, values: files of the repository.
+        seconds: the time of these trainings together.
+    """
+
+    anchor: str
+    words: str
+    on: str
+    value: str
+    interval: str
+    certain: bool | None
+    cells: dict[str, str]
+    pages: tuple[Source, ...]
+    runs: tuple[Source, ...]
+    scripts: tuple[Source, ...]
+    values: tuple[Source, ...]
+    seconds: float
+    machines: tuple[str, ...]
+    gap: str = ""
+
+
+def templates(root: Path, study: str) -> list[Path]:
+    """Return the templates whose numbers a report judges: those of README and docs/, and the study's own page."""
+    return [path for path in page.pages(root) if path.parent == root / "docs" or path.parent.name == study]
+
+
+def rows(root: Path, evidence: Evidence) -> list[Row]:
+    """Return the claims about a study, each once, with all places that make it."""
+    own = templates(root, evidence.study)
+    read = {evidence.study: evidence}.__getitem__
+    shown = {
+        (one.run, one.rival, one.tasks): one for one in claims.differences(root, read, [evidence.study], own)
+    }
+    found: dict[tuple[str, tuple[str, ...], tuple[str, ...]], Row] = {}
+    for call, (name, runs, task) in claims.numbers(root, read, [evidence.study], own):
+        shown_on = page.pages(root)[call.template].relative_to(root).as_posix()
+        place = Source(f"{shown_on}, line {call.line} of its template", link(evidence, shown_on))
+        try:
+            tasks = tuple(tasks_of(name, evidence, runs, task))
+            text = number(name, evidence, runs, task)
+        except (LookupError, UserError) as error:
+            row = _gap(evidence, name, runs, task, place, str(error.args[0] if error.args else error))
+            found.setdefault((name, tuple(runs), (row.on,)), row)
+            continue
+        name = {"above": "points", "retention_interval": "retention"}.get(name, name)
+        key = (name, tuple(runs), tasks)
+        if key in found:
+            before = found[key]
+            pages = before.pages if place in before.pages else (*before.pages, place)
+            found[key] = Row(**{**vars(before), "pages": pages})
+        else:
+            found[key] = _row(root, evidence, name, runs, list(tasks), text, place, shown)
+    return list(found.values())
+
+
+def _row(
+    root: Path,
+    evidence: Evidence,
+    name: str,
+    runs: list[str],
+    tasks: list[str],
+    text: str,
+    place: Source,
+    shown: dict[effects.Comparison, effects.Difference],
+) -> Row:
+    involved = [*runs, "dense"] if name in _SHARES and len(runs) == 1 else list(runs)
+    results = [one for run in involved for one in _results(evidence, name, run, tasks)]
+    interval, certain, difference = "", None, None
+    if name in claims.DIFFERENCES:
+        measured = claims.measure(name, evidence, runs, tasks)
+        difference = shown.get((runs[0], runs[1], tuple(tasks)))
+        text, interval, certain = f"{measured.value:+.1f}", _interval(measured.low, measured.high, "+.1f"), measured.certain
+    elif name in _SHARES:
+        measured = claims.measure(name, evidence, runs, tasks)
+        text, interval = statistics.percent(measured.value), _interval(measured.low, measured.high, ".1f")
+    elif name == "score" and (drawn := statistics.score_interval(evidence, runs[0], tasks)):
+        interval = _interval(*drawn, ".1f")
+    return Row(
+        anchor="claim-" + slug(" ".join([name, *runs, *tasks])),
+        words=_words(name, runs),
+        on=_on(tasks, evidence),
+        value=text,
+        interval=interval,
+        certain=certain,
+        cells=effects.texts(difference),
+        pages=(place,),
+        runs=tuple(Source(_seed(one), f"#{anchor(place_of(one))}") for one in results),
+        scripts=tuple(_scripts(root, evidence, results, bool(interval))),
+        values=(Source("values of the study", "params.yaml"), Source("values of each training", "values.json")),
+        seconds=sum(one.wall_seconds for one in results),
+        machines=tuple(sorted({statistics.machine_text(one.provenance.machine.model_dump()) for one in results})),
+    )
+
+
+def _interval(low: float | None, high: float | None, form: str) -> str:
+    return "" if low is None or high is None else f"{low:{form}} to {high:{form}}"
+
+
+def _gap(
+    evidence: Evidence, name: str, runs: Sequence[str], task: object, place: Source, reason: str
+) -> Row:
+    on = _on([task] if isinstance(task, str) else list(task) if isinstance(task, list) else [], evidence)
+    anchor_ = "claim-" + slug(" ".join([name, *runs, on]))
+    empty = effects.texts(None)
+    words = _words(name, runs)
+    return Row(anchor_, words, on, "", "", None, empty, (place,), (), (), (), 0.0, (), gap=reason)
+
+
+def _words(name: str, runs: Sequence[str]) -> str:
+    shown = [labels.run_label(run) for run in runs]
+    return _WORDS[name].format(*shown, *(["the dense model"] if name in _SHARES and len(runs) == 1 else []))
+
+
+def _on(tasks: Sequence[str], evidence: Evidence) -> str:
+    names = [statistics.TASKS.get(task, task) for task in tasks]
+    if len(names) < 2:
+        return "".join(names)
+    whole = set(tasks) == {run.task for run in statistics.whole_runs(evidence.results)}
+    return f"all {len(names)} tasks (geometric mean)" if whole else f"geometric mean over {statistics.listed(names)}"
+
+
+def _results(evidence: Evidence, name: str, run: str, tasks: list[str]) -> list[Result]:
+    if name == "best_trial":
+        own = [one for one in statistics.trials_of(evidence.results) if one.name == run]
+    else:
+        own = statistics.runs_of(evidence.results, run)
+    return [one for one in own if one.task in tasks]
+
+
+def _seed(result: Result) -> str:
+    return f"{name_of(result)}, {statistics.TASKS.get(result.task, result.task)}, seed {result.seed}"
+
+
+def _scripts(root: Path, evidence: Evidence, results: list[Result], drawn: bool) -> list[Source]:
+    """Return the scripts that trained, and the one that drew the intervals."""
+    study = evidence.settings
+    methods = [study.run(one.name, one.task).method for one in results] if study is not None else []
+    files = ["stages/train.py", *(f"src/nxm/methods/{method}/algorithm.py" for method in dict.fromkeys(methods) if method)]
+    files += ["src/nxm/study/bootstrap.py"] * drawn
+    return [Source(file, link(evidence, file)) for file in files if (root / file).is_file()]
+
+
+def link(evidence: Evidence, file: str) -> str:
+    """Return the link from a study's report to a file of the repository."""
+    up = evidence.settings.root if evidence.settings is not None else "."
+    return file if up == "." else f"{up}/{file}"
