@@ -61,6 +61,9 @@ def made(study: Study, folder: Path) -> tuple[dict, dict]:
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_committed_plan_is_what_params_yaml_makes(name, tmp_path):
+    page = study_folder(ROOT, name) / "findings.md.j2"
+    if page.is_file():
+        (tmp_path / page.name).write_bytes(page.read_bytes())
     write_plan(study_of(name), tmp_path)
     for file in (PLAN, VALUES):
         assert (tmp_path / file).read_bytes() == (study_folder(ROOT, name) / file).read_bytes()

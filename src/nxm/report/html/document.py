@@ -29,7 +29,7 @@ from nxm.study.studies import MAIN, studies, study_folder
 
 NAME = "report.html"
 HERE = Path(__file__).parent
-# Parts that depend on more than the study's results: drawings on the machine, links on which other studies have run here
+# Parts that depend on more than results: drawings on the machine and dvc.yaml, links on which other studies have run here
 _CHANGING = re.compile(r"<!--(drawn|elsewhere)-->.*?<!--/\1-->", re.DOTALL)
 _SORTED_FROM = 8  # rows from which a table has a field to filter it
 
@@ -69,17 +69,18 @@ def unchanging(text: str) -> str:
     return _CHANGING.sub("", text)
 
 
-def render(folder: Path, *, draw: bool = True) -> str:
+def render(folder: Path, evidence: Evidence | None = None, *, draw: bool = True) -> str:
     """Return the report of the study in a folder as HTML; equal results give equal bytes.
 
     Args:
+        evidence: the study's, if it has been read already.
         draw: draw the figures, which takes seconds; else their places stay empty.
 
     Raises:
         UserError: a results file or params.yaml is not valid, or a template names what does not exist.
     """
     folder = Path(folder).absolute()
-    evidence = read_evidence(folder)
+    evidence = evidence or read_evidence(folder)
     study = evidence.settings
     assert study is not None, "a study has a params.yaml"
     root = (folder / study.root).resolve()
