@@ -58,7 +58,7 @@ FOLLOWED = {
 # Stage -> modules that do not count there though they do elsewhere
 SPARED = {
     "compare": PREPARED,
-    "report": {"nxm.study.code", "nxm.report.page.speeds"},  # it writes no plan, and renders no page with speeds
+    "report": {"nxm.study.code"},  # it writes no plan
     "benchmark": PREPARED | PERMUTATION | SHRUNK,  # of models that are not shrunk
     "deployment": PREPARED | {"nxm.models.save", "nxm.data.tables"},  # tables are read for `nxm export --data` alone
 }

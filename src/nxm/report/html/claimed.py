@@ -10,7 +10,8 @@ from nxm.errors import UserError
 from nxm.report import claims, effects, labels, page, statistics
 from nxm.report.evidence import Evidence
 from nxm.report.html.runs import anchor, name_of, slug
-from nxm.report.page.numbers import number, tasks_of
+from nxm.report.page.numbers import NUMBERS, number, tasks_of
+from nxm.report.page.speeds import SPEEDS
 from nxm.study.results import Result, place_of
 
 _WORDS = {
@@ -29,6 +30,19 @@ _WORDS = {
     "targets": "{0}, weights of the target matrices",
 }
 _SHARES = ("retention", "retention_interval")
+_TIMES = {  # numbers that another machine could not repeat, so that nothing judges them
+    "time": "{0}, training time as a multiple of the dense model's",
+    "bench_machine": "The machine of the speeds",
+    "product_gain": "Speed-up of the fastest 2:4 product, {0}, {1:,} × {2:,}, {3:,} tokens",
+    "product_gains": "Speed-up of 2:4 products, {0}: the least and the most",
+    "default_gains": "Speed-up of 2:4 products with cuSPARSELt's default algorithm, {0}: the least and the most",
+    "product_rate": "Highest rate of {1} products, {0}, in TFLOP/s",
+    "encoder_gain": "Speed-up over dense BF16, {0}, {1} × {2} tokens, {3}, {4}, {5}",
+    "encoder_energy": "Energy compared with dense BF16, {0}, {1} × {2} tokens, {3}, {4}",
+    "proven_encoders": "2:4 encoders that launched one sparse kernel per packed matrix",
+    "packed_share": "Bytes of a packed BF16 matrix, compared with the dense one's",
+    "block_gains": "Speed-up of block-sparse products, blocks of {0}, {1:.0%} of them left: the least and the most",
+}
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,53 @@ def rows(root: Path, evidence: Evidence) -> list[Row]:
         else:
             found[key] = _row(root, evidence, name, runs, list(tasks), text, place, shown)
     return list(found.values())
+
+
+@dataclass(frozen=True)
+class Time:
+    """A time or speed that pages state: measured once, and judged by nobody."""
+
+    words: str
+    value: str
+    pages: tuple[Source, ...]
+    sources: tuple[Source, ...]
+
+
+def times(root: Path, evidence: Evidence) -> list[Time]:
+    """Return the times and speeds of a study that its pages state, each once. Those that cannot be computed say so."""
+    found: dict[str, Time] = {}
+    for template in templates(root, evidence.study):
+        for call in page.calls(template, root):
+            if call.study != evidence.study or call.function not in _TIMES:
+                continue
+            shown_on = page.pages(root)[template].relative_to(root).as_posix()
+            place = Source(f"{shown_on}, line {call.line} of its template", link(evidence, shown_on))
+            try:
+                time = _time(root, evidence, call, place)
+            except UserError as error:
+                time = Time(call.function.replace("_", " ").capitalize(), f"cannot be computed: {error}", (place,), ())
+            before = found.setdefault(time.words, time)
+            if place not in before.pages:
+                found[time.words] = Time(before.words, before.value, (*before.pages, place), before.sources)
+    return list(found.values())
+
+
+def _time(root: Path, evidence: Evidence, call: page.Call, place: Source) -> Time:
+    if call.function in NUMBERS:
+        runs = [str(run) for run in call.arguments]
+        value = number(call.function, evidence, runs, call.task)
+        own = tasks_of(call.function, evidence, runs, call.task)
+        results = [one for run in (*runs, "dense") for one in _results(evidence, call.function, run, own)]
+        words = f"{_TIMES[call.function].format(*map(labels.run_label, runs))} ({_on(own, evidence)})"
+        return Time(words, value, (place,), tuple(Source(_seed(one), f"#{anchor(place_of(one))}") for one in results))
+    value = SPEEDS[call.function](evidence, *call.arguments)
+    shown = [_FORMS.get(str(each), each) for each in (*call.arguments, "compiled")]
+    files = [f"results/bench/{file['device']}.json" for file in evidence.bench if file.get("rows")]
+    sources = [*(Source(file, file) for file in files), Source("stages/bench.py", link(evidence, "stages/bench.py"))]
+    return Time(_TIMES[call.function].format(*shown), value, (place,), tuple(sources))
+
+
+_FORMS = {"bf16": "BF16", "fp16": "FP16", "fp8": "FP8", "int8": "INT8", "captured": "compiled in a CUDA graph"}
 
 
 def _row(

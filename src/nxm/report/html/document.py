@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from nxm import report
 from nxm.files import write_text
-from nxm.report import effects, forms, labels, published, statistics
+from nxm.report import captions, effects, forms, labels, published, statistics
 from nxm.report.evidence import Evidence, read_evidence
 from nxm.report.html import claimed, drawing, graph, runs
 from nxm.report.page import blocks
@@ -101,11 +101,12 @@ def render(folder: Path, evidence: Evidence | None = None, *, draw: bool = True)
         is_main=evidence.study == MAIN,
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704  our own file
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704
-        conditions=statistics.study_phrase(evidence) if evidence.results else f"Study {evidence.study}.",
+        conditions=_conditions(evidence),
         progress=_progress(evidence),
         sentences=_sentences(evidence),
         glance=_glance(evidence),
         claims=made,
+        times=_times(root, evidence),
         explained=effects.EXPLAINED,
         shown=_shown(made),
         page=claimed.link(evidence, _page(evidence, root)),
@@ -144,6 +145,31 @@ def marked(text: str) -> Markup:
 def _page(evidence: Evidence, root: Path) -> str:
     own = "docs/embedded.md" if evidence.study == MAIN else f"studies/{evidence.study}/README.md"
     return own if (root / own).is_file() else "README.md"
+
+
+def _conditions(evidence: Evidence) -> str:
+    """Return data, model and seeds of a study, or the machines of one that trains nothing."""
+    if evidence.results:
+        return statistics.study_phrase(evidence)
+    machines = dict.fromkeys(filter(None, map(captions.machine_of, [*evidence.bench, *evidence.deployment])))
+    return f"Study {evidence.study}: speeds of {statistics.listed(machines)}." if machines else f"Study {evidence.study}."
+
+
+def _times(root: Path, evidence: Evidence) -> Grid:
+    """Return the times and speeds that pages state."""
+    cells = tuple(
+        (time.words, time.value, _links(time.sources), _links(time.pages)) for time in claimed.times(root, evidence)
+    )
+    notes = ("Measured once on one machine: no claim that another machine could repeat, so nothing judges them.",)
+    headings = ("Time or speed", "Value", "Made from", "Stated in")
+    return Grid("times", "Times and speeds that pages state", headings, cells, notes)
+
+
+def _links(sources: Sequence[claimed.Source]) -> Markup:
+    made = Markup(", ").join(_link(one.words, one.link) for one in sources)
+    if len(sources) < 4:
+        return made
+    return Markup("<details><summary>{} sources</summary>{}</details>").format(len(sources), made)
 
 
 def _progress(evidence: Evidence) -> list[str]:

@@ -21,6 +21,8 @@ from nxm.report.evidence import Evidence
 _ABSENT = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _NUMBER = re.compile(r"(\d\.\d\d)\d+")
 _GEOMETRY = re.compile(r' (?:d|x|y|transform|points|width|height)="[^"]*"')
+_SIZE = re.compile(r' width="([\d.]+)pt" height="[\d.]+pt"')
+_SCALE = 1.5  # pixels of the page per point of print: letters of 8 points have 12 pixels
 
 
 def figure(evidence: Evidence, name: str) -> Markup:
@@ -59,6 +61,7 @@ def inline(svg: str, name: str, label: str) -> Markup:
     body = body.replace("font-family: 'DejaVu Sans'", "font-family: 'DejaVu Sans', Verdana, sans-serif")
     body = re.sub(r">\s*\n\s*<", ">\n<", body)
     rules, body = _classes(body, name)
+    body = _SIZE.sub(lambda found: f' width="{float(found[1]) * _SCALE:.0f}"', body, count=1)
     opening = f'<svg class="drawn" role="img" aria-label="{escape(label)}"'
     body = body.replace("<svg", opening, 1).replace(">", f">{rules}", 1)
     return Markup(body.strip())  # noqa: S704  matplotlib has escaped the texts
