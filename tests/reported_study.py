@@ -15,9 +15,10 @@ from nxm.study.results import place_of, result_path, write_result
 from nxm.study.settings import load_study
 from synthetic_study import ROOT, make_ablation, make_failure
 
-CLAIMS = """NxM+ is {{ above("nxm_plus", "gmp_plus") }} GMP+, on CoLA {{ points("nxm_plus", "gmp_plus", task="cola") }}; it
-retains {{ retention("nxm_plus") }}, has {{ score("nxm_plus", task="stsb") }}, sees {{ examples("nxm_plus", task="stsb") }} rows
-and takes {{ time("nxm_plus") }} of the time. {{ verdict_table(["dense", "nxm_plus"]) }}
+CLAIMS = """NxM+ is {{ above("nxm_plus", "gmp_plus") }} GMP+, on CoLA {{ points("nxm_plus", "gmp_plus", task="cola") }};
+it retains {{ retention("nxm_plus") }}, has {{ score("nxm_plus", task="stsb") }}, sees
+{{ examples("nxm_plus", task="stsb") }} rows and takes {{ time("nxm_plus") }} of the time.
+{{ verdict_table(["dense", "nxm_plus"]) }}
 """
 VOID = frozenset(("area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "track", "wbr"))
 LEAVES = frozenset(("g", "path", "use", "rect", "circle", "line", "image"))  # of SVG, where "/>" ends an element

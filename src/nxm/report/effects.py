@@ -77,7 +77,9 @@ def measured(evidence: Evidence, asked: Iterable[Comparison]) -> dict[Comparison
         run, rival, tasks = key
         by_seed = [statistics.seed_scores(evidence.results, one, list(tasks)) for one in (run, rival)]
         paired = [by_seed[0][seed] - by_seed[1][seed] for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]
-        own = (effect_size(paired), better_with_a_new_seed(paired), p_value(drawn[key]), adjusted[key])
+        alone = p_value(drawn[key])
+        # among few draws one side's share, of which `alone` is twice, can exceed the largest statistic's
+        own = (effect_size(paired), better_with_a_new_seed(paired), alone, max(alone, adjusted[key]))
         found[key] = Difference(evidence.study, *key, interval, *own, smallest_visible(drawn[key]))
     return found
 
@@ -97,7 +99,7 @@ def texts(difference: Difference | None) -> dict[str, str]:
 def notes(several_seeds: bool) -> tuple[str, ...]:
     """Return the notes below a table with the cells of `texts`."""
     lines = tuple(f"{column}: {words}." for column, words in EXPLAINED.items())
-    lines += ("A difference below \"Visible from\" may be there although its interval includes 0.",)
+    lines += ('A difference below "Visible from" may be there although its interval includes 0.',)
     if several_seeds:
         return (*lines, "With three seeds Effect and P(better) are rough.")
     return (*lines, "One seed: neither Effect nor P(better) is known.")

@@ -1,7 +1,7 @@
 """Numbers that others have published, each with its source. None of them was measured here.
 
-The paper's own numbers are in `nxm.report.paper`. These are of other models, tasks and machines than ours, so they place
-our results and are never one side of a ratio. Only numbers that were read at their source are here.
+The paper's own numbers are in `nxm.report.paper`. These are of other models, tasks and machines than ours, so they
+place our results and are never one side of a ratio. Only numbers that were read at their source are here.
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ import pytest
 from reported_study import Made
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here: the page's script can run in a browser alone")
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="no chromium here: the page's script can run in a browser alone"
+)
 # One process and no use of the network; --dump-dom prints the page after its scripts have run
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
@@ -24,7 +26,8 @@ ACT = """
 <script>
 const found = { faults: window.faults };
 const table = [...document.querySelectorAll("table")].find((one) => one.caption.textContent === "All trainings");
-const column = (at) => [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[at].textContent.trim());
+const visible = () => [...table.tBodies[0].rows].filter((row) => !row.hidden);
+const column = (at) => visible().map((row) => row.cells[at].textContent.trim());
 const heading = (words) => [...table.tHead.rows[0].cells].find((cell) => cell.textContent.trim() === words);
 const press = (words) => heading(words).querySelector("button").click();
 press("Score");

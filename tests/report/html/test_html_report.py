@@ -1,4 +1,4 @@
-"""report.html: its numbers are those of the results, all links lead somewhere, nothing is loaded, everything is escaped."""
+"""report.html: its numbers are those of the results, links lead somewhere, nothing is loaded, strings are escaped."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from nxm.report.page.numbers import number
 from nxm.study.plan import trainings
 from nxm.study.results import place_of, result_path, write_result
 from nxm.study.studies import studies, study_folder
-from synthetic_study import ROOT, make_failure, make_result
-
 from reported_study import Made, Page, make_folder
+from synthetic_study import ROOT, make_failure, make_result
 
 COMMITTED = [path for name in studies(ROOT) if (path := study_folder(ROOT, name) / document.NAME).is_file()]
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
@@ -58,7 +57,9 @@ def test_each_training_has_a_row_with_its_numbers_command_and_values(made: Made,
         ]
         assert row[10] == f"{result.sparsity.nonzero_parameters / 1e6:.1f}"
         assert place_of(result).dvc_name in row[12]
-        assert f"Learning rate: {labels.value_label('learning_rate', result.hyperparameters['learning_rate'])}" in row[12]
+        assert (
+            f"Learning rate: {labels.value_label('learning_rate', result.hyperparameters['learning_rate'])}" in row[12]
+        )
         assert "AMD EPYC, 2 cores" in row[12]
         assert result_path("", place_of(result)).as_posix() in page.links
         assert runs.anchor(place_of(result)) in page.identifiers
@@ -213,7 +214,9 @@ def test_failures_and_gaps_are_named(made: Made, page: Page) -> None:
     assert "ASP+ on CoLA, seed 2" in text
     assert "NxM+ (token noise) on CoLA, seed 1 and 2" in text
     planned = len(trainings(made.evidence.settings))
-    assert f"{len(made.evidence.results)} of {planned} planned trainings have a result, 1 failed, 4 have not run." in text
+    assert (
+        f"{len(made.evidence.results)} of {planned} planned trainings have a result, 1 failed, 4 have not run." in text
+    )
 
 
 def test_a_study_without_results_says_so(made: Made, tmp_path: Path) -> None:

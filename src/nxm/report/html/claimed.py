@@ -61,7 +61,7 @@ class Row:
         value: as the page prints it; empty if it cannot be computed, for which `gap` is the reason.
         interval: the 95 % interval; empty where there is none.
         cells: the evidence for a difference, under the headings of `effects.EXPLAINED`.
-        pages: the templates' lines that make the claim.
+        pages: the pages that make the claim.
         runs: the rows of the trainings that it was computed from.
         scripts, values: files of the repository.
         seconds: the time of these trainings together.
@@ -92,13 +92,11 @@ def rows(root: Path, evidence: Evidence) -> list[Row]:
     """Return the claims about a study, each once, with all places that make it."""
     own = templates(root, evidence.study)
     read = {evidence.study: evidence}.__getitem__
-    shown = {
-        (one.run, one.rival, one.tasks): one for one in claims.differences(root, read, [evidence.study], own)
-    }
+    shown = {(one.run, one.rival, one.tasks): one for one in claims.differences(root, read, [evidence.study], own)}
     found: dict[tuple[str, tuple[str, ...], tuple[str, ...]], Row] = {}
     for call, (name, runs, task) in claims.numbers(root, read, [evidence.study], own):
         shown_on = page.pages(root)[call.template].relative_to(root).as_posix()
-        place = Source(f"{shown_on}, line {call.line} of its template", link(evidence, shown_on))
+        place = Source(shown_on, link(evidence, shown_on))
         try:
             tasks = tuple(tasks_of(name, evidence, runs, task))
             text = number(name, evidence, runs, task)
@@ -135,7 +133,7 @@ def times(root: Path, evidence: Evidence) -> list[Time]:
             if call.study != evidence.study or call.function not in _TIMES:
                 continue
             shown_on = page.pages(root)[template].relative_to(root).as_posix()
-            place = Source(f"{shown_on}, line {call.line} of its template", link(evidence, shown_on))
+            place = Source(shown_on, link(evidence, shown_on))
             try:
                 time = _time(root, evidence, call, place)
             except UserError as error:
@@ -180,7 +178,11 @@ def _row(
     if name in claims.DIFFERENCES:
         measured = claims.measure(name, evidence, runs, tasks)
         difference = shown.get((runs[0], runs[1], tuple(tasks)))
-        text, interval, certain = f"{measured.value:+.1f}", _interval(measured.low, measured.high, "+.1f"), measured.certain
+        text, interval, certain = (
+            f"{measured.value:+.1f}",
+            _interval(measured.low, measured.high, "+.1f"),
+            measured.certain,
+        )
     elif name in _SHARES:
         measured = claims.measure(name, evidence, runs, tasks)
         text, interval = statistics.percent(measured.value), _interval(measured.low, measured.high, ".1f")
@@ -207,9 +209,7 @@ def _interval(low: float | None, high: float | None, form: str) -> str:
     return "" if low is None or high is None else f"{low:{form}} to {high:{form}}"
 
 
-def _gap(
-    evidence: Evidence, name: str, runs: Sequence[str], task: object, place: Source, reason: str
-) -> Row:
+def _gap(evidence: Evidence, name: str, runs: Sequence[str], task: object, place: Source, reason: str) -> Row:
     on = _on([task] if isinstance(task, str) else list(task) if isinstance(task, list) else [], evidence)
     anchor_ = "claim-" + slug(" ".join([name, *runs, on]))
     empty = effects.texts(None)
@@ -246,7 +246,10 @@ def _scripts(root: Path, evidence: Evidence, results: list[Result], drawn: bool)
     """Return the scripts that trained, and the one that drew the intervals."""
     study = evidence.settings
     methods = [study.run(one.name, one.task).method for one in results] if study is not None else []
-    files = ["stages/train.py", *(f"src/nxm/methods/{method}/algorithm.py" for method in dict.fromkeys(methods) if method)]
+    files = [
+        "stages/train.py",
+        *(f"src/nxm/methods/{method}/algorithm.py" for method in dict.fromkeys(methods) if method),
+    ]
     files += ["src/nxm/study/bootstrap.py"] * drawn
     return [Source(file, link(evidence, file)) for file in files if (root / file).is_file()]
 

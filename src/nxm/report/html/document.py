@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -29,7 +28,7 @@ from nxm.study.studies import MAIN, studies, study_folder
 
 NAME = "report.html"
 HERE = Path(__file__).parent
-# Parts that depend on more than results: drawings on the machine and dvc.yaml, links on which other studies have run here
+# Parts that depend on more than results: drawings on the machine and dvc.yaml, links on which other studies have run
 _CHANGING = re.compile(r"<!--(drawn|elsewhere)-->.*?<!--/\1-->", re.DOTALL)
 _SORTED_FROM = 8  # rows from which a table has a field to filter it
 
@@ -152,7 +151,9 @@ def _conditions(evidence: Evidence) -> str:
     if evidence.results:
         return statistics.study_phrase(evidence)
     machines = dict.fromkeys(filter(None, map(captions.machine_of, [*evidence.bench, *evidence.deployment])))
-    return f"Study {evidence.study}: speeds of {statistics.listed(machines)}." if machines else f"Study {evidence.study}."
+    return (
+        f"Study {evidence.study}: speeds of {statistics.listed(machines)}." if machines else f"Study {evidence.study}."
+    )
 
 
 def _times(root: Path, evidence: Evidence) -> Grid:
@@ -343,8 +344,8 @@ def _absent(evidence: Evidence) -> list[str]:
     """Return sentences on what was not measured or cannot be trusted, and why."""
     own = statistics.whole_runs(evidence.results)
     below = [
-        f"{labels.run_label(name)} on {statistics.COLUMNS.get(column, column)} has {score.mean:.1f}, no more than the best "
-        f"constant answer, which has {floor:.1f}."
+        f"{labels.run_label(name)} on {statistics.COLUMNS.get(column, column)} has {score.mean:.1f}, no more than the "
+        f"best constant answer, which has {floor:.1f}."
         for column, floor in evidence.floors.items()
         for name in statistics.methods_of(own)
         if (score := statistics.column_score(own, name, column)) is not None and score.mean <= floor

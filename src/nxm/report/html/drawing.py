@@ -1,7 +1,7 @@
 """Figures as SVG that stands inside a page, with text as text, so that it can be searched, copied and read aloud.
 
-Plots that react to the pointer are drawn by a script of our own (page.js, about 200 lines): plotly.js alone has more than
-three times the bytes that a report may have.
+The plot that reacts to the pointer is drawn by a script of our own (page.js, about 200 lines): plotly.js alone has more
+than three times the bytes that a report may have.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def inline(svg: str, name: str, label: str) -> Markup:
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r' xmlns(?::xlink)?="[^"]*"', "", body).replace(' version="1.1"', "")  # HTML knows them
     used = set(re.findall(r"#([\w-]+)", body))
-    body = re.sub(r' id="([\w-]+)"', lambda found: found[0] if found[1] in used else "", body)
+    body = re.sub(r' id="([\w.-]+)"', lambda found: found[0] if found[1] in used else "", body)
     body = _GEOMETRY.sub(lambda found: _NUMBER.sub(r"\1", " ".join(found[0].split())).join((" ", "")), body)
     body = body.replace("font-family: 'DejaVu Sans'", "font-family: 'DejaVu Sans', Verdana, sans-serif")
     body = re.sub(r">\s*\n\s*<", ">\n<", body)

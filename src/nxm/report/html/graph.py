@@ -109,7 +109,10 @@ def _instances(stage: Mapping[str, Any], context: Mapping[str, Any]) -> Iterator
         ]
         makes += [name for each in body.get("outs", []) if isinstance(each, dict) for name in list(each)[1:]]
         reads = [dep for dep in body.get("deps", []) if not dep.startswith("${root}")]
-        yield [_filled(path, {**context, **own}) for path in reads], [_filled(path, {**context, **own}) for path in makes]
+        yield (
+            [_filled(path, {**context, **own}) for path in reads],
+            [_filled(path, {**context, **own}) for path in makes],
+        )
 
 
 def _filled(text: Any, context: Mapping[str, Any]) -> Any:

@@ -56,7 +56,9 @@ def make(evidence: Evidence) -> Table:
                 numbers.append(row | (found.values if found else {}))
                 shown.append(_shown(evidence, row, group))
                 if found is not None:
-                    names = {key: shown[-1][key] for key in ("Task", "Run", "Variant", "Points [95 %]", "Compared with")}
+                    names = {
+                        key: shown[-1][key] for key in ("Task", "Run", "Variant", "Points [95 %]", "Compared with")
+                    }
                     carried.append(names | effects.texts(found))
     notes = [
         *captions.notes(evidence),

@@ -80,7 +80,9 @@ def make(evidence: Evidence) -> Table:
             of_share = (share.value, share.low, share.high) if share else (None, None, None)
             key = group[0] if len(group) == 1 else "geometric_mean"
             own = found.values.values() if found else [None] * len(effects.FIELDS)
-            numbers.append([key, method, rival, points.value, points.low, points.high, *of_share, heldout, theirs, *own])
+            numbers.append(
+                [key, method, rival, points.value, points.low, points.high, *of_share, heldout, theirs, *own]
+            )
     notes = [captions.data_and_model(evidence), captions.optimism(evidence)]
     several = len({run.seed for run in statistics.whole_runs(evidence.results)}) > 1
     if shown:

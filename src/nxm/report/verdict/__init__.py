@@ -29,9 +29,9 @@ from rich.table import Table
 from nxm.errors import UserError
 from nxm.files import write_json
 from nxm.report import labels, page, statistics
+from nxm.report.claims import Claim, claims, differences
 from nxm.report.effects import Difference
 from nxm.report.evidence import Evidence, read_evidence
-from nxm.report.claims import Claim, claims, differences
 from nxm.report.verdict.committed import extract
 from nxm.report.verdict.compare import Comparison
 from nxm.report.verdict.provenance import Finding, Status
