@@ -151,7 +151,9 @@ def _time(root: Path, evidence: Evidence, call: page.Call, place: Source) -> Tim
         own = tasks_of(call.function, evidence, runs, call.task)
         results = [one for run in (*runs, "dense") for one in _results(evidence, call.function, run, own)]
         words = f"{_TIMES[call.function].format(*map(labels.run_label, runs))} ({_on(own, evidence)})"
-        return Time(words, value, (place,), tuple(Source(_seed(one), f"#{anchor(place_of(one))}") for one in results))
+        return Time(
+            words, value, (place,), tuple(Source(_seed(evidence, one), f"#{anchor(place_of(one))}") for one in results)
+        )
     value = SPEEDS[call.function](evidence, *call.arguments)
     shown = [_FORMS.get(str(each), each) for each in (*call.arguments, "compiled")]
     files = [f"results/bench/{file['device']}.json" for file in evidence.bench if file.get("rows")]
@@ -197,7 +199,7 @@ def _row(
         certain=certain,
         cells=effects.texts(difference),
         pages=(place,),
-        runs=tuple(Source(_seed(one), f"#{anchor(place_of(one))}") for one in results),
+        runs=tuple(Source(_seed(evidence, one), f"#{anchor(place_of(one))}") for one in results),
         scripts=tuple(_scripts(root, evidence, results, bool(interval))),
         values=(Source("values of the study", "params.yaml"), Source("values of each training", "values.json")),
         seconds=sum(one.wall_seconds for one in results),
@@ -238,8 +240,8 @@ def _results(evidence: Evidence, name: str, run: str, tasks: list[str]) -> list[
     return [one for one in own if one.task in tasks]
 
 
-def _seed(result: Result) -> str:
-    return f"{name_of(result)}, {statistics.TASKS.get(result.task, result.task)}, seed {result.seed}"
+def _seed(evidence: Evidence, result: Result) -> str:
+    return f"{name_of(evidence, result)}, {statistics.TASKS.get(result.task, result.task)}, seed {result.seed}"
 
 
 def _scripts(root: Path, evidence: Evidence, results: list[Result], drawn: bool) -> list[Source]:

@@ -296,7 +296,7 @@ def _runs(evidence: Evidence) -> Grid:
 def _failed(evidence: Evidence) -> Grid:
     cells = [
         (
-            runs.name_of(record),
+            runs.name_of(evidence, record),
             statistics.TASKS.get(record.task, record.task),
             str(record.seed),
             record.failure,

@@ -9,8 +9,8 @@ from typing import Any
 
 from nxm.report import labels, statistics
 from nxm.report.evidence import Evidence
-from nxm.study.plan import OTHER_RUNS, STAGES, Training, trainings
-from nxm.study.results import Result, place_of, result_path
+from nxm.study.plan import Training, trainings
+from nxm.study.results import Failure, Result, place_of, result_path
 
 MEASURES = {  # of the plot: label, and whether a smaller value is better
     "retained": "Share of the dense score (%)",
@@ -67,10 +67,18 @@ def rows(evidence: Evidence) -> list[Row]:
             order[row.kind],
             tasks.index(row.result.task),
             names.index(row.result.name) if row.result.name in names else len(names),
-            row.result.variant or row.result.trial or "",
+            row.result.variant or "",
+            [str(row.result.hyperparameters.get("start", "")), *_searched_values(row.result)]
+            if row.result.trial
+            else [],
             row.result.seed,
         ),
     )
+
+
+def _searched_values(result: Result) -> list[float]:
+    values = [statistics.value_of(result, key) for key in statistics.SEARCHED]
+    return [float(value) for value in values if isinstance(value, int | float)]
 
 
 def _row(evidence: Evidence, result: Result) -> Row:
@@ -81,7 +89,7 @@ def _row(evidence: Evidence, result: Result) -> Row:
         anchor=anchor(training),
         result=result,
         task=statistics.TASKS.get(result.task, result.task),
-        run=name_of(result),
+        run=name_of(evidence, result),
         kind=_kind(evidence, result),
         score=result.metric.value,
         heldout=result.heldout.value if result.heldout else None,
@@ -94,13 +102,18 @@ def _row(evidence: Evidence, result: Result) -> Row:
     )
 
 
-def name_of(record: Any) -> str:
-    """Return the words for a record: its run's or variant's label; a trial's has the values tried, in words."""
+def name_of(evidence: Evidence, record: Result | Failure) -> str:
+    """Return the words for a record: its run's or variant's label; a trial's has the values in which trials differ."""
     if record.trial is None:
         return labels.run_label(record.full_name)
-    tried = {key: value for key, value in record.hyperparameters.items() if key in statistics.SEARCHED}
-    shown = [f"{statistics.SEARCHED[key].lower()} {labels.value_label(key, value)}" for key, value in tried.items()]
-    return f"{labels.run_label(record.name)}, {', '.join(shown)}"
+    every = [*statistics.trials_of(evidence.results), *statistics.trials_of(evidence.failures)]
+    own = [trial for trial in every if trial.name == record.name]
+    shown = [
+        f"{label.lower()} {labels.value_label(key, statistics.value_of(record, key))}"
+        for key, label in statistics.SEARCHED.items()
+        if len({str(statistics.value_of(trial, key)) for trial in own}) > 1
+    ]
+    return ", ".join([labels.run_label(record.name), *(shown or ["trial"])])
 
 
 def _kind(evidence: Evidence, result: Result) -> str:
@@ -196,8 +209,3 @@ def not_run(evidence: Evidence) -> list[Training]:
         return []
     done = {place_of(record) for record in (*evidence.results, *evidence.failures)}
     return [training for training in trainings(evidence.settings) if training not in done]
-
-
-def stage_of(run: str) -> str:
-    """Return the stage that trains a run."""
-    return STAGES.get(run, OTHER_RUNS)
