@@ -1,13 +1,16 @@
 """Numbers that others have published, each with its source. None of them was measured here.
 
-The paper's own numbers are in `nxm.report.paper`. These are of other models, tasks and machines than ours, so they
-place our results and are never one side of a ratio. Only numbers that were read at their source are here.
+Those of the paper itself are made from `nxm.report.paper`. All are of other models, tasks and machines than ours, so
+they place our results and are never one side of a ratio. Only numbers that were read at their source are here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from nxm.report import labels, paper
 
 Kind = Literal["score", "gpu", "cpu"]  # scores of 2:4 encoders, speed of 2:4 on GPUs, speed of INT8 on CPUs
 NOT_MEASURED = "Not measured here: other models, data and machines, so no ratio to our numbers means anything."
@@ -104,6 +107,27 @@ NUMBERS = (
         "https://github.com/microsoft/onnxruntime/issues/6695",
     ),
 )
+
+
+_PAPER = ("Holmes et al. 2021, NxMTransformer", "https://arxiv.org/abs/2110.15766")
+_BASES = {  # a run of the paper, with the one that its score is compared with
+    **dict.fromkeys(("admm_unstructured", "asp", "nxm"), ("BERT-base", "dense")),
+    "distil_nxm": ("DistilBERT", "distil"),
+}
+
+
+def of_paper(columns: Iterable[tuple[str, str]]) -> tuple[Published, ...]:
+    """Return the paper's scores in some of its columns, given by name and label."""
+    return tuple(
+        Published(
+            *("score", labels.run_label(run), f"{model}, {label}", "score × 100"),
+            *(f"{paper.SCORES[base][column]:.1f}", f"{paper.SCORES[run][column]:.1f}"),
+            *_PAPER,
+        )
+        for column, label in columns
+        for run, (model, base) in _BASES.items()
+        if column in paper.COLUMNS
+    )
 
 
 def of(*kinds: Kind) -> tuple[Published, ...]:

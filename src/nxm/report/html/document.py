@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,12 +18,13 @@ from markupsafe import Markup, escape
 
 from nxm import report
 from nxm.files import write_text
-from nxm.report import captions, effects, forms, labels, published, statistics
+from nxm.report import captions, effects, forms, labels, statistics
 from nxm.report.evidence import Evidence, read_evidence
 from nxm.report.html import claimed, drawing, graph, runs
 from nxm.report.page import blocks
 from nxm.report.table import Part, Table
 from nxm.report.tables.table_comparison import PAIRS
+from nxm.report.tables.table_published import measured_like
 from nxm.study.studies import MAIN, studies, study_folder
 
 NAME = "report.html"
@@ -120,8 +121,7 @@ def render(folder: Path, evidence: Evidence | None = None, *, draw: bool = True)
         size_note=runs.SIZE,
         tasks={**{task: statistics.TASKS.get(task, task) for task in study.tasks}, runs.ALL: "Geometric mean"},
         tables=[grid for name in study.tables if name not in _ELSEWHERE for grid in _grids(evidence, name)],
-        published=_grids(evidence, "table_published"),
-        not_measured=published.NOT_MEASURED,
+        published=_published(evidence),
         pipeline=graph.pipeline(folder),
         failed=_failed(evidence),
         waiting=_waiting(evidence),
@@ -182,7 +182,8 @@ def _progress(evidence: Evidence) -> list[str]:
     text = f"{len(evidence.results)} of {planned} planned trainings have a result"
     text += f", {failed} failed" if failed else ""
     text += f", {waiting} have not run" if waiting else ""
-    return [f"{text}.", f"The search selected by {_BY[evidence.selection]}." if evidence.selection in _BY else ""]
+    searched = evidence.selection in _BY and statistics.trials_of(evidence.results)
+    return [f"{text}.", f"The search selected by {_BY[evidence.selection]}." if searched else ""]
 
 
 _BY = {"heldout": "the score on training rows that were held out", "dev": "the score on dev, as in the paper"}
@@ -260,6 +261,17 @@ def _grid(part: Part, anchor: str, links: tuple[tuple[str, str], ...]) -> Grid:
     cells = tuple(tuple(marked(cell) for cell in row) for row in shown.itertuples(index=False, name=None))
     headings = tuple(str(heading) or "Of" for heading in shown.columns)
     return Grid(anchor, part.title, headings, cells, tuple(part.notes), links=links)
+
+
+def _published(evidence: Evidence) -> list[Grid]:
+    """Return the published numbers, each with a link to its source: a citation, which the page does not load."""
+    (grid,) = _grids(evidence, "table_published")
+    at = grid.headings.index("Source") if grid.cells else 0
+    cells = [
+        (*row[:at], _link(number.source, number.link), *row[at + 1 :])
+        for row, number in zip(grid.cells, measured_like(evidence), strict=True)
+    ]
+    return [replace(grid, cells=tuple(cells))]
 
 
 def _link(words: str, address: str) -> Markup:

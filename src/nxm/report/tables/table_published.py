@@ -15,7 +15,7 @@ FIELDS = [field.name for field in fields(published.Published)]
 
 def make(evidence: Evidence) -> Table:
     """Return a row per published number of the kinds that the study has measured as well."""
-    numbers = published.of(*_kinds(evidence))
+    numbers = measured_like(evidence)
     shown = [
         {
             "Method": number.method,
@@ -32,6 +32,13 @@ def make(evidence: Evidence) -> Table:
     notes = (f"Study {evidence.study}. {published.NOT_MEASURED}" if numbers else nothing,)
     table = pd.DataFrame([asdict(number) for number in numbers], columns=FIELDS)
     return Table("Published numbers of others", pd.DataFrame(shown), table, notes)
+
+
+def measured_like(evidence: Evidence) -> tuple[published.Published, ...]:
+    """Return the published numbers of the kinds that a study has measured: the paper's first."""
+    runs = statistics.whole_runs(evidence.results)
+    columns = [(column, statistics.COLUMNS.get(column, column)) for column in statistics.columns_of(runs)]
+    return (*published.of_paper(columns), *published.of(*_kinds(evidence)))
 
 
 def _kinds(evidence: Evidence) -> list[published.Kind]:
