@@ -127,6 +127,15 @@ def test_every_value_of_a_training_is_in_values_json(name):
         assert f"{key} " in values["common"]
 
 
+def test_the_report_depends_on_the_studys_page_or_where_it_has_none_on_readme(tmp_path):
+    """DVC refuses a dependency that is not there; every report reads README's template anyway."""
+    write_plan(study_of("tune"), tmp_path)
+    assert read_yaml(tmp_path / PLAN)["page"] == "../../docs/README.md.j2"
+    (tmp_path / "findings.md.j2").write_text("# tune\n")
+    write_plan(study_of("tune"), tmp_path)
+    assert read_yaml(tmp_path / PLAN)["page"] == "findings.md.j2"
+
+
 def test_plan_yaml_and_params_yaml_share_no_key(values):
     """DVC merges both, to fill in dvc.yaml."""
     assert not values.keys() & read_yaml(ROOT / PLAN).keys()

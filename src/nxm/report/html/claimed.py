@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nxm.errors import UserError
@@ -100,8 +100,8 @@ def rows(root: Path, evidence: Evidence) -> list[Row]:
         try:
             tasks = tuple(tasks_of(name, evidence, runs, task))
             text = number(name, evidence, runs, task)
-        except (LookupError, UserError) as error:
-            row = _gap(evidence, name, runs, task, place, str(error.args[0] if error.args else error))
+        except (LookupError, UserError):
+            row = _gap(evidence, name, runs, task, place)
             found.setdefault((name, tuple(runs), (row.on,)), row)
             continue
         name = {"above": "points", "retention_interval": "retention"}.get(name, name)
@@ -109,7 +109,7 @@ def rows(root: Path, evidence: Evidence) -> list[Row]:
         if key in found:
             before = found[key]
             pages = before.pages if place in before.pages else (*before.pages, place)
-            found[key] = Row(**{**vars(before), "pages": pages})
+            found[key] = replace(before, pages=pages)
         else:
             found[key] = _row(root, evidence, name, runs, list(tasks), text, place, shown)
     return list(found.values())
@@ -136,11 +136,12 @@ def times(root: Path, evidence: Evidence) -> list[Time]:
             place = Source(shown_on, link(evidence, shown_on))
             try:
                 time = _time(root, evidence, call, place)
-            except UserError as error:
-                time = Time(call.function.replace("_", " ").capitalize(), f"cannot be computed: {error}", (place,), ())
+            except UserError:
+                words = call.function.replace("_", " ").capitalize()
+                time = Time(words, f"cannot be computed: {_NOT_THERE}", (place,), ())
             before = found.setdefault(time.words, time)
             if place not in before.pages:
-                found[time.words] = Time(before.words, before.value, (*before.pages, place), before.sources)
+                found[time.words] = replace(before, pages=(*before.pages, place))
     return list(found.values())
 
 
@@ -211,7 +212,13 @@ def _interval(low: float | None, high: float | None, form: str) -> str:
     return "" if low is None or high is None else f"{low:{form}} to {high:{form}}"
 
 
-def _gap(evidence: Evidence, name: str, runs: Sequence[str], task: object, place: Source, reason: str) -> Row:
+_NOT_THERE = "the results do not have it"
+
+
+def _gap(evidence: Evidence, name: str, runs: Sequence[str], task: object, place: Source) -> Row:
+    """Return a claim that the results cannot confirm, with the reason in words."""
+    lacking = [labels.run_label(run) for run in runs if not _results(evidence, name, run, list(statistics.TASKS))]
+    reason = f"no result of {statistics.listed(lacking)} yet" if lacking else _NOT_THERE
     on = _on([task] if isinstance(task, str) else list(task) if isinstance(task, list) else [], evidence)
     anchor_ = "claim-" + slug(" ".join([name, *runs, on]))
     empty = effects.texts(None)
