@@ -16,12 +16,13 @@ from nxm.data.tasks import compute_metrics, get_task
 from nxm.files import sha256_file, write_text
 from nxm.report import page
 from nxm.report.evidence import read_evidence
+from nxm.report.html import document
 from nxm.report.scores import courses, scores
 from nxm.report.table import write_table
 from nxm.report.verdict.provenance import md5_of
 from nxm.report.verdict.rescored import rescored_draws
 from nxm.study.bootstrap import constant_scores
-from nxm.study.plan import trainings
+from nxm.study.plan import PLAN, trainings
 from nxm.study.results import (
     Result,
     bootstrap_path,
@@ -89,6 +90,7 @@ class Repository:
         write_table(report.load("tables", "table1").make(evidence), self.root / "paper_tables/table1")
         write_text(self.root / "paper_tables/scores.json", scores(evidence))
         write_text(self.root / "paper_tables/courses.csv", courses(evidence))
+        document.write(self.root)
         self.lock()
 
     def lock(self) -> None:
@@ -104,6 +106,7 @@ class Repository:
                 stages[training.dvc_name] = self._entry([*code, data], outs)
         outs = [path.relative_to(self.root).as_posix() for path in (self.root / "results/bootstrap").iterdir()]
         stages["compare@stsb"] = self._entry([data], outs)
+        stages["report"] = self._entry(["results"], [document.NAME])
         yaml = YAML()
         with (self.root / "dvc.lock").open("w") as file:
             yaml.dump({"schema": "2.0", "stages": stages}, file)
@@ -134,7 +137,8 @@ def make_repository(root: Path) -> Repository:
     made = Repository(root)
     params = make_params("embedded", ("stsb",), SEEDS, list(NOISE), tables=["table1"], figures=[])
     write_text(root / "params.yaml", json.dumps(params, indent=1))
-    write_text(root / "dvc.yaml", "")
+    write_text(root / "dvc.yaml", "stages: {}\n")
+    write_text(root / PLAN, "train: {}\n")
     write_text(root / ".gitignore", "/data/\n.cache/\n")
     for path in (OWN, SHARED):
         write_text(root / path, "trains = True\n")

@@ -21,7 +21,10 @@ def copy_repository(folder: Path) -> None:
         check=True,
     )
     for name in filter(None, tracked.stdout.split("\0")):
-        made = {"results", "figures", "paper_tables", "dvc.lock"} & set(Path(name).parts) - {"src", "tests"}
+        made = {"results", "figures", "paper_tables", "report.html", "dvc.lock"} & set(Path(name).parts) - {
+            "src",
+            "tests",
+        }
         if (made and not name.startswith(("src/", "tests/"))) or not (ROOT / name).exists():
             continue
         target = folder / name

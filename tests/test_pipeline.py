@@ -27,7 +27,9 @@ from nxm.data.prepare import load_prepared
 from nxm.data.tasks import TASKS, compute_metrics
 from nxm.files import sha256_file
 from nxm.launch.project import Project
-from nxm.study.results import read_failures, read_result, read_study, same_apart_from_times
+from nxm.report.html.runs import anchor
+from nxm.study.plan import trainings
+from nxm.study.results import place_of, read_failures, read_result, read_study, same_apart_from_times
 from nxm.study.settings import load_study
 
 SMOKE = Path("studies/smoke")
@@ -162,7 +164,11 @@ def test_a_killed_study_goes_on_from_its_checkpoint_to_the_end(finished):
         assert result.sparsity.density == pytest.approx(density.get(result.name, 0.5))
         assert (result.structure is not None) == result.name.startswith("cut50")
     assert "training 1 of" in output
-    assert any(line.startswith("studies/smoke/paper_tables/:") for line in output.splitlines()[-6:])  # where to look
+    assert any(line.startswith("studies/smoke/paper_tables/:") for line in output.splitlines()[-7:])  # where to look
+    assert "studies/smoke/report.html: all of it on one page" in output
+    text = (folder / SMOKE / "report.html").read_text()
+    assert f"{len(results)} of {len(trainings(study))} planned trainings have a result" in text
+    assert all(f'id="{anchor(place_of(result))}"' in text for result in results)
     assert not any((folder / SMOKE / "checkpoints").rglob("checkpoint-*"))
 
 
@@ -317,12 +323,12 @@ def edited(path: Path, old: str, new: str) -> str:
     return text
 
 
-def test_editing_a_figure_reruns_that_figure_alone(finished, monkeypatch):
+def test_editing_a_figure_reruns_that_figure_and_the_report_alone(finished, monkeypatch):
     folder, _ = finished
     path = folder / "src/nxm/report/figures/figure2.py"
     before = edited(path, "from __future__", "# edited\nfrom __future__")
     try:
-        assert pending(folder, monkeypatch) == ["figure@figure2"]
+        assert set(pending(folder, monkeypatch)) == {"figure@figure2", "report"}  # which has it on its page
     finally:
         path.write_text(before)
 

@@ -9,12 +9,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from nxm.data.tasks import compute_metrics, get_task
+from nxm.report import statistics
 from nxm.report.effects import (
+    EXPLAINED,
+    FIELDS,
     better_with_a_new_seed,
     effect_size,
     largest_statistic,
+    measured,
     p_value,
     smallest_visible,
+    texts,
 )
 from nxm.report.verdict.rescored import rescored_draws
 from nxm.study.bootstrap import interval
@@ -122,3 +127,28 @@ def test_with_one_seed_the_interval_of_a_difference_is_close_to_scipys_bca(name)
     ).confidence_interval
     width = found.high - found.low
     assert ours == pytest.approx((found.low, found.high), abs=width / 8)
+
+
+def test_differences_shown_together_are_measured_as_each_alone_but_for_the_adjusted_p(ablation):
+    asked = [
+        ("nxm_plus", rival, tasks) for rival in ("gmp_plus", "asp_plus") for tasks in (("stsb",), ("stsb", "cola"))
+    ]
+    together = measured(ablation, [*asked, asked[0]])
+    assert list(together) == asked  # each once
+    for key in asked:
+        (alone,) = measured(ablation, [key]).values()
+        own = together[key]
+        assert own.interval == statistics.difference(ablation, key[0], key[1], list(key[2]))
+        for name in FIELDS:
+            if name != "p_adjusted":
+                assert own.values[name] == alone.values[name]
+        assert own.adjusted >= alone.adjusted
+    drawn = [ablation.bootstrap["stsb"][name][:, 0].astype(float) for name in ("nxm_plus", "gmp_plus")]
+    own = together["nxm_plus", "gmp_plus", ("stsb",)]
+    assert own.p == p_value(drawn[0] - drawn[1])
+    assert own.visible == pytest.approx(smallest_visible(drawn[0] - drawn[1]), rel=1e-5)
+
+
+def test_a_difference_without_draws_is_left_out_and_its_cells_are_empty(one):
+    assert measured(one, [("nxm", "asp", ("stsb",)), ("nxm", "nothing", ("stsb",))]) == {}
+    assert texts(None) == dict.fromkeys(EXPLAINED, statistics.ABSENT)

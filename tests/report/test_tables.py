@@ -336,12 +336,35 @@ def test_the_selection_table_has_both_choices_by_the_same_seeds_and_the_final_ru
     assert list(table.shown["% of dense"])[3:] == [f"{100 * part:.1f}" for part in (80 / 85, 78 / 84, 78 / 84)]
 
 
+@pytest.mark.parametrize("name", ["table_ablation", "table_comparison"])
+def test_a_second_table_says_how_far_the_data_carry_each_difference(ablation: Evidence, name: str) -> None:
+    table = report.load("tables", name).make(ablation)
+    carried = table.second.shown
+    numbers = table.numbers[table.numbers["p"].notna()]
+    assert len(carried) == len(numbers) > 6
+    for column, field, form in (
+        ("p", "p", ".3f"),
+        ("p, adjusted", "p_adjusted", ".3f"),
+        ("Visible from", "visible", ".1f"),
+    ):
+        assert list(carried[column]) == [format(value, form) for value in numbers[field]]
+    assert set(carried["Effect"]) == {statistics.ABSENT}  # two seeds
+    assert (numbers["p_adjusted"] >= numbers["p"]).all()
+    first = table.shown[table.shown["Points [95 %]"] != statistics.ABSENT]
+    assert list(carried["Points [95 %]"]) == list(first["Points [95 %]"])
+    text, latex = table.markdown(), table.latex("x")
+    assert text.count("**") == 4
+    assert "Visible from: the smallest true difference" in text
+    assert latex.count(r"\label{tab:x}") == latex.count(r"\label{tab:x-evidence}") == 1
+
+
 # --- comparison and cost ---------------------------------------------------------------------------------------------
 
 
 def test_the_comparison_has_an_interval_where_draws_exist_and_states_if_it_excludes_zero(one: Evidence) -> None:
     table = report.load("tables", "table_comparison").make(one)
     assert set(table.shown["Excludes 0"]) == {statistics.ABSENT}
+    assert table.second is None
     bootstrap = {"stsb": {"nxm": make_draws(5, 0), "asp": make_draws(0, 1), "dense": make_draws(5, 2)}}
     shown = report.load("tables", "table_comparison").make(replace(one, bootstrap=bootstrap)).shown
     verdicts = dict(zip(zip(shown["Run"], shown["Compared with"], strict=True), shown["Excludes 0"], strict=True))

@@ -61,6 +61,9 @@ def made(study: Study, folder: Path) -> tuple[dict, dict]:
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_committed_plan_is_what_params_yaml_makes(name, tmp_path):
+    page = study_folder(ROOT, name) / "findings.md.j2"
+    if page.is_file():
+        (tmp_path / page.name).write_bytes(page.read_bytes())
     write_plan(study_of(name), tmp_path)
     for file in (PLAN, VALUES):
         assert (tmp_path / file).read_bytes() == (study_folder(ROOT, name) / file).read_bytes()
@@ -122,6 +125,15 @@ def test_every_value_of_a_training_is_in_values_json(name):
             assert f"{key} {json.dumps(value)}" in values[f"{training.stage}-{training.key}"]
     for key in type(study.trainer).model_fields:
         assert f"{key} " in values["common"]
+
+
+def test_the_report_depends_on_the_studys_page_or_where_it_has_none_on_readme(tmp_path):
+    """DVC refuses a dependency that is not there; every report reads README's template anyway."""
+    write_plan(study_of("tune"), tmp_path)
+    assert read_yaml(tmp_path / PLAN)["page"] == "../../docs/README.md.j2"
+    (tmp_path / "findings.md.j2").write_text("# tune\n")
+    write_plan(study_of("tune"), tmp_path)
+    assert read_yaml(tmp_path / PLAN)["page"] == "findings.md.j2"
 
 
 def test_plan_yaml_and_params_yaml_share_no_key(values):

@@ -145,7 +145,7 @@ def test_a_mistake_in_params_yaml_is_named_with_it_and_not_with_a_study(root):
     assert "study.yaml" not in str(error.value)
 
 
-@pytest.mark.parametrize("stage", ["figure", "table", "scores", "compare"])
+@pytest.mark.parametrize("stage", ["figure", "table", "scores", "report", "compare"])
 def test_a_report_declares_all_that_says_which_runs_are_the_studys(stage):
     """The trainings of a study follow from the parameters that the stage declares (results files have the values)."""
     declared = set(STAGES[stage]["params"])

@@ -49,7 +49,7 @@ class Stage:
     @property
     def is_report(self) -> bool:
         """True for a stage that reads results files alone, as many as exist."""
-        return self.name.startswith(("compare", "figure", "table", "scores"))
+        return self.name.startswith(("compare", "figure", "table", "scores", "report"))
 
     @property
     def is_timed(self) -> bool:

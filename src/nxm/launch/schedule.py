@@ -380,6 +380,8 @@ def point_at_results() -> None:
         names = sorted({path.stem for path in folder.glob("*.*") if not path.name.startswith(".")})
         print(f"{place}{folder}/: {', '.join(names) or 'nothing'}")
     print(f"{place}results/: every run's own file")
+    if Path("report.html").is_file():
+        print(f"{place}report.html: all of it on one page, for a browser")
 
 
 def give_verdict(root: Path, name: str) -> None:

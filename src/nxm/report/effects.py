@@ -7,11 +7,102 @@ the correction for showing many comparisons at once, and the smallest difference
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import gamma, sqrt
 
 import numpy as np
 from scipy import stats
+
+from nxm.report import statistics
+from nxm.report.evidence import Evidence
+from nxm.report.statistics import Interval
+
+Comparison = tuple[str, str, tuple[str, ...]]  # a run, the one it is compared with, the tasks
+FIELDS = ("effect", "better", "p", "p_adjusted", "visible")
+EXPLAINED = {  # by the column in which `texts` prints it
+    "Effect": "Hedges' g over paired seeds, the mean difference in standard deviations, corrected for few seeds",
+    "P(better)": "the probability that the run is ahead with one more seed, by Student's t around the mean",
+    "p": "of no difference, by the paired bootstrap",
+    "p, adjusted": "for all differences of this table together, by the bootstrap of the largest statistic",
+    "Visible from": "the smallest true difference that data like these show with a probability of 80 %",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference between two runs, and how far the data carry it.
+
+    Attributes:
+        interval: in percent points.
+        effect: Hedges' g over paired seeds.
+        better: the probability that the run is better than its rival with one more seed.
+        p, adjusted: p-values: alone, and for all differences that are shown together.
+        visible: the smallest true difference that these data would show, with a probability of 80 %.
+    """
+
+    study: str
+    run: str
+    rival: str
+    tasks: tuple[str, ...]
+    interval: Interval
+    effect: float | None
+    better: float | None
+    p: float
+    adjusted: float
+    visible: float
+
+    @property
+    def values(self) -> dict[str, float | None]:
+        """The numbers of `FIELDS`, at full precision."""
+        own = (self.effect, self.better, self.p, self.adjusted, self.visible)
+        return dict(zip(FIELDS, own, strict=True))
+
+
+def measured(evidence: Evidence, asked: Iterable[Comparison]) -> dict[Comparison, Difference]:
+    """Return the differences between runs that are shown together; those without draws of the bootstrap are left out.
+
+    Being shown together is what the adjusted p-values correct for.
+    """
+    intervals, drawn = {}, {}
+    for run, rival, tasks in dict.fromkeys(asked):
+        interval = statistics.difference(evidence, run, rival, list(tasks))
+        ours, theirs = (statistics.draws(evidence, name, list(tasks)) for name in (run, rival))
+        if interval is not None and interval.low is not None and ours is not None and theirs is not None:
+            intervals[run, rival, tasks] = interval
+            drawn[run, rival, tasks] = ours - theirs
+    adjusted = dict(zip(drawn, largest_statistic({str(key): own for key, own in drawn.items()}).values(), strict=True))
+    found = {}
+    for key, interval in intervals.items():
+        run, rival, tasks = key
+        by_seed = [statistics.seed_scores(evidence.results, one, list(tasks)) for one in (run, rival)]
+        paired = [by_seed[0][seed] - by_seed[1][seed] for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]
+        alone = p_value(drawn[key])
+        # among few draws one side's share, of which `alone` is twice, can exceed the largest statistic's
+        own = (effect_size(paired), better_with_a_new_seed(paired), alone, max(alone, adjusted[key]))
+        found[key] = Difference(evidence.study, *key, interval, *own, smallest_visible(drawn[key]))
+    return found
+
+
+def texts(difference: Difference | None) -> dict[str, str]:
+    """Return the cells of a difference under the headings of `EXPLAINED`."""
+    if difference is None:
+        return dict.fromkeys(EXPLAINED, statistics.ABSENT)
+    forms = ("+.1f", ".2f", ".3f", ".3f", ".1f")
+    cells = [
+        statistics.ABSENT if value is None else format(value, form)
+        for value, form in zip(difference.values.values(), forms, strict=True)
+    ]
+    return dict(zip(EXPLAINED, cells, strict=True))
+
+
+def notes(several_seeds: bool) -> tuple[str, ...]:
+    """Return the notes below a table with the cells of `texts`."""
+    lines = tuple(f"{column}: {words}." for column, words in EXPLAINED.items())
+    lines += ('A difference below "Visible from" may be there although its interval includes 0.',)
+    if several_seeds:
+        return (*lines, "With three seeds Effect and P(better) are rough.")
+    return (*lines, "One seed: neither Effect nor P(better) is known.")
 
 
 def effect_size(differences: Sequence[float]) -> float | None:

@@ -8,6 +8,7 @@ figure can be read in grey.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,6 +178,8 @@ def variant_label(variant: str) -> str:
 
 
 def _words(variant: str) -> str:
+    if point := re.fullmatch(r"(paper-)?rho([\d.e-]+)", variant):  # of a sweep
+        return f"(the paper's recipe, ρ {point[2]})" if point[1] else f"(ρ {point[2]})"
     return VARIANTS.get(variant, f"({variant.replace('-', ' ')})")
 
 

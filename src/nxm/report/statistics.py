@@ -255,8 +255,8 @@ def retention_interval(evidence: Evidence, run: str, whole: str, tasks: list[str
 
 def score_interval(evidence: Evidence, run: str, tasks: list[str]) -> tuple[float, float] | None:
     """Return the 95 % interval of a run's score; None without draws."""
-    draws = _draws(evidence, run, tasks)
-    return None if draws is None else interval(draws)
+    drawn = draws(evidence, run, tasks)
+    return None if drawn is None else interval(drawn)
 
 
 def heldout_score(results: Iterable[Result], run: str, task: str) -> Score | None:
@@ -289,12 +289,12 @@ def _paired(results: Iterable[Result], run: str, rival: str) -> list[Result]:
     ]
 
 
-def _draws(evidence: Evidence, run: str, tasks: list[str]) -> np.ndarray | None:
+def draws(evidence: Evidence, run: str, tasks: list[str]) -> np.ndarray | None:
     """Return a run's score in each bootstrap draw, (draws,); None where a task has none."""
     series = [evidence.bootstrap.get(task, {}).get(run) for task in tasks]
-    if any(draws is None for draws in series):
+    if any(own is None for own in series):
         return None
-    columns = np.concatenate([draws for draws in series if draws is not None], axis=1)  # (draws, columns)
+    columns = np.concatenate([own for own in series if own is not None], axis=1)  # (draws, columns)
     if len(tasks) == 1:
         return columns.mean(axis=1)
     return columns.clip(min=0.0).prod(axis=1) ** (1 / columns.shape[1])
@@ -308,10 +308,10 @@ def _interval(
     if ours is None or theirs is None or (ratio and theirs.mean <= 0):
         return None
     means = (ours.mean, theirs.mean)
-    draws = [_draws(evidence, name, tasks) for name in (run, rival)]
-    if draws[0] is None or draws[1] is None or (ratio and draws[1].min() <= 0):
+    ours_drawn, theirs_drawn = (draws(evidence, name, tasks) for name in (run, rival))
+    if ours_drawn is None or theirs_drawn is None or (ratio and theirs_drawn.min() <= 0):
         return Interval(combine(*means), None, None)
-    return Interval(combine(*means), *interval(combine(*draws)))
+    return Interval(combine(*means), *interval(combine(ours_drawn, theirs_drawn)))
 
 
 def percent(value: float | None) -> str:

@@ -203,7 +203,9 @@ def write_plan(study: Study, folder: Path) -> None:
             stages["select"][f"{task}-{name}"] = {"task": task, "run": name}
     tasks = {training.task for training in trainings(study)}
     trained = [task for task in study.tasks if task in tasks]  # none where speed alone is measured
-    _write_yaml(folder / PLAN, {"trained": trained, "train": stages})
+    own_page = folder / "findings.md.j2"
+    page = own_page.name if own_page.is_file() else f"{study.root}/docs/README.md.j2"  # one that every report reads
+    _write_yaml(folder / PLAN, {"page": page, "trained": trained, "train": stages})
     _write(folder / VALUES, json.dumps(values, indent=1) + "\n")
 
 
@@ -249,7 +251,7 @@ def _spelled_out(values: Mapping[str, Any]) -> str:
 def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Write one line per training, in JSON, which is YAML too: differences between plans are then readable."""
     lines = ["# Made by the stage plan from params.yaml: change that, not this."]
-    lines += [f"trained: {json.dumps(content['trained'])}", "train:"]
+    lines += [f"page: {content['page']}", f"trained: {json.dumps(content['trained'])}", "train:"]
     for stage, entries in content["train"].items():
         lines.append(f"  {stage}:" + (" {}" if not entries else ""))
         lines += [f"    {key}: {json.dumps(entry)}" for key, entry in entries.items()]

@@ -20,6 +20,7 @@ from nxm.study.results import (
     floor_path,
     predictions_path,
     read_predictions,
+    read_result,
     write_floor,
     write_predictions,
 )
@@ -52,7 +53,7 @@ def test_every_number_of_a_study_is_computed_again(repository):
     assert {finding.status for finding in verdict.findings} == {Status.CHECKED}
     places = {finding.place for finding in verdict.findings}
     assert {NXM, "results/bootstrap/stsb.npz", "results/bootstrap/stsb.json", "README.md"} <= places
-    assert {"paper_tables/table1.md", "paper_tables/scores.json", "paper_tables/courses.csv"} <= places
+    assert {"paper_tables/table1.md", "paper_tables/scores.json", "paper_tables/courses.csv", "report.html"} <= places
 
 
 @pytest.mark.situation("verify --evidence", "neither git nor a write permission", "works")
@@ -95,6 +96,8 @@ def test_without_labels_scores_are_not_checked_and_said_to_be_so(repository):
         ("paper_tables/table1.md", "cut", Status.EDITED),
         ("paper_tables/table1.csv", "remove", Status.MISSING),
         ("paper_tables/scores.json", "cut", Status.EDITED),
+        ("report.html", "cut", Status.EDITED),
+        ("report.html", "remove", Status.MISSING),
         ("README.md", "cut", Status.EDITED),
         ("README.md", "remove", Status.MISSING),
         ("dvc.lock", "cut", Status.DAMAGED),
@@ -110,6 +113,18 @@ def test_what_is_not_as_it_was_committed_is_named(repository, place, harm, statu
     found = {finding.place: finding.status for finding in bad(verdict)}
     assert found[place.replace("seed0.npz", "seed0.json")] is status  # predictions count with their result
     assert not verdict.good
+
+
+def test_a_number_or_a_drawing_that_was_edited_in_the_report_is_found(repository):
+    path = repository.root / "report.html"
+    whole = path.read_text()
+    score = f"<td>{read_result(repository.path('nxm')).metric.value:.1f}</td>"
+    for before, after in ((score, "<td>99.9</td>"), ("<!--drawn-->", "<!--drawn--><!-- -->")):
+        assert before in whole
+        path.write_text(whole.replace(before, after, 1))
+        assert {finding.place: finding.status for finding in bad(check(repository.root))} == {
+            "report.html": Status.EDITED
+        }
 
 
 @pytest.mark.situation(

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from nxm.report import captions, labels, statistics
+from nxm.report import captions, effects, labels, statistics
 from nxm.report.evidence import Evidence
-from nxm.report.table import Table
+from nxm.report.table import Part, Table
 from nxm.study.bootstrap import DRAWS
 from nxm.study.results import Result
 
@@ -26,7 +26,9 @@ FIELDS = [
     "heldout",
     "kept",
     *("seconds", "memory"),
+    *effects.FIELDS,
 ]
+SECOND = "How far the data carry each change"
 _TAUGHT = ("distillation", "teacher")
 _UNKNOWN = "unknown"
 
@@ -34,7 +36,7 @@ _UNKNOWN = "unknown"
 def make(evidence: Evidence) -> Table:
     """Return a row per task and variant, compared with its run or the one it names; rivals are compared with NxM+.
 
-    With several tasks, a last group has their geometric mean.
+    With several tasks, a last group has their geometric mean. The second table says how far the data carry each change.
     """
     title = "Ablation: one ingredient changed"
     runs = [run for run in evidence.results if run.trial is None and run.full_name in _compared(evidence)]
@@ -42,13 +44,22 @@ def make(evidence: Evidence) -> Table:
         reason = f"Study {evidence.study} has no ablation."
         return Table(title, pd.DataFrame(), pd.DataFrame(columns=FIELDS), (captions.data_and_model(evidence), reason))
     tasks = statistics.tasks_of(runs)
-    shown, numbers = [], []
-    for group in statistics.task_groups(tasks):
-        for name, rival in _compared(evidence).items():
+    groups, compared = statistics.task_groups(tasks), _compared(evidence)
+    asked = [(name, rival, tuple(group)) for group in groups for name, rival in compared.items() if rival]
+    measured = effects.measured(evidence, asked)
+    shown, carried, numbers = [], [], []
+    for group in groups:
+        for name, rival in compared.items():
             row = _row(evidence, name, rival, group)
             if row is not None:
-                numbers.append(row)
+                found = measured.get((name, rival, tuple(group))) if rival else None
+                numbers.append(row | (found.values if found else {}))
                 shown.append(_shown(evidence, row, group))
+                if found is not None:
+                    names = {
+                        key: shown[-1][key] for key in ("Task", "Run", "Variant", "Points [95 %]", "Compared with")
+                    }
+                    carried.append(names | effects.texts(found))
     notes = [
         *captions.notes(evidence),
         f"Intervals: paired bootstrap over dev examples and seeds, {DRAWS:,} draws.",
@@ -56,7 +67,9 @@ def make(evidence: Evidence) -> Table:
         "Time and memory: multiples of the dense model's, whose training is not included where it is start or teacher.",
         *_gaps(evidence, tasks),
     ]
-    return Table(title, pd.DataFrame(shown), pd.DataFrame(numbers, columns=FIELDS), tuple(notes))
+    several = len({run.seed for run in runs}) > 1
+    second = Part(SECOND, pd.DataFrame(carried), effects.notes(several)) if carried else None
+    return Table(title, pd.DataFrame(shown), pd.DataFrame(numbers, columns=FIELDS), tuple(notes), second)
 
 
 def _compared(evidence: Evidence) -> dict[str, str | None]:

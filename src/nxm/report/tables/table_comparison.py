@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from nxm.report import captions, labels, paper, statistics
+from nxm.report import captions, effects, labels, paper, statistics
 from nxm.report.evidence import Evidence
-from nxm.report.table import Table
+from nxm.report.table import Part, Table
 from nxm.study.bootstrap import DRAWS
 
 PAIRS = (  # a run, and the one it is compared with
@@ -38,13 +38,21 @@ PAIRS = (  # a run, and the one it is compared with
     ("cut50_nxm_int8", "dense"),
 )
 FIELDS = ["task", "run", "rival", "difference", "low", "high", "kept", "kept_low", "kept_high", "heldout", "paper"]
+FIELDS += effects.FIELDS
+
+SECOND = "How far the data carry each difference"
 
 
 def make(evidence: Evidence) -> Table:
-    """Return a row per pair and task, and one for the geometric mean over several tasks."""
+    """Return a row per pair and task, and one for the geometric mean over several tasks.
+
+    The second table says how far the data carry each difference.
+    """
     tasks = statistics.tasks_of(statistics.whole_runs(evidence.results))
-    shown, numbers = [], []
-    for group in statistics.task_groups(tasks):
+    groups = statistics.task_groups(tasks)
+    measured = effects.measured(evidence, [(*pair, tuple(group)) for group in groups for pair in PAIRS])
+    shown, carried, numbers = [], [], []
+    for group in groups:
         where = statistics.TASKS.get(group[0], group[0]) if len(group) == 1 else "Geo. mean"
         for method, rival in PAIRS:
             points = statistics.difference(evidence, method, rival, group)
@@ -65,20 +73,28 @@ def make(evidence: Evidence) -> Table:
                     "Paper, points": statistics.ABSENT if theirs is None else f"{theirs:+.1f}",
                 }
             )
+            found = measured.get((method, rival, tuple(group)))
+            if found is not None:
+                names = {name: shown[-1][name] for name in ("Task", "Run", "Compared with", "Points [95 %]")}
+                carried.append(names | effects.texts(found))
             of_share = (share.value, share.low, share.high) if share else (None, None, None)
             key = group[0] if len(group) == 1 else "geometric_mean"
-            numbers.append([key, method, rival, points.value, points.low, points.high, *of_share, heldout, theirs])
+            own = found.values.values() if found else [None] * len(effects.FIELDS)
+            numbers.append(
+                [key, method, rival, points.value, points.low, points.high, *of_share, heldout, theirs, *own]
+            )
     notes = [captions.data_and_model(evidence), captions.optimism(evidence)]
+    several = len({run.seed for run in statistics.whole_runs(evidence.results)}) > 1
     if shown:
-        several = len({run.seed for run in statistics.whole_runs(evidence.results)}) > 1
         seeds = "few seeds understate their spread" if several else "one seed: they say nothing of other seeds"
         notes.append(f"Intervals: paired bootstrap over dev examples and seeds, {DRAWS:,} draws ({seeds}).")
         if any(row["Held out, points"] != statistics.ABSENT for row in shown):
             notes.append("Held out: on training rows that no run trains on.")
         notes.append(statistics.collapsed_phrase(statistics.whole_runs(evidence.results)))
     title = "Differences between runs"
+    second = Part(SECOND, pd.DataFrame(carried), effects.notes(several)) if carried else None
     return Table(
-        title, pd.DataFrame(shown), pd.DataFrame(numbers, columns=FIELDS), tuple(note for note in notes if note)
+        title, pd.DataFrame(shown), pd.DataFrame(numbers, columns=FIELDS), tuple(note for note in notes if note), second
     )
 
 

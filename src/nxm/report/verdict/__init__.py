@@ -1,7 +1,7 @@
 """The verdict on a study: are the results here those that are committed, and do the claims of the pages hold?
 
 `nxm verify` compares what was made on this machine with what git has (`nxm.report.verdict.compare`) and judges every
-claim by it (`nxm.report.verdict.claims`). `nxm verify --evidence` needs neither git nor training: it computes the
+claim by it (`nxm.report.claims`). `nxm verify --evidence` needs neither git nor training: it computes the
 committed numbers again from the stored predictions (`nxm.report.verdict.recomputed`).
 
 Nothing is changed but `.cache/verdict.json` (`evidence.json` of the latter) in the study's folder, which git ignores: a
@@ -29,8 +29,9 @@ from rich.table import Table
 from nxm.errors import UserError
 from nxm.files import write_json
 from nxm.report import labels, page, statistics
+from nxm.report.claims import Claim, claims, differences
+from nxm.report.effects import Difference
 from nxm.report.evidence import Evidence, read_evidence
-from nxm.report.verdict.claims import Claim, Difference, claims, differences
 from nxm.report.verdict.committed import extract
 from nxm.report.verdict.compare import Comparison
 from nxm.report.verdict.provenance import Finding, Status

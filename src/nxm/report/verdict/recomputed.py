@@ -6,7 +6,8 @@
 | draws of the bootstrap, constants | the same, by other code (`nxm.report.verdict.rescored`)                   |
 | the search's choices              | the scores of the trials                                                  |
 | tables, scores.json, courses.csv  | the results files: they are made again, and must be equal to the byte     |
-| figures                           | dvc.lock: drawn by the code that is here from the results that are here   |
+| report.html                       | the same, but for the drawings on it                                      |
+| figures, drawings of report.html  | dvc.lock: drawn by the code that is here from the results that are here   |
 | README, findings                  | their templates: rendered again, and must be equal to the byte            |
 
 Scores of trials and on held-out rows have no stored predictions: they count as recorded, and dvc.lock shows whether a
@@ -26,6 +27,7 @@ from nxm import report
 from nxm.data.tasks import get_task
 from nxm.errors import UserError
 from nxm.report.evidence import Evidence, read_evidence
+from nxm.report.html import document
 from nxm.report.scores import courses, scores
 from nxm.report.verdict.compare import TIMED
 from nxm.report.verdict.provenance import (
@@ -264,6 +266,20 @@ class Recomputation:
         for name in self.study.figures:
             for ending in ("pdf", "png"):
                 yield self._figure(f"{_FIGURES}/{name}.{ending}")
+        yield self._page(evidence)
+
+    def _page(self, evidence: Evidence) -> Finding:
+        """Compare report.html with what the results give, apart from its drawings, which count as figures do."""
+        path = self.folder / document.NAME
+        if not path.is_file():
+            return self._finding(document.NAME, Status.MISSING)
+        try:
+            made = document.render(self.folder, evidence, draw=False)
+        except UserError as error:
+            return self._finding(document.NAME, Status.DAMAGED, f"it cannot be made again: {error}")
+        if document.unchanging(path.read_text(encoding="utf-8", errors="replace")) != document.unchanging(made):
+            return self._finding(document.NAME, Status.EDITED, "not what the code makes of the results")
+        return self._figure(document.NAME)
 
     @staticmethod
     def _made_table(evidence: Evidence, name: str) -> dict[str, str]:

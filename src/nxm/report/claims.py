@@ -29,14 +29,15 @@ import numpy as np
 
 from nxm.errors import UserError
 from nxm.report import effects, page, statistics
+from nxm.report.effects import Difference
 from nxm.report.evidence import Evidence
 from nxm.report.page.blocks import best_rival
 from nxm.report.page.numbers import called, number, tasks_of
 from nxm.report.statistics import Interval
 
-_DIFFERENCES, _SHARES = ("points", "above"), ("retention", "retention_interval")
+DIFFERENCES, _SHARES = ("points", "above"), ("retention", "retention_interval")
 _HELDOUT, _COURSES, _COUNTS = ("heldout", "best_trial"), ("similarity", "outside"), ("examples", "steps", "targets")
-JUDGED = (*_DIFFERENCES, *_SHARES, *_HELDOUT, *_COURSES, *_COUNTS, "score", "above_constant")
+JUDGED = (*DIFFERENCES, *_SHARES, *_HELDOUT, *_COURSES, *_COUNTS, "score", "above_constant")
 Number = tuple[str, list[str], str | list[str] | None]  # name, runs, task
 
 
@@ -63,100 +64,42 @@ class Claim:
     high: float | None = None
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A difference between two runs that a page shows, and how far the data carry it.
-
-    Attributes:
-        interval: in percent points.
-        effect: Hedges' g over paired seeds.
-        better: the probability that the run is better than its rival with one more seed.
-        p, adjusted: p-values: alone, and for all differences that the pages show of the study.
-        visible: the smallest true difference that these data would show, with a probability of 80 %.
-    """
-
-    study: str
-    run: str
-    rival: str
-    tasks: tuple[str, ...]
-    interval: Interval
-    effect: float | None
-    better: float | None
-    p: float
-    adjusted: float
-    visible: float
-
-
 def claims(
     root: Path, committed: Callable[[str], Evidence], made: Callable[[str], Evidence], names: Iterable[str]
 ) -> list[Claim]:
     """Return the verdict on every claim of the pages that is about one of the studies `names`."""
     return [
         _judge(root, place, committed(place.study), made(place.study), one)
-        for place, one in _numbers(root, committed, names)
+        for place, one in numbers(root, committed, names)
     ]
 
 
-def differences(root: Path, evidence: Callable[[str], Evidence], names: Iterable[str]) -> list[Difference]:
-    """Return all differences between runs that the pages show, each once, by study."""
-    asked: dict[str, dict[tuple[str, str, tuple[str, ...]], None]] = {}
-    for place, (name, runs, task) in _numbers(root, evidence, names):
-        if name in _DIFFERENCES:
+def differences(
+    root: Path, evidence: Callable[[str], Evidence], names: Iterable[str], templates: Sequence[Path] | None = None
+) -> list[Difference]:
+    """Return all differences between runs that the pages show, each once, by study. `templates`: see `numbers`."""
+    asked: dict[str, list[effects.Comparison]] = {}
+    for place, (name, runs, task) in numbers(root, evidence, names, templates):
+        if name in DIFFERENCES:
             try:
                 tasks = tuple(tasks_of(name, evidence(place.study), runs, task))
             except LookupError:  # a run is missing; the claim says so
                 continue
-            own = asked.setdefault(place.study, {})
+            own = asked.setdefault(place.study, [])
             if (runs[1], runs[0], tasks) not in own:
-                own[runs[0], runs[1], tasks] = None
-    return [one for study, own in asked.items() for one in _differences(evidence(study), list(own))]
-
-
-def _differences(evidence: Evidence, asked: list[tuple[str, str, tuple[str, ...]]]) -> Iterator[Difference]:
-    measured, draws = {}, {}
-    for run, rival, tasks in asked:
-        interval = statistics.difference(evidence, run, rival, list(tasks))
-        series = [_draws(evidence, name, tasks) for name in (run, rival)]
-        if interval is not None and interval.low is not None and series[0] is not None and series[1] is not None:
-            measured[run, rival, tasks] = interval
-            draws[run, rival, tasks] = series[0] - series[1]
-    keys = {f"{run} {rival} {tasks}": (run, rival, tasks) for run, rival, tasks in measured}
-    alone = {name: effects.p_value(draws[key]) for name, key in keys.items()}
-    adjusted = effects.largest_statistic({name: draws[key] for name, key in keys.items()})
-    for name, (run, rival, tasks) in keys.items():
-        by_seed = [statistics.seed_scores(evidence.results, one, list(tasks)) for one in (run, rival)]
-        paired = [by_seed[0][seed] - by_seed[1][seed] for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]
-        key = run, rival, tasks
-        yield Difference(
-            evidence.study,
-            run,
-            rival,
-            tasks,
-            measured[key],
-            effects.effect_size(paired),
-            effects.better_with_a_new_seed(paired),
-            alone[name],
-            adjusted[name],
-            effects.smallest_visible(draws[key]),
-        )
-
-
-def _draws(evidence: Evidence, run: str, tasks: tuple[str, ...]) -> np.ndarray | None:
-    """Return a run's score in each draw of the bootstrap, as `nxm.report.statistics` combines tasks; None without."""
-    series = [evidence.bootstrap.get(task, {}).get(run) for task in tasks]
-    if any(draws is None for draws in series):
-        return None
-    columns = np.concatenate([draws for draws in series if draws is not None], axis=1)
-    return columns.mean(axis=1) if len(tasks) == 1 else columns.clip(min=0.0).prod(axis=1) ** (1 / columns.shape[1])
+                own.append((runs[0], runs[1], tasks))
+    return [one for study, own in asked.items() for one in effects.measured(evidence(study), own).values()]
 
 
 # --- the numbers of the pages ----------------------------------------------------------------------------------------
 
 
-def _numbers(root: Path, read: Callable[[str], Evidence], names: Iterable[str]) -> Iterator[tuple[page.Call, Number]]:
-    """Yield the numbers that pages show of some studies; those of a block one by one."""
+def numbers(
+    root: Path, read: Callable[[str], Evidence], names: Iterable[str], templates: Sequence[Path] | None = None
+) -> Iterator[tuple[page.Call, Number]]:
+    """Yield the numbers that pages show of some studies; those of a block one by one. `templates`: only of these."""
     names = set(names)
-    for template in page.pages(root):
+    for template in page.pages(root) if templates is None else templates:
         for call in page.calls(template, root):
             if call.study not in names:
                 continue
@@ -247,7 +190,7 @@ def _judge(root: Path, place: page.Call, committed: Evidence, made: Evidence, on
         reason = f"it is of {statistics.listed(own)} here, not of {statistics.listed(tasks)}"
         return Claim(place.study, where, words, before, now, False, reason)
     allowed = _allowed(name, committed, runs, tasks)
-    reason = "" if made is committed else _reason(name, allowed, _measure(name, made, runs, tasks), before == now)
+    reason = "" if made is committed else _reason(name, allowed, measure(name, made, runs, tasks), before == now)
     return Claim(place.study, where, words, before, now, not reason, reason, allowed.low, allowed.high)
 
 
@@ -260,7 +203,7 @@ def _printed(name: str, evidence: Evidence, runs: list[str], task: str | list[st
 
 def _allowed(name: str, evidence: Evidence, runs: list[str], tasks: list[str]) -> Interval:
     """Return a number as committed, with the interval in which it must lie to hold."""
-    found = _measure(name, evidence, runs, tasks)
+    found = measure(name, evidence, runs, tasks)
     if name in _COURSES:
         tenth = (100 - found.value if name == "similarity" else found.value) / 10
         return Interval(found.value, found.value - tenth, found.value + tenth)
@@ -275,7 +218,7 @@ def _reason(name: str, before: Interval, now: Interval, same: bool) -> str:
         return "" if same else "it differs, and no interval says by how much it may"
     if not before.low <= now.value <= before.high:
         return f"{now.value:.2f} is outside {before.low:.2f} to {before.high:.2f}"
-    if name in _DIFFERENCES and before.certain:
+    if name in DIFFERENCES and before.certain:
         if now.low is None or now.high is None:
             return "it has no interval any more"
         if not now.certain or (now.low > 0) != (before.low > 0):
@@ -283,10 +226,10 @@ def _reason(name: str, before: Interval, now: Interval, same: bool) -> str:
     return ""
 
 
-def _measure(name: str, evidence: Evidence, runs: list[str], tasks: list[str]) -> Interval:
+def measure(name: str, evidence: Evidence, runs: list[str], tasks: list[str]) -> Interval:
     """Return a number with the interval by which it is judged."""
     run = runs[0]
-    if name in _DIFFERENCES:
+    if name in DIFFERENCES:
         return _known(statistics.difference(evidence, run, runs[1], tasks))
     if name in _SHARES:
         return _known(statistics.retention_interval(evidence, run, runs[1] if len(runs) > 1 else "dense", tasks))
@@ -306,7 +249,7 @@ def _measure(name: str, evidence: Evidence, runs: list[str], tasks: list[str]) -
         value = max(one.heldout.value for one in trials if one.heldout is not None)
         whole = run if statistics.method_score(evidence.results, run, tasks) else "dense"
         known = statistics.method_score(evidence.results, whole, tasks) is not None
-        width = _measure("score", evidence, [whole], tasks) if known else None
+        width = measure("score", evidence, [whole], tasks) if known else None
         return _on_heldout(value, evidence, width, tasks)
     results = [one for one in statistics.runs_of(evidence.results, run) if one.task in tasks]
     return Interval(_COUNTED[name](results), None, None)
