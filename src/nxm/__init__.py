@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nxm.compress.run import Outcome, compress_model
+    from nxm.compress.settings import Compression
     from nxm.distillation.settings import DISTILLATION, Distillation
     from nxm.distillation.trainer import DistillationTrainer
     from nxm.errors import UserError
@@ -48,11 +50,13 @@ _HOMES = {
     "Admm": "nxm.methods.admm.settings",
     "AdmmCallback": "nxm.methods.admm.callback",
     "AspCallback": "nxm.methods.one_shot.callback",
+    "Compression": "nxm.compress.settings",
     "ConstraintSet": "nxm.sets.base",
     "Gmp": "nxm.methods.gradual.settings",
     "GmpCallback": "nxm.methods.gradual.callback",
     "Integers": "nxm.sets.integers",
     "MaskHistory": "nxm.methods.admm.callback",
+    "Outcome": "nxm.compress.run",
     "Projection": "nxm.sets.base",
     "SparseSet": "nxm.sets.base",
     "Qat": "nxm.methods.straight_through.settings",
@@ -64,6 +68,7 @@ _HOMES = {
     "StructuredCallback": "nxm.methods.structured.callback",
     "Unstructured": "nxm.sets.unstructured",
     "UserError": "nxm.errors",
+    "compress_model": "nxm.compress.run",
     "find_targets": "nxm.models.targets",
     "load": "nxm.models.load",
     "parse_set": "nxm.sets",
@@ -82,6 +87,7 @@ __all__ = [
     "Admm",
     "AdmmCallback",
     "AspCallback",
+    "Compression",
     "ConstraintSet",
     "Distillation",
     "DistillationTrainer",
@@ -89,6 +95,7 @@ __all__ = [
     "GmpCallback",
     "Integers",
     "MaskHistory",
+    "Outcome",
     "Projection",
     "Qat",
     "SparseSet",
@@ -100,6 +107,7 @@ __all__ = [
     "StructuredCallback",
     "Unstructured",
     "UserError",
+    "compress_model",
     "find_targets",
     "load",
     "parse_set",

@@ -1,0 +1,108 @@
+"""Latency of the dense, the compressed and the exported model on this machine, and the kernels that ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nxm.errors import UserError, first_line
+from nxm.export.semi_structured import load_2of4
+from nxm.export.trained import Answer, Trained, outputs
+from nxm.measure.forms import random_inputs
+from nxm.measure.kernels import launched, sparse_launches
+from nxm.measure.timing import Row, Timer, paired_ratio, time_call, time_interleaved, with_spread
+from nxm.models.load import load
+
+BATCHES = (1, 8)
+WARMUP, REPEATS, BUDGET_SECONDS = 3, 15, 5.0  # for each batch size
+DENSE, COMPRESSED = "dense, PyTorch fp32", "compressed, PyTorch fp32"
+MULTIPLIES = ("mm", "linear", "matmul", "gemm", "conv")
+
+
+def open_export(path: Path, form: str, tokens: int) -> Answer:
+    """Open an exported model: a function that takes the tokenizer's tensors and returns outputs by name.
+
+    Args:
+        form: the export's format.
+        tokens: batch x length of the inputs, for which 2:4 kernels are chosen.
+
+    Raises:
+        UserError: it cannot be run on this machine.
+    """
+    if form == "packed":
+        return partial(outputs, load(path))
+    if form == "torch-2of4":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return partial(outputs, load_2of4(path, device, tokens))
+    if form == "torch-int8":
+        from nxm.export.x86 import open_x86
+
+        return open_x86(path)
+    from nxm.export.onnx import open_onnx
+
+    return open_onnx(path)
+
+
+def measure(
+    dense: Trained, compressed: Trained, exported: Mapping[str, Answer], length: int, timer: Timer = time_call
+) -> list[Row]:
+    """Return a row per form and batch size; all forms are timed in the same rounds (`nxm.measure.timing`).
+
+    Args:
+        exported: opened exports by name; one that fails on these inputs has a row with the reason.
+        length: tokens of each text.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    models = {DENSE: dense, COMPRESSED: compressed}
+    answers: dict[str, Answer] = {name: partial(outputs, own.model.to(device)) for name, own in models.items()}
+    answers |= exported
+    rows: list[Row] = []
+    try:
+        for batch in BATCHES:
+            inputs = random_inputs(dense, batch, length)
+            calls, absent = _runnable(answers, inputs)
+            rows += [{"form": name, "batch": batch, "length": length, "absent": why} for name, why in absent.items()]
+            seconds = time_interleaved(
+                calls, warmup=WARMUP, repeats=REPEATS, budget=BUDGET_SECONDS, device=device, timer=timer
+            )
+            for name, own in seconds.items():
+                row = {"form": name, "batch": batch, "length": length} | with_spread(own)
+                rows.append(row | {"speedup": paired_ratio(seconds[DENSE], own)} | _kernels(calls[name], device))
+    finally:
+        for own in models.values():
+            own.model.cpu()
+    return rows
+
+
+def _runnable(
+    answers: Mapping[str, Answer], inputs: Mapping[str, Tensor]
+) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    calls: dict[str, Callable[[], object]] = {}
+    absent: dict[str, str] = {}
+    for name, answer in answers.items():
+        call = partial(answer, inputs)
+        try:
+            call()
+        except (RuntimeError, UserError) as error:  # a compiler, or a GPU's memory
+            absent[name] = first_line(error)
+        else:
+            calls[name] = call
+    return calls, absent
+
+
+def _kernels(call: Callable[[], object], device: torch.device) -> dict[str, Any]:
+    """Return the operators or kernels of a call that multiply, the longest first, and how many were sparse."""
+    found = launched(call, device)
+    products = [each.name for each in found if any(word in each.name.lower() for word in MULTIPLIES)]
+    return {"kernels": products[:3], "sparse_launches": sparse_launches(found)}
+
+
+def typical_length(lengths: Sequence[int]) -> int:
+    """Return the median number of tokens, rounded up to a multiple of 8 but no longer than the longest."""
+    return int(min(max(lengths), 8 * np.ceil(np.median(lengths) / 8)))
