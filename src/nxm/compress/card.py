@@ -13,6 +13,8 @@ from jinja2 import Environment, StrictUndefined
 from nxm.compress.plan import say_seconds
 from nxm.compress.score import LABELS
 
+FEW_ROWS = 200  # held out: one is then half a point of accuracy
+
 _REPORT = """\
 # {{ title }}
 
@@ -20,7 +22,7 @@ _REPORT = """\
 
 ## Score
 
-{{ label }} on {{ rows.held_out }} held-out rows ({{ held_out_place }}), in points (score x 100), with 95 % intervals \
+{{ label[0]|upper }}{{ label[1:] }} on {{ rows.held_out }} held-out rows ({{ held_out_place }}), in points (score x 100), with 95 % intervals \
 by bootstrap over the rows; the difference is paired.
 
 | Model | {{ label }} | 95 % interval |
@@ -188,7 +190,7 @@ def verdict(report: Mapping[str, Any]) -> str:
     """Return the outcome in a sentence or two."""
     scores, gate = report["scores"], report["gate"]
     label, drop = LABELS[report["metric"]], -scores["difference"]["value"]
-    change = f"{abs(drop):.2f} points lower than dense" if drop > 0 else f"{abs(drop):.2f} points higher than dense"
+    change = f"{abs(drop):.2f} points {'lower' if drop > 0 else 'higher'} than dense" if drop else "the same as dense"
     text = f"Compressed to {report['to']}: {label} {scores['after']['value']:.2f}, {change}"
     text += f" (95 %: {scores['difference']['low']:+.2f} to {scores['difference']['high']:+.2f})."
     if report["export"].get("refused"):
@@ -280,6 +282,10 @@ def _advice(report: Mapping[str, Any]) -> list[str]:
     if difference["low"] < 0 < difference["high"]:
         lines.append(
             "The interval of the difference has 0 in it: more held-out rows would say whether anything was lost."
+        )
+    if report["rows"]["held_out"] < FEW_ROWS:
+        lines.append(
+            "Few rows are held out: scores and intervals mean little; give more, or a file of them (`--test`)."
         )
     lines.append("Train longer: `--epochs` (half of the steps recover on the fixed pattern).")
     if "int" in report["to"]:

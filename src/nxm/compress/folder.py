@@ -76,14 +76,14 @@ def _refuse_other(folder: Path, identity: Mapping[str, Any]) -> None:
     for name in sorted(begun.keys() | now.keys()):
         if begun.get(name) != now.get(name):
             raise UserError(
-                f"{folder}: was begun with {name} = {_say(begun.get(name))}, now it is {_say(now.get(name))}: give "
+                f"{folder}: was begun with {name} = {_say(begun.get(name))}, now {name} = {_say(now.get(name))}: give "
                 "another place with --out, or --force to start again"
             )
 
 
 def _say(value: Any) -> str:
     text = str(value)
-    return text[:12] + "..." if len(text) == 64 and " " not in text else repr(value)
+    return f"{text[:12]}..." if len(text) == 64 and " " not in text else text  # a checksum
 
 
 def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,9 +103,9 @@ class Prepared:
         return {
             "settings": settings.deciding(),
             "files": {
-                "train_sha256": sha256_tree(settings.train),
-                "test_sha256": sha256_tree(settings.test) if settings.test else None,
-                "model_sha256": self.origin.sha256,
+                "sha256 of --train": sha256_tree(settings.train),
+                "sha256 of --test": sha256_tree(settings.test) if settings.test else None,
+                "sha256 of MODEL": self.origin.sha256,
             },
             "versions": versions(),
         }

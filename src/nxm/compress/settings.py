@@ -107,8 +107,8 @@ class Compression(Settings):
         return None if self.budget is None else parse_duration(self.budget)
 
     def deciding(self) -> dict[str, Any]:
-        """Return, as JSON, the settings that decide which model comes out: all but the folder, export and gate."""
-        return self.model_dump(mode="json", exclude={"out", "export", "max_drop"})
+        """Return, as JSON, the settings that decide which model comes out: no places, export or gate."""
+        return self.model_dump(mode="json", exclude={"model", "train", "test", "out", "export", "max_drop"})
 
 
 def make_settings(values: Mapping[str, Any]) -> Compression:
