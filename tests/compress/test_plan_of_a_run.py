@@ -21,7 +21,8 @@ SPEED = Speed(step=1.0, forward=0.25, held_out=0.5)
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("2h", 7200), ("90m", 5400), ("1h 30m", 5400), ("1h30min", 5400), ("45s", 45), ("1.5 h", 5400)]
+    ("text", "seconds"),
+    [("2h", 7200), ("90m", 5400), ("1h 30m", 5400), ("1h30min", 5400), ("45s", 45), ("1.5 h", 5400)],
 )
 def test_durations_have_units(text, seconds):
     assert parse_duration(text) == seconds
@@ -76,7 +77,12 @@ def test_seconds_are_said_in_the_unit_that_fits():
 def test_speed_is_the_median_step_without_the_first_and_leaves_the_model_alone(tmp_path):
     frame = reviews(24)
     examples = Examples(
-        "classification", Columns(("text",), ("label",)), [(t,) for t in frame.text], list(frame.label), ("bad", "good"), ""
+        "classification",
+        Columns(("text",), ("label",)),
+        [(t,) for t in frame.text],
+        list(frame.label),
+        ("bad", "good"),
+        "",
     )
     origin = find_model(str(save_tiny(tmp_path / "model")))
     tokenizer, model = load_tokenizer(origin, "classification"), load_start(origin, examples, True, 0)

@@ -18,7 +18,9 @@ from tiny_models import save_model
 from user_data import distilbert_of, save_tagger, save_tiny
 
 
-def examples(task: str = "classification", classes: tuple[str, ...] = ("bad", "good"), labels: list | None = None) -> Examples:
+def examples(
+    task: str = "classification", classes: tuple[str, ...] = ("bad", "good"), labels: list | None = None
+) -> Examples:
     labels = labels if labels is not None else [classes[0], classes[-1]]
     return Examples(task, Columns(("text",), ("label",)), [("a b",), ("c",)], labels, classes, "data.csv")
 
@@ -74,11 +76,16 @@ def test_a_tokenizer_that_cannot_pad_or_has_too_many_words_is_named(tmp_path):
 
 def config(names: list[str], kind: str = "BertForSequenceClassification", problem: str | None = None) -> BertConfig:
     return BertConfig(
-        architectures=[kind], id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}, problem_type=problem
+        architectures=[kind],
+        id2label=dict(enumerate(names)),
+        label2id={n: i for i, n in enumerate(names)},
+        problem_type=problem,
     )
 
 
-@pytest.mark.situation("nxm compress", "a model that has a head for these labels: start and teacher, not fine-tuned", "works")
+@pytest.mark.situation(
+    "nxm compress", "a model that has a head for these labels: start and teacher, not fine-tuned", "works"
+)
 @pytest.mark.parametrize(
     ("own", "theirs", "found"),
     [
@@ -101,7 +108,10 @@ def test_a_head_of_another_task_does_not_fit():
     assert fitting_classes(config(two, "BertForTokenClassification"), examples()) is None
     assert fitting_classes(config(two, problem="multi_label_classification"), examples()) is None
     assert fitting_classes(config(two), examples("multi-label", labels=[(), ("bad",)])) is None
-    assert fitting_classes(config(two, problem="multi_label_classification"), examples("multi-label")) == ("bad", "good")
+    assert fitting_classes(config(two, problem="multi_label_classification"), examples("multi-label")) == (
+        "bad",
+        "good",
+    )
     assert fitting_classes(config(one), examples("regression", (), [0.5, 1.0])) == ()
     assert fitting_classes(config(two), examples("regression", (), [0.5, 1.0])) is None
 

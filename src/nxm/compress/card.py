@@ -22,8 +22,8 @@ _REPORT = """\
 
 ## Score
 
-{{ label[0]|upper }}{{ label[1:] }} on {{ rows.held_out }} held-out rows ({{ held_out_place }}), in points (score x 100), with 95 % intervals \
-by bootstrap over the rows; the difference is paired.
+{{ label[0]|upper }}{{ label[1:] }} on {{ rows.held_out }} held-out rows ({{ held_out_place }}), in points \
+(score x 100), with 95 % intervals by bootstrap over the rows; the difference is paired.
 
 | Model | {{ label }} | 95 % interval |
 |:--|--:|--:|
@@ -285,7 +285,7 @@ def _advice(report: Mapping[str, Any]) -> list[str]:
         )
     if report["rows"]["held_out"] < FEW_ROWS:
         lines.append(
-            "Few rows are held out: scores and intervals mean little; give more, or a file of them (`--test`)."
+            "Few rows are held out, so scores and intervals mean little: give more, or a file of them (`--test`)."
         )
     lines.append("Train longer: `--epochs` (half of the steps recover on the fixed pattern).")
     if "int" in report["to"]:
