@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
+from transformers import BertConfig, ViTConfig, ViTForImageClassification
 
 from nxm.compress.encode import encode, readable_length
 from nxm.compress.examples import Columns, Examples
@@ -62,9 +62,7 @@ def test_other_kinds_of_models_are_refused_by_name(tmp_path):
 
 
 def test_a_tokenizer_that_cannot_pad_or_has_too_many_words_is_named(tmp_path):
-    folder = save_model(
-        tmp_path / "gpt2", GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)), pattern=None
-    )
+    folder = save_tiny(tmp_path / "model")
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": None}))
     with pytest.raises(UserError, match="the tokenizer has no padding token"):
@@ -83,9 +81,7 @@ def config(names: list[str], kind: str = "BertForSequenceClassification", proble
     )
 
 
-@pytest.mark.situation(
-    "nxm compress", "a model that has a head for these labels: start and teacher, not fine-tuned", "works"
-)
+@pytest.mark.situation("nxm compress", "a model with a head for these labels: not fine-tuned again", "works")
 @pytest.mark.parametrize(
     ("own", "theirs", "found"),
     [
@@ -147,12 +143,13 @@ def test_long_texts_are_cut_and_counted(tmp_path):
     with pytest.raises(UserError, match="max_length = 65: the model reads at most 64 tokens"):
         readable_length(model, tokenizer, 65)
     long = Examples("classification", examples().columns, [("a " * 100,), ("b",)], ["bad", "good"], ("bad", "good"), "")
-    encoded = encode(long, tokenizer, 64)
+    encoded = encode(long, tokenizer, model, 64)
     assert (encoded.cut, encoded.rows["length"][:]) == (1, [64, 3])
 
 
 def test_a_tag_belongs_to_the_first_token_of_its_word(tmp_path):
     origin = find_model(str(save_tagger(tmp_path / "model", ["O", "B-X"])))
     tagged = Examples("token-classification", examples().columns, [("ab", "c")], [["B-X", "O"]], ("O", "B-X"), "")
-    encoded = encode(tagged, load_tokenizer(origin, "token-classification"), 16)
+    tokenizer, model = load_tokenizer(origin, "token-classification"), load_start(origin, tagged, False, 0)
+    encoded = encode(tagged, tokenizer, model, 16)
     assert encoded.rows["labels"][0] == [IGNORED_LABEL, 1, IGNORED_LABEL, 0, IGNORED_LABEL]

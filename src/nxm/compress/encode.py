@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nxm.compress.examples import Examples
 from nxm.distillation.loss import IGNORED_LABEL
+from nxm.distillation.trainer import accepted
 from nxm.errors import UserError
 from nxm.export.trained import Trained
 
@@ -41,8 +42,11 @@ def readable_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     return wanted or min(limit, LONGEST)
 
 
-def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    """Tokenise examples. Texts longer than `max_length` lose their end; of a pair, the longer text does."""
+def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_length: int) -> Encoded:
+    """Tokenise examples into the columns that the model takes.
+
+    Texts longer than `max_length` lose their end; of a pair, the longer text does.
+    """
     words = examples.task == "token-classification"
     if words:
         texts: list = [[list(own) for own in examples.inputs]]
@@ -54,7 +58,7 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: i
     labels = examples.targets()
     if words:
         labels = [_by_token(found.word_ids(i), own) for i, own in enumerate(labels)]
-    columns = dict(found) | {"labels": labels, "length": [len(ids) for ids in found["input_ids"]]}
+    columns = accepted(model, found) | {"labels": labels, "length": [len(ids) for ids in found["input_ids"]]}
     return Encoded(Dataset.from_dict(columns), cut, max_length)
 
 

@@ -130,7 +130,7 @@ def prepare(settings: Compression) -> tuple[Prepared, PreTrainedModel]:
     start = load_start(origin, train_rows, classes is None, settings.seed)
     validate_targets(find_targets(start), constraint)
     length = readable_length(start, tokenizer, settings.max_length)
-    train, test = (_encode(rows, tokenizer, length, notes) for rows in (train_rows, test_rows))
+    train, test = (_encode(rows, tokenizer, start, length, notes) for rows in (train_rows, test_rows))
     dense_course, course = _courses(settings, start)
     prepared = Prepared(
         settings,
@@ -194,8 +194,10 @@ def refuse_export(form: str | None, constraint: ConstraintSet) -> None:
             raise UserError(f"--export {form}: needs the package {package}: pip install 'nxm[export]'")
 
 
-def _encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int, notes: Notes) -> Encoded:
-    encoded = encode(examples, tokenizer, length)
+def _encode(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, length: int, notes: Notes
+) -> Encoded:
+    encoded = encode(examples, tokenizer, model, length)
     if encoded.cut:
         notes.add(
             f"{examples.place}: {encoded.cut} of {len(examples)} texts are longer than {length} tokens and are cut"
