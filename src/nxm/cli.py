@@ -171,12 +171,33 @@ def compress(
     """
     from nxm.compress.run import compress_model
 
-    options = {name: value for name, value in locals().items() if name not in ("model", "train", "label")}
     outcome = compress_model(
         model,
         train,
         label=tuple(label or ()),
-        **{name: value for name, value in options.items() if name != "compress_model"},
+        to=to,
+        out=out,
+        test=test,
+        text=text,
+        text2=text2,
+        task=task,
+        metric=metric,
+        recipe=recipe,
+        fine_tune=fine_tune,
+        dense_epochs=dense_epochs,
+        epochs=epochs,
+        dense_learning_rate=dense_learning_rate,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        max_length=max_length,
+        held_out=held_out,
+        seed=seed,
+        encoding=encoding,
+        export=export,
+        max_drop=max_drop,
+        budget=budget,
+        dry_run=dry_run,
+        force=force,
     )
     if not outcome.passed:
         raise typer.Exit(1)
