@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from hub_server import HubServer
 from nxm import cli
 from nxm.compress.settings import Compression, make_settings
 from user_data import reviews, save_tiny, write_csv
@@ -78,3 +81,19 @@ def test_a_run_ends_with_where_to_look(tmp_path):
     lines = done.stdout.splitlines()
     assert lines[-1] == "report: model-2of4/report.md, .html and .json; compressed model: model-2of4/model"
     assert json.loads((tmp_path / "model-2of4" / "report.json").read_text())["check"]["compared"]
+
+
+@pytest.mark.situation("nxm compress", "a name on the Hub, and later its cached copy without a network", "works")
+def test_a_model_of_the_hub_is_downloaded_and_later_read_from_the_cache(tmp_path):
+    save_tiny(tmp_path / "hub" / "models" / "tests" / "tiny")
+    data = write_csv(tmp_path / "data.csv", reviews())
+    arguments = [sys.executable, "-m", "nxm", "compress", "tests/tiny", "--train", str(data), "--dry-run"]
+    home = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with HubServer(tmp_path / "hub") as server:
+        variables = os.environ | home | {"HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": "0"}
+        first = subprocess.run(arguments, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert re.search(r"model: tests/tiny@\w+; is fine-tuned first", first.stdout)
+    again = subprocess.run(arguments, cwd=tmp_path, env=os.environ | home, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "model: tests/tiny (cached); is fine-tuned first" in again.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,7 +37,7 @@ def readable_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     Raises:
         UserError: the model does not read as many as are wanted.
     """
-    limit = Trained(model.name_or_path, model, tokenizer, []).max_length
+    limit = Trained(Path(str(model.name_or_path)), model, tokenizer, []).max_length
     if wanted is not None and wanted > limit:
         raise UserError(f"max_length = {wanted}: the model reads at most {limit} tokens")
     return wanted or min(limit, LONGEST)

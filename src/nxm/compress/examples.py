@@ -255,7 +255,7 @@ def infer_task(table: Table, columns: Columns) -> str:
             f"{table.place}: the label column '{columns.label[0]}' has {different} different words in {len(values)} "
             f"rows: is it a text? Name the label with --label, or say --task classification"
         )
-    if isinstance(values[0], float) and not all(value.is_integer() for value in values):
+    if isinstance(values[0], float) and not all(float(value).is_integer() for value in values):
         return "regression"
     if not isinstance(values[0], str) and different > MOST_CLASSES and columns.label[0] not in table.names:
         return "regression"

@@ -173,11 +173,11 @@ def fitting_classes(config: PretrainedConfig, examples: Examples) -> tuple[str, 
         return () if config.num_labels == 1 and problem in (None, "regression") else None
     if problem not in (None, PROBLEMS.get(examples.task)) or (examples.task == "multi-label" and problem is None):
         return None
-    own = [str(config.id2label[i]) for i in range(config.num_labels)]
+    own = [str(name) for _, name in sorted((config.id2label or {}).items())]
     by_name = {name.casefold(): name for name in examples.classes}
     if len(by_name) == len(examples.classes) and by_name.keys() <= {name.casefold() for name in own}:
         return tuple(by_name.get(name.casefold(), name) for name in own)
-    numbers = tuple(str(i) for i in range(config.num_labels))
+    numbers = tuple(str(i) for i in range(len(own)))
     return numbers if set(examples.classes) == set(numbers) else None
 
 

@@ -6,6 +6,7 @@ import copy
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -67,7 +68,8 @@ def measure_speed(
         timer: runs a call once and returns its seconds.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    copied = copy.deepcopy(model).to(device).train()
+    copied: Any = copy.deepcopy(model)
+    copied.to(device).train()
     optimizer = torch.optim.AdamW(copied.parameters(), lr=1e-9)
     batches = _batches(copied, tokenizer, rows, course, device)
 

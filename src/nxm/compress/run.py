@@ -98,6 +98,10 @@ def compress_model(
             print(f"{prepared.out}: goes on with an earlier run", flush=True)
         dense = _fine_tune(prepared, start, plan)
         plan = _settle(prepared, plan)
+        if prepared.fine_tunes and plan.dense_epochs < settings.dense_epochs:
+            prepared.notes.add(f"the budget left {plan.dense_epochs} of {settings.dense_epochs} epochs of fine-tuning")
+        if plan.epochs < settings.epochs:
+            prepared.notes.add(f"the budget left {plan.epochs} of {settings.epochs} epochs of compression")
         compressed = _compress(prepared, plan)
         report = make_report(prepared, plan, dense, compressed)
         shutil.rmtree(prepared.out / "work", ignore_errors=True)
@@ -118,10 +122,6 @@ def _make_plan(prepared: Prepared, start: PreTrainedModel) -> Plan:
         f"{say_seconds(plan.seconds)}" + (f" of {say_seconds(budget)}" if budget else ""),
         flush=True,
     )
-    if (plan.dense_epochs, plan.epochs) != (dense_epochs, settings.epochs):
-        prepared.notes.add(
-            f"the budget allows {plan.dense_epochs} and {plan.epochs} epochs, not {dense_epochs} and {settings.epochs}"
-        )
     # two checkpoints with the states of Adam and ADMM, and two models
     check_room(prepared.out / "work", 14 * 4 * sum(W.numel() for W in start.parameters()))
     return plan
@@ -149,8 +149,6 @@ def _settle(prepared: Prepared, plan: Plan) -> Plan:
     settled = after_dense(plan, known["seconds"], prepared.settings.budget_seconds)
     if settled != plan:
         write_json(prepared.out / folder.PLAN, dataclasses.asdict(settled))
-    if settled.epochs != plan.epochs:
-        prepared.notes.add(f"fine-tuning was slower than planned: {settled.epochs} epochs of compression remain")
     write_text(prepared.out / "work" / "settled", "")
     return settled
 

@@ -100,8 +100,8 @@ def outcomes(task: str, classes: Sequence[str], logits: Sequence[np.ndarray], ro
     """Return for each row the numbers of which its scores are made, `(rows, numbers)`; see `metrics`."""
     labels = rows["labels"]
     if task == "token-classification":
-        truth = [np.array([label for label in own if label != IGNORED_LABEL], dtype=int) for own in labels]
-        return np.array([_row_of_words(classes, own.argmax(-1), true) for own, true in zip(logits, truth, strict=True)])
+        tags = [np.array([label for label in own if label != IGNORED_LABEL], dtype=int) for own in labels]
+        return np.array([_row_of_words(classes, own.argmax(-1), true) for own, true in zip(logits, tags, strict=True)])
     answers, truth = np.stack(logits), np.asarray(labels)
     if task == "regression":
         return np.column_stack([answers[:, 0], truth]).astype(float)

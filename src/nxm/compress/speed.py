@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +63,7 @@ def measure(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = {DENSE: dense, COMPRESSED: compressed}
-    answers: dict[str, Answer] = {name: partial(outputs, own.model.to(device)) for name, own in models.items()}
+    answers: dict[str, Answer] = {name: partial(outputs, _moved(own, device)) for name, own in models.items()}
     answers |= exported
     rows: list[Row] = []
     try:
@@ -75,9 +78,14 @@ def measure(
                 row = {"form": name, "batch": batch, "length": length} | with_spread(own)
                 rows.append(row | {"speedup": paired_ratio(seconds[DENSE], own)} | _kernels(calls[name], device))
     finally:
-        for own in models.values():
-            own.model.cpu()
+        for trained in models.values():
+            _moved(trained, torch.device("cpu"))
     return rows
+
+
+def _moved(trained: Trained, device: torch.device) -> Any:
+    module: torch.nn.Module = trained.model
+    return module.to(device)
 
 
 def _runnable(
@@ -98,9 +106,24 @@ def _runnable(
 
 def _kernels(call: Callable[[], object], device: torch.device) -> dict[str, Any]:
     """Return the operators or kernels of a call that multiply, the longest first, and how many were sparse."""
-    found = launched(call, device)
+    with _without_stderr():
+        found = launched(call, device)
     products = [each.name for each in found if any(word in each.name.lower() for word in MULTIPLIES)]
     return {"kernels": products[:3], "sparse_launches": sparse_launches(found)}
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drop what the block writes to the process's stderr: PyTorch's profiler prints a line when it starts and stops."""
+    sys.stderr.flush()
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def typical_length(lengths: Sequence[int]) -> int:

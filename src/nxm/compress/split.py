@@ -47,7 +47,8 @@ def hold_out(
                 f"{len(keys)} rows with {len(groups)} different texts: none can be held out to score the model; give "
                 "more rows, or a file with held-out ones (--test)"
             )
-        held = min(max(divisible, key=len), key=len)
+        largest = max(divisible, key=lambda members: len(members))
+        held = min(largest, key=lambda rows: len(rows))
     test = np.array(sorted(held))
     return np.setdiff1d(np.arange(len(keys)), test), test
 

@@ -135,7 +135,8 @@ class _Reproducible(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         # the Trainer may have taken the column of lengths out of the dataset that it gives here
-        return LengthGroupedByEpoch(list(self.train_dataset["length"]), self.args.train_batch_size, self.args.seed)
+        rows: Any = self.train_dataset
+        return LengthGroupedByEpoch(list(rows["length"]), self.args.train_batch_size, self.args.seed)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
