@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nxm.compress.run import Outcome, compress_model
+    from nxm.compress.run import compress_model
     from nxm.compress.settings import Compression
     from nxm.distillation.settings import DISTILLATION, Distillation
     from nxm.distillation.trainer import DistillationTrainer
@@ -56,7 +56,6 @@ _HOMES = {
     "GmpCallback": "nxm.methods.gradual.callback",
     "Integers": "nxm.sets.integers",
     "MaskHistory": "nxm.methods.admm.callback",
-    "Outcome": "nxm.compress.run",
     "Projection": "nxm.sets.base",
     "SparseSet": "nxm.sets.base",
     "Qat": "nxm.methods.straight_through.settings",
@@ -95,7 +94,6 @@ __all__ = [
     "GmpCallback",
     "Integers",
     "MaskHistory",
-    "Outcome",
     "Projection",
     "Qat",
     "SparseSet",

@@ -315,6 +315,28 @@ def test_an_onnx_file_is_scored_and_timed_like_the_model(fine_tuned, data, tmp_p
         "compressed, PyTorch fp32",
         "exported, onnx",
     }
+    products = [row["kernels"] for row in outcome.report["latency"] if row["form"] == "exported, onnx"]
+    assert all("Gemm" in names or "MatMul" in names for names in products)
+
+
+def test_an_export_for_another_machine_is_written_and_its_absence_here_reported(
+    fine_tuned, data, tmp_path, monkeypatch
+):
+    def absent(*args, **kwargs):
+        raise UserError("no GPU with 2:4 kernels")
+
+    monkeypatch.setattr("nxm.compress.speed.load_2of4", absent)
+    outcome = compress(tmp_path, fine_tuned, data, export="torch-2of4", max_drop=100.0)
+    assert outcome.passed
+    assert (outcome.folder / "export-2of4" / "config.json").is_file()
+    assert outcome.report["export"]["absent"] == "no GPU with 2:4 kernels"
+    assert "| absent | | | no GPU with 2:4 kernels |" in (outcome.folder / "report.md").read_text()
+
+
+def test_several_processes_are_refused(fine_tuned, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="runs in one process"):
+        compress(tmp_path, fine_tuned, data)
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path, capsys, monkeypatch):

@@ -291,7 +291,7 @@ def _advice(report: Mapping[str, Any]) -> list[str]:
     if "int" in report["to"]:
         lines.append("Take more bits, such as int8 in place of int4, or integers without zeros.")
     if ":" in report["to"]:
-        lines.append("Take a milder pattern, such as 2:4 in place of 1:4.")
+        lines.append("Take a milder pattern, such as 2:4 in place of 1:4, or 3:4 in place of 2:4.")
     if report["recipe"] == "paper":
         lines.append("Take the default recipe, which learns from the dense model.")
     lines.append("Give more training rows; unlabelled texts do not help here.")

@@ -19,7 +19,7 @@ from nxm.compress.prepare import Prepared
 from nxm.compress.score import compare, constant_answer, metrics
 from nxm.errors import UserError, first_line
 from nxm.export.formats import export
-from nxm.export.trained import Answer, Trained, load_trained, outputs
+from nxm.export.trained import Trained, load_trained, outputs
 from nxm.files import write_json, write_text
 from nxm.machine import machine, versions
 from nxm.models.packed import stored_bits
@@ -82,7 +82,7 @@ def make_report(prepared: Prepared, plan: Plan, dense_folder: Path | None, compr
         "export": exported,
         "size": _size(prepared, compressed, dense.folder),
         "length": length,
-        "latency": speed.measure(dense, compressed, opened, length),
+        "latency": speed.measure(dense, compressed, opened, length) + _absent(exported, length),
         "gate": {"max_drop": settings.max_drop, "drop": drop, "passed": allowed and "refused" not in exported},
         "plan": asdict(plan),
         "seconds": {name: _seconds(prepared, name, earlier) for name in ("dense", "compress")},
@@ -118,8 +118,8 @@ def _check(
     return {"matrices": len(found), "obeying": len(found), "density": density, "compared": compared}
 
 
-def _export(prepared: Prepared, model: Path, dense_score: float) -> tuple[dict[str, Any], dict[str, Answer]]:
-    """Write the export that is wanted; return its size, score and drop, or the reason of a refusal, and open it."""
+def _export(prepared: Prepared, model: Path, dense_score: float) -> tuple[dict[str, Any], dict[str, speed.Opened]]:
+    """Write the export that is wanted and open it; return its size, score and drop, or why there is none."""
     form = prepared.settings.export
     if form is None:
         return {}, {}
@@ -128,15 +128,25 @@ def _export(prepared: Prepared, model: Path, dense_score: float) -> tuple[dict[s
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the report says it
             export(model, place, form, texts=None if form == "packed" else texts, force=place.exists())
-        answer = speed.open_export(place, form, tokens=8 * max(prepared.test.rows["length"]))
-        found = metrics(prepared.task, prepared.outcomes(answer))[prepared.metrics[0]]
-    except (UserError, RuntimeError) as error:
+    except UserError as error:
         prepared.notes.add(f"the export to {form} was refused: {first_line(error)}")
         return {"format": form, "refused": first_line(error)}, {}
     files = [path for path in (place.rglob("*") if place.is_dir() else [place]) if path.is_file()]
-    size = sum(path.stat().st_size for path in files)
-    described = {"format": form, "file": place.name, "bytes": size, "score": found, "drop": dense_score - found}
-    return described, {f"exported, {form}": answer}
+    described = {"format": form, "file": place.name, "bytes": sum(path.stat().st_size for path in files)}
+    try:
+        opened = speed.open_export(place, form, tokens=8 * max(prepared.test.rows["length"]))
+        found = metrics(prepared.task, prepared.outcomes(opened.answer))[prepared.metrics[0]]
+    except (UserError, RuntimeError) as error:  # such as no GPU, or no compiler
+        prepared.notes.add(f"the export to {form} cannot be run here: {first_line(error)}")
+        return described | {"absent": first_line(error)}, {}
+    return described | {"score": found, "drop": dense_score - found}, {f"exported, {form}": opened}
+
+
+def _absent(exported: Mapping[str, Any], length: int) -> list[dict[str, Any]]:
+    """Return a row with the reason if an export cannot be run on this machine."""
+    if "absent" not in exported:
+        return []
+    return [{"form": f"exported, {exported['format']}", "batch": 1, "length": length, "absent": exported["absent"]}]
 
 
 def _sentences(prepared: Prepared) -> list[str]:

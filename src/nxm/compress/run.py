@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from nxm.compress.prepare import Prepared, prepare
 from nxm.compress.report import make_report
 from nxm.compress.settings import make_settings
 from nxm.compress.train import train
+from nxm.errors import UserError
 from nxm.export.trained import load_trained, outputs
 from nxm.files import check_room, new_file, write_json, write_text
 from nxm.methods.admm.callback import AdmmCallback
@@ -82,6 +84,8 @@ def compress_model(
             message names the setting or file, the value and what would be right; nothing was lost.
     """
     settings = make_settings({"model": str(model), "train": train, **options})
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by accelerate launch
+        raise UserError("nxm compress runs in one process: start it without accelerate launch or torchrun")
     with _quiet():
         prepared, start = prepare(settings)
         known = None

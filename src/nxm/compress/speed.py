@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,21 @@ DENSE, COMPRESSED = "dense, PyTorch fp32", "compressed, PyTorch fp32"
 MULTIPLIES = ("mm", "linear", "matmul", "gemm", "conv")
 
 
-def open_export(path: Path, form: str, tokens: int) -> Answer:
-    """Open an exported model: a function that takes the tokenizer's tensors and returns outputs by name.
+@dataclass(frozen=True)
+class Opened:
+    """An exported model, ready to run.
+
+    Attributes:
+        answer: takes the tokenizer's tensors and returns outputs by name.
+        products: the operators of its file that multiply; None: the profiler sees them.
+    """
+
+    answer: Answer
+    products: list[str] | None = None
+
+
+def open_export(path: Path, form: str, tokens: int) -> Opened:
+    """Open an exported model.
 
     Args:
         form: the export's format.
@@ -39,21 +53,24 @@ def open_export(path: Path, form: str, tokens: int) -> Answer:
         UserError: it cannot be run on this machine.
     """
     if form == "packed":
-        return partial(outputs, load(path))
+        return Opened(partial(outputs, load(path)))
     if form == "torch-2of4":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return partial(outputs, load_2of4(path, device, tokens))
+        return Opened(partial(outputs, load_2of4(path, device, tokens)))
     if form == "torch-int8":
         from nxm.export.x86 import open_x86
 
-        return open_x86(path)
+        return Opened(open_x86(path))
+    import onnx
+
     from nxm.export.onnx import open_onnx
 
-    return open_onnx(path)
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    return Opened(open_onnx(path), sorted(name for name in operators if _multiplies(name)))
 
 
 def measure(
-    dense: Trained, compressed: Trained, exported: Mapping[str, Answer], length: int, timer: Timer = time_call
+    dense: Trained, compressed: Trained, exported: Mapping[str, Opened], length: int, timer: Timer = time_call
 ) -> list[Row]:
     """Return a row per form and batch size; all forms are timed in the same rounds (`nxm.measure.timing`).
 
@@ -64,7 +81,8 @@ def measure(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = {DENSE: dense, COMPRESSED: compressed}
     answers: dict[str, Answer] = {name: partial(outputs, _moved(own, device)) for name, own in models.items()}
-    answers |= exported
+    answers |= {name: opened.answer for name, opened in exported.items()}
+    products = {name: opened.products for name, opened in exported.items()}
     rows: list[Row] = []
     try:
         for batch in BATCHES:
@@ -76,7 +94,11 @@ def measure(
             )
             for name, own in seconds.items():
                 row = {"form": name, "batch": batch, "length": length} | with_spread(own)
-                rows.append(row | {"speedup": paired_ratio(seconds[DENSE], own)} | _kernels(calls[name], device))
+                rows.append(
+                    row
+                    | {"speedup": paired_ratio(seconds[DENSE], own)}
+                    | _kernels(calls[name], products.get(name), device)
+                )
     finally:
         for trained in models.values():
             _moved(trained, torch.device("cpu"))
@@ -104,12 +126,18 @@ def _runnable(
     return calls, absent
 
 
-def _kernels(call: Callable[[], object], device: torch.device) -> dict[str, Any]:
+def _kernels(call: Callable[[], object], known: list[str] | None, device: torch.device) -> dict[str, Any]:
     """Return the operators or kernels of a call that multiply, the longest first, and how many were sparse."""
+    if known is not None:
+        return {"kernels": known, "sparse_launches": 0}
     with _without_stderr():
         found = launched(call, device)
-    products = [each.name for each in found if any(word in each.name.lower() for word in MULTIPLIES)]
+    products = [each.name for each in found if _multiplies(each.name)]
     return {"kernels": products[:3], "sparse_launches": sparse_launches(found)}
+
+
+def _multiplies(operator: str) -> bool:
+    return any(word in operator.lower() for word in MULTIPLIES)
 
 
 @contextlib.contextmanager
