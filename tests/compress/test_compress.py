@@ -181,11 +181,17 @@ def test_the_papers_recipe_starts_from_the_given_weights_and_has_no_teacher(fine
 # --- a kill --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> run.Outcome:
+    """A run without a kill; its model and data lie next to its output."""
+    folder = tmp_path_factory.mktemp("whole")
+    return compress(folder, save_tiny(folder / "model"), write_csv(folder / "data.csv", reviews()))
+
+
 @pytest.mark.situation("nxm compress", "a kill: the same command goes on and ends with the same weights", "works")
 @pytest.mark.parametrize("saves", [3, 11, 15])  # in the fine-tuning of 8 steps; in the compression; after its freeze
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights_and_scores(saves, data, tmp_path, monkeypatch):
-    model = save_tiny(tmp_path / "model")
-    whole = compress(tmp_path, model, data, out=tmp_path / "whole")
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights_and_scores(saves, whole, tmp_path, monkeypatch):
+    model, data = (whole.folder.parent / name for name in ("model", "data.csv"))
     honest, count = train.MarkComplete.on_save, itertools.count(1)
 
     def dies(self, *args, **kwargs):
@@ -206,9 +212,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights_and_scores(saves, d
 
 
 @pytest.mark.parametrize("part", ["dense", "model"])
-def test_a_kill_while_a_model_is_saved_loses_no_training(part, data, tmp_path, monkeypatch):
-    model = save_tiny(tmp_path / "model")
-    whole = compress(tmp_path, model, data, out=tmp_path / "whole")
+def test_a_kill_while_a_model_is_saved_loses_no_training(part, whole, tmp_path, monkeypatch):
+    model, data = (whole.folder.parent / name for name in ("model", "data.csv"))
     honest = run.save_model
 
     def dies(model, tokenizer, folder):

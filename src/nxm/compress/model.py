@@ -93,22 +93,39 @@ def find_model(name: str) -> Origin:
 
 
 def _from_hub(name: str) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     wanted = [*MODEL_FILES, "LICENSE*"]
     try:
         repository = open_repository(Source(source="hub", name=name), "model")
     except UserError as error:
-        try:  # a copy of an earlier download does without the network
-            return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True)), f"{name} (cached)"
-        except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):
-            raise UserError(
-                f"{error}. There is no local folder '{name}' either: download it and give its path"
-            ) from None
+        if (cached := _from_cache(name)) is not None:
+            return cached
+        help_ = f"There is no local folder '{name}' either: download the model and give its path"
+        raise UserError(f"{error}. {help_}") from None
     files = [file for file in repository.files if any(fnmatchcase(file, pattern) for pattern in wanted)]
     _check_files(files, repository.place)
     return repository.obtain(files), repository.place
+
+
+def _from_cache(name: str) -> tuple[Path, str] | None:
+    """Return the latest copy of a model in the Hub's cache on this machine; None without one."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return None
+    copies = [
+        copy
+        for repository in repositories
+        if repository.repo_type == "model" and repository.repo_id == name
+        for copy in repository.revisions
+        if (copy.snapshot_path / "config.json").exists()
+    ]
+    if not copies:
+        return None
+    latest = max(copies, key=lambda copy: copy.last_modified)
+    return latest.snapshot_path, f"{name}@{latest.commit_hash}"
 
 
 def _check_files(names: Iterable[str], place: str) -> None:
