@@ -63,6 +63,7 @@ def test_options_reach_the_call_and_the_gate_is_the_exit_status(monkeypatch):
     assert settings.label == ("a", "b")
     assert (settings.to, settings.budget_seconds, settings.seed) == ("1:4", 7200, 3)
     assert settings.folder == Path("m-1of4")
+    assert make_settings({"model": ".", "train": "d.csv", "label": "a"}).folder == Path(f"{Path.cwd().name}-2of4")
 
 
 def test_bad_input_is_one_line_and_status_1(tmp_path, capsys):

@@ -59,6 +59,7 @@ def test_another_encoding_is_named_with_its_line_and_can_be_given(tmp_path):
         ("data.csv", "  \n", "the file is empty"),
         ("data.csv", "text,label\n", "has no rows"),
         ("data.csv", "text,label\na,b\nc,d,e\n", r"cannot be read as \.csv: .*line 3"),
+        ("data.csv", "text;label\na;b\n", "has one column, 'text;label': is ';' between the columns"),
         ("data.jsonl", '{"text": "a"}\n{"text": \n', "line 2: no JSON"),
         ("data.jsonl", '["a", "b"]\n', "line 1: expected an object"),
         ("data.parquet", "PAR1", "not a readable parquet file"),

@@ -208,7 +208,7 @@ def _find_label(table: Table, text: Sequence[str]) -> tuple[str, ...]:
     if len(others) == 1:
         return (others[0],)
     switches = [name for name in others if all(_is_switch(cell) for cell in table.columns[name])]
-    if len(switches) >= 2 and all(name in switches or name.lower() in ("id", "idx", "index") for name in others):
+    if len(switches) >= 2 and all(name in switches or _is_row_number(name) for name in others):
         return tuple(switches)
     raise UserError(
         f"{table.place}: cannot tell the label column; name it with --label (several --label: one 0/1 column each). "
@@ -466,6 +466,10 @@ def _refuse_one_class(examples: Examples) -> None:
             raise UserError(f"{where}: no row has any label; there is nothing to learn")
     elif len(seen) == 1:
         raise UserError(f"{where}: every row is '{seen[0]}'; classification needs at least two classes")
+
+
+def _is_row_number(column: str) -> bool:
+    return column.lower() in ("id", "idx", "index") or column.startswith("Unnamed:")  # pandas' name for an index
 
 
 def _is_switch(cell: Any) -> bool:

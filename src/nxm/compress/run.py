@@ -197,14 +197,14 @@ def _write_seconds(prepared: Prepared, name: str, seconds: float) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Leave out, inside the block, progress and warnings of the libraries at every step of loading and saving."""
-    before = transformers_logging.get_verbosity(), datasets_logging.is_progress_bar_enabled()
+    verbosity = transformers_logging.get_verbosity()
+    bars = [library for library in (transformers_logging, datasets_logging) if library.is_progress_bar_enabled()]
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    datasets_logging.disable_progress_bar()
+    for library in bars:
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(before[0])
-        transformers_logging.enable_progress_bar()
-        if before[1]:
-            datasets_logging.enable_progress_bar()
+        transformers_logging.set_verbosity(verbosity)
+        for library in bars:
+            library.enable_progress_bar()

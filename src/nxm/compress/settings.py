@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from nxm.config import NonNegative, Positive, PositiveInt, Seed, Settings, explain_all
 from nxm.errors import UserError
@@ -39,6 +40,10 @@ def parse_duration(text: str) -> float:
 def _is_duration(text: str) -> str:
     parse_duration(text)
     return text
+
+
+def _several(names: Any) -> Any:
+    return (names,) if isinstance(names, str) else names
 
 
 class Compression(Settings):
@@ -75,7 +80,7 @@ class Compression(Settings):
     test: Path | None = None
     text: str | None = None
     text2: str | None = None
-    label: tuple[str, ...] = ()
+    label: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
     task: TaskName | None = None
     metric: Metric | None = None
     recipe: Literal["best", "paper"] = "best"
@@ -99,7 +104,8 @@ class Compression(Settings):
         if self.out is not None:
             return self.out
         # a colon in a path is a nuisance to shells and Windows
-        return Path(f"{Path(self.model).name}-{self.to.replace(':', 'of').replace(' %', '').replace(' ', '-')}")
+        name = Path(os.path.abspath(self.model)).name  # of "." and ".." as well
+        return Path(f"{name}-{self.to.replace(':', 'of').replace(' %', '').replace(' ', '-')}")
 
     @property
     def budget_seconds(self) -> float | None:

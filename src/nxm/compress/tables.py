@@ -102,6 +102,12 @@ def _read_delimited(path: Path, text: str, kind: str) -> Table:
         raise UserError(f"{path}: the file is empty") from None
     except (ParserError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as {kind}: {first_line(error)}") from None
+    names = [str(name) for name in frame.columns]
+    if len(names) == 1 and (other := next((mark for mark in ";\t|," if mark in names[0]), None)):
+        raise UserError(
+            f"{path}: has one column, '{names[0]}': is {other!r} between the columns? Expected "
+            f"{'tabs' if kind == '.tsv' else 'commas'} in a {kind} file"
+        )
     return Table(str(path), {str(name): frame[name].tolist() for name in frame.columns})
 
 
