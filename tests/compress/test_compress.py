@@ -131,7 +131,7 @@ def test_the_report_has_scores_sizes_speed_and_advice_and_html_loads_nothing(fin
         "## Size",
         "Bits per weight",
         "## Speed",
-        "same dense kernels",
+        "same dense fp32 kernels",
         "Train longer",
     ):
         assert words in text

@@ -261,13 +261,17 @@ def _speed_words(report: Mapping[str, Any]) -> str:
     if any(row["sparse_launches"] for row in rows):
         return "Kernels for sparse matrices ran, as the profiler's names show."
     text = (
-        "No kernel here skips zeros: the compressed model in PyTorch runs in the same dense kernels as the dense one, "
-        "so its zeros save no time, and differences between these two forms are noise."
+        "No kernel here skips zeros: the compressed model in PyTorch runs in the same dense fp32 kernels as the dense "
+        "one. Its zeros and integers save no time there, and differences between these two forms are noise."
     )
     if report["export"].get("format") in ("onnx-int8", "torch-int8"):
         text += " The export's gain, if any, comes from integers and the runtime, not from zeros."
-    kernels = "`nxm export --to torch-2of4` writes it for them, and `nxm bench` says when they pay."
-    return f"{text} GPUs from NVIDIA's Ampere on have 2:4 kernels: {kernels}"
+    if "2:4" in report["to"] or "1:4" in report["to"]:
+        text += (
+            " GPUs from NVIDIA's Ampere on have 2:4 kernels: `nxm export --to torch-2of4` writes the model for them, "
+        )
+        text += "and `nxm bench` says when they pay."
+    return text
 
 
 def _advice(report: Mapping[str, Any]) -> list[str]:

@@ -99,13 +99,14 @@ def train(
     )
     checkpoint = last_complete_checkpoint(scratch)
     before = float((checkpoint / COMPLETE).read_text(encoding="utf-8")) if checkpoint else 0.0
+    shown = ShowProgress(course.title)
     options: dict[str, Any] = {
         "model": model,
         "args": args,
         "train_dataset": rows,
         "processing_class": tokenizer,
         "data_collator": collator(tokenizer, rows),
-        "callbacks": [*([callback] if callback else []), ShowProgress(course.title), MarkComplete(before)],
+        "callbacks": [*([callback] if callback else []), shown, MarkComplete(before)],
     }
     if teacher is None:
         trainer: Trainer = _Plain(**options)
@@ -113,7 +114,10 @@ def train(
         trainer = _Taught(teacher=teacher, noise=noise, **options)
     trainer.remove_callback(PrinterCallback)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        shown.stop()  # after Ctrl-C too, or the terminal would have no cursor
     return before + time.perf_counter() - started
 
 
@@ -195,9 +199,8 @@ class ShowProgress(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._progress.update(self._bar, completed=state.global_step)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
         self._progress.stop()
 
 
