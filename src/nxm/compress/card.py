@@ -154,7 +154,10 @@ td, th { border-bottom: 1px solid #d5dae1; padding: .3rem .6rem; text-align: lef
 <h2>{{ heading }}</h2>
 {% for kind, content in blocks %}
 {% if kind == "table" %}
-<div class="tablewrap"><table>{% for cells in content %}<tr>
+<div class="tablewrap"><table>
+{%- if content["head"] %}<tr>
+{%- for cell in content["head"] %}<th scope="col">{{ cell }}</th>{% endfor %}</tr>{% endif %}
+{%- for cells in content["rows"] %}<tr>
 {%- for cell in cells %}{% if loop.first %}<th scope="row">{{ cell }}</th>{% else %}<td>{{ cell }}</td>{% endif %}
 {%- endfor %}</tr>{% endfor %}</table></div>
 {% elif kind == "list" %}
@@ -314,9 +317,8 @@ def _sections(text: str) -> list[tuple[str, list[tuple[str, Any]]]]:
         for block in body.strip().split("\n\n"):
             lines = [line.replace("`", "") for line in block.strip().splitlines() if line.strip()]
             if lines and all(line.startswith("|") for line in lines):
-                rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-                rows = [row for row in rows if any(set(cell) - set(":-") for cell in row)]
-                blocks.append(("table", rows))
+                head, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)
+                blocks.append(("table", {"head": head if any(head) else [], "rows": rows}))
             elif lines and all(line.startswith("- ") for line in lines):
                 blocks.append(("list", [line[2:] for line in lines]))
             elif lines:

@@ -6,14 +6,13 @@ import copy
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nxm.compress.train import Course, collator
+from nxm.compress.train import Course, collator, device
 from nxm.distillation.trainer import accepted
 from nxm.errors import UserError
 from nxm.measure.timing import Timer, time_call
@@ -67,11 +66,11 @@ def measure_speed(
         held_out: number of held-out rows, each of which is scored a few times.
         timer: runs a call once and returns its seconds.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    copied: Any = copy.deepcopy(model)
-    copied.to(device).train()
+    place, copied = device(), copy.deepcopy(model)
+    torch.nn.Module.to(copied, place)
+    copied.train()
     optimizer = torch.optim.AdamW(copied.parameters(), lr=1e-9)
-    batches = _batches(copied, tokenizer, rows, course, device)
+    batches = _batches(copied, tokenizer, rows, course, place)
 
     def step(inputs: dict[str, Tensor]) -> None:
         copied(**inputs).loss.backward()
@@ -82,28 +81,28 @@ def measure_speed(
     def forward(inputs: dict[str, Tensor]) -> None:
         copied(**inputs)
 
-    step_seconds, forward_seconds = (_median(call, batches, device, timer) for call in (step, forward))
+    step_seconds, forward_seconds = (_median(call, batches, place, timer) for call in (step, forward))
     return Speed(step_seconds, forward_seconds, forward_seconds * held_out / course.batch(len(rows)))
 
 
 def _batches(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, course: Course, device: torch.device
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, course: Course, place: torch.device
 ) -> list[dict[str, Tensor]]:
     batch = course.batch(len(rows))
     order = list(LengthGroupedByEpoch(list(rows["length"]), batch, course.seed))
     pad, columns = collator(tokenizer, rows), rows.remove_columns("length")
     starts = [(i % (len(order) // batch)) * batch for i in range(TIMED_STEPS)]
     found = [pad([columns[i] for i in order[start : start + batch]]) for start in starts]
-    return [{name: tensor.to(device) for name, tensor in accepted(model, inputs).items()} for inputs in found]
+    return [{name: tensor.to(place) for name, tensor in accepted(model, inputs).items()} for inputs in found]
 
 
 def _median(
     call: Callable[[dict[str, Tensor]], None],
     batches: Sequence[dict[str, Tensor]],
-    device: torch.device,
+    place: torch.device,
     timer: Timer,
 ) -> float:
-    seconds = [timer(lambda inputs=inputs: call(inputs), device) for inputs in batches]  # type: ignore[misc]
+    seconds = [timer(lambda inputs=inputs: call(inputs), place) for inputs in batches]  # type: ignore[misc]
     return statistics.median(seconds[1:])
 
 

@@ -178,10 +178,10 @@ def _compress(prepared: Prepared, plan: Plan) -> Path:
         )
         _write_seconds(prepared, "compress", seconds)
         # the report compares them with those of the saved model
-        found = prepared.outcomes(partial(outputs, model.cpu().eval()))
+        found = prepared.outcomes(partial(outputs, model.eval()))
         with new_file(prepared.out / "work" / folder.OUTCOMES) as path, path.open("wb") as file:
             np.save(file, found, allow_pickle=False)
-        save_model(model, prepared.tokenizer, place)
+        save_model(model.cpu(), prepared.tokenizer, place)
     shutil.rmtree(scratch, ignore_errors=True)
     return place
 

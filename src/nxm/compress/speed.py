@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nxm.compress.train import device
 from nxm.errors import UserError, first_line
 from nxm.export.semi_structured import load_2of4
 from nxm.export.trained import Answer, Trained, outputs
@@ -55,8 +56,7 @@ def open_export(path: Path, form: str, tokens: int) -> Opened:
     if form == "packed":
         return Opened(partial(outputs, load(path)))
     if form == "torch-2of4":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return Opened(partial(outputs, load_2of4(path, device, tokens)))
+        return Opened(partial(outputs, load_2of4(path, device(), tokens)))
     if form == "torch-int8":
         from nxm.export.x86 import open_x86
 
@@ -78,9 +78,9 @@ def measure(
         exported: opened exports by name; one that fails on these inputs has a row with the reason.
         length: tokens of each text.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = device()
     models = {DENSE: dense, COMPRESSED: compressed}
-    answers: dict[str, Answer] = {name: partial(outputs, _moved(own, device)) for name, own in models.items()}
+    answers: dict[str, Answer] = {name: partial(outputs, moved(own, place)) for name, own in models.items()}
     answers |= {name: opened.answer for name, opened in exported.items()}
     products = {name: opened.products for name, opened in exported.items()}
     rows: list[Row] = []
@@ -90,24 +90,25 @@ def measure(
             calls, absent = _runnable(answers, inputs)
             rows += [{"form": name, "batch": batch, "length": length, "absent": why} for name, why in absent.items()]
             seconds = time_interleaved(
-                calls, warmup=WARMUP, repeats=REPEATS, budget=BUDGET_SECONDS, device=device, timer=timer
+                calls, warmup=WARMUP, repeats=REPEATS, budget=BUDGET_SECONDS, device=place, timer=timer
             )
             for name, own in seconds.items():
                 row = {"form": name, "batch": batch, "length": length} | with_spread(own)
                 rows.append(
                     row
                     | {"speedup": paired_ratio(seconds[DENSE], own)}
-                    | _kernels(calls[name], products.get(name), device)
+                    | _kernels(calls[name], products.get(name), place)
                 )
     finally:
         for trained in models.values():
-            _moved(trained, torch.device("cpu"))
+            moved(trained, torch.device("cpu"))
     return rows
 
 
-def _moved(trained: Trained, device: torch.device) -> Any:
+def moved(trained: Trained, place: torch.device) -> Any:
+    """Return the model after moving it to a device."""
     module: torch.nn.Module = trained.model
-    return module.to(device)
+    return module.to(place)
 
 
 def _runnable(
@@ -126,12 +127,12 @@ def _runnable(
     return calls, absent
 
 
-def _kernels(call: Callable[[], object], known: list[str] | None, device: torch.device) -> dict[str, Any]:
+def _kernels(call: Callable[[], object], known: list[str] | None, place: torch.device) -> dict[str, Any]:
     """Return the operators or kernels of a call that multiply, the longest first, and how many were sparse."""
     if known is not None:
         return {"kernels": known, "sparse_launches": 0}
     with _without_stderr():
-        found = launched(call, device)
+        found = launched(call, place)
     products = [each.name for each in found if _multiplies(each.name)]
     return {"kernels": products[:3], "sparse_launches": sparse_launches(found)}
 

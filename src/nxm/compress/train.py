@@ -35,6 +35,11 @@ from nxm.training.trainer import COMPLETE, LengthGroupedByEpoch
 CHECKPOINTS = 10  # over a training
 
 
+def device() -> torch.device:
+    """Return the device on which models train, are scored and timed."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @dataclass(frozen=True)
 class Course:
     """The values of a training."""
