@@ -190,6 +190,12 @@ def test_a_word_among_many_numbers_is_named_and_numbers_among_words_are_words():
     assert read({"text": TEXTS, "label": ["1", "one", "2", "one"]}).classes == ("1", "2", "one")
 
 
+def test_a_pair_is_a_duplicate_in_either_order():
+    columns = {"text1": ["a", "b ", "a"], "text2": ["b", "a", "c"], "label": ["x", "y", "x"]}
+    first, second, third = read(columns).keys
+    assert first == second != third
+
+
 def test_a_label_column_with_something_else_than_0_and_1_is_named():
     columns = {"text": TEXTS, "p": ["1", "0", "2", "0"], "q": ["1", "0", "1", "0"]}
     with pytest.raises(UserError, match="column 'p', row 3: '2'; a column of a label has 0 or 1"):

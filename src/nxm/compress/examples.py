@@ -84,8 +84,9 @@ class Examples:
 
     @property
     def keys(self) -> list[tuple[str, ...]]:
-        """For each row its texts without surrounding space: rows with equal ones are duplicates."""
-        return [tuple(text.strip() for text in texts) for texts in self.inputs]
+        """For each row its texts without surrounding space, a pair's in either order; duplicates have equal keys."""
+        stripped = [tuple(text.strip() for text in texts) for texts in self.inputs]
+        return [tuple(sorted(texts)) for texts in stripped] if len(self.columns.text) == 2 else stripped
 
     def take(self, rows: Iterable[int]) -> Examples:
         """Return some of the rows."""

@@ -163,7 +163,7 @@ def read_rows(settings: Compression, notes: Notes) -> tuple[Examples, Examples, 
         UserError: see `nxm.compress.tables` and `nxm.compress.examples`; or no row is left on one side.
     """
     examples = read_examples(read_table(settings.train, settings.encoding), settings)
-    if differing := contradictions(examples.keys, examples.labels):
+    if differing := contradictions(examples.inputs, examples.labels):
         notes.add(f"{differing} texts occur more than once with different labels")
     held = read_table(settings.test, settings.encoding) if settings.test else read_held_out_split(settings.train)
     if held is None:
