@@ -361,6 +361,21 @@ def test_a_budget_decides_the_epochs_before_training(data, tmp_path, capsys):
     assert f"plan: {plan.dense_epochs} epochs to fine-tune, {plan.epochs} to compress" in capsys.readouterr().out
 
 
+def test_a_slow_fine_tuning_costs_epochs_of_compression_and_the_report_says_so(data, tmp_path, monkeypatch):
+    honest = run.train
+
+    def slow(*args, **kwargs):
+        return honest(*args, **kwargs) + (50.0 if kwargs == {} else 0.0)  # the fine-tuning has no callback
+
+    monkeypatch.setattr(run, "train", slow)
+    outcome = compress(tmp_path, save_tiny(tmp_path / "model"), data, epochs=4, budget="2m")
+    assert (outcome.plan.dense_epochs, outcome.plan.epochs) == (2, 1)
+    assert "the budget left 1 of 4 epochs of compression" in outcome.report["notes"]
+    monkeypatch.undo()
+    again = compress(tmp_path, tmp_path / "model", data, epochs=4, budget="2m")
+    assert again.plan == outcome.plan  # settled once, whatever the machine does later
+
+
 # --- bad input -----------------------------------------------------------------------------------------------------
 
 

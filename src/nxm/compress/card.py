@@ -5,6 +5,7 @@ All three are rendered from the numbers in report.json and from nothing else.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -229,8 +230,8 @@ def _words(report: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": verdict(report),
         "label": LABELS[metric],
         "others": "; ".join(pairs),
-        "classes": ", ".join(report["classes"][:12]) + (", ..." if len(report["classes"]) > 12 else ""),
-        "columns": f"text: {', '.join(report['columns']['text'])}; label: {', '.join(report['columns']['label'])}",
+        "classes": _cell(", ".join(report["classes"][:12])) + (", ..." if len(report["classes"]) > 12 else ""),
+        "columns": _cell("; ".join(f"{name}: {', '.join(report['columns'][name])}" for name in ("text", "label"))),
         "epochs": f"{dense}, compression {plan['epochs']}",
         "time": f"dense {say_seconds(seconds['dense'])}, compression {say_seconds(seconds['compress'])}",
         "check_words": "The scores are those of the saved model, loaded again"
@@ -308,6 +309,16 @@ def _advice(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _cell(text: str) -> str:
+    """Return a text as it may stand in a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _cells(line: str) -> list[str]:
+    """Return the texts of a line of a Markdown table."""
+    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line[1:-1])]
+
+
 def _sections(text: str) -> list[tuple[str, list[tuple[str, Any]]]]:
     """Return the report's sections as blocks: tables, lists and paragraphs, without Markdown's marks."""
     sections = []
@@ -317,7 +328,7 @@ def _sections(text: str) -> list[tuple[str, list[tuple[str, Any]]]]:
         for block in body.strip().split("\n\n"):
             lines = [line.replace("`", "") for line in block.strip().splitlines() if line.strip()]
             if lines and all(line.startswith("|") for line in lines):
-                head, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)
+                head, _, *rows = (_cells(line) for line in lines)
                 blocks.append(("table", {"head": head if any(head) else [], "rows": rows}))
             elif lines and all(line.startswith("- ") for line in lines):
                 blocks.append(("list", [line[2:] for line in lines]))
