@@ -361,6 +361,13 @@ def test_a_budget_decides_the_epochs_before_training(data, tmp_path, capsys):
     assert f"plan: {plan.dense_epochs} epochs to fine-tune, {plan.epochs} to compress" in capsys.readouterr().out
 
 
+def test_a_budget_that_is_too_small_leaves_nothing_and_a_larger_one_then_works(fine_tuned, data, tmp_path):
+    with pytest.raises(UserError, match="budget: 5 s are not enough"):
+        compress(tmp_path, fine_tuned, data, budget="5s")
+    assert not (tmp_path / "out").exists()
+    assert compress(tmp_path, fine_tuned, data, budget="1h").passed
+
+
 def test_a_slow_fine_tuning_costs_epochs_of_compression_and_the_report_says_so(data, tmp_path, monkeypatch):
     honest = run.train
 
@@ -439,6 +446,7 @@ def test_a_full_disk_is_named_before_training(fine_tuned, data, tmp_path, monkey
     monkeypatch.setattr("nxm.files.shutil.disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"needs about \d+ MiB, its disk has 0 MiB free; make room first"):
         compress(tmp_path, fine_tuned, data)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tagger_with_its_tags_is_not_fine_tuned(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nxm.errors import UserError
-from nxm.files import DISK_ERRORS, check_place, write_json
+from nxm.files import check_place, write_json
 
 SETTINGS, PLAN, REPORT = "settings.json", "plan.json", "report.json"
 OUTCOMES = "outcomes.npy"  # on the held-out rows, of the model that was trained; in work/
@@ -24,36 +24,46 @@ EXPORTS = {
 KNOWN = {SETTINGS, PLAN, REPORT, "report.md", "report.html", "dense", "model", "work", *EXPORTS.values()}
 
 
-def begin(folder: Path, identity: Mapping[str, Any], *, force: bool, source: Path) -> None:
-    """Create the output folder, or find in it an earlier run of the same settings, which goes on.
+def find_plan(folder: Path, identity: Mapping[str, Any], *, force: bool, source: Path) -> dict[str, Any] | None:
+    """Return the plan of an earlier run of the same settings in an output folder, which goes on; None: a run begins.
+
+    Nothing is written.
 
     Args:
         identity: the settings, data, model and versions that decide the result, as JSON.
-        force: remove what another run with other settings left, or a finished one.
+        force: a run begins whatever an earlier one left.
         source: the model's folder, which must survive.
 
     Raises:
         UserError: the folder holds something else, or a run with other settings; the message names the first.
     """
     check_place(folder, lambda out: None, source, folder=True)
-    if folder.exists() and any(folder.iterdir()):
-        strays = sorted({entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} - KNOWN)
-        if strays or not (folder / SETTINGS).is_file():
-            holds = f"holds {strays[0]}" if strays else f"has no {SETTINGS}"
-            raise UserError(f"{folder}: {holds}: nxm compress did not write it; give another place with --out")
-        if not force:
-            _refuse_other(folder, identity)
-            return
-        for name in KNOWN:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if error.errno in DISK_ERRORS:
-            raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
-        raise
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    strays = sorted({entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} - KNOWN)
+    if strays or not (folder / SETTINGS).is_file():
+        holds = f"holds {strays[0]}" if strays else f"has no {SETTINGS}"
+        raise UserError(f"{folder}: {holds}: nxm compress did not write it; give another place with --out")
+    if force:
+        return None
+    _refuse_other(folder, identity)
+    return read_json(folder / PLAN)
+
+
+def begin(folder: Path, identity: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+    """Write settings and plan into an output folder, without what an earlier run left there.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    for name in (PLAN, *sorted(KNOWN - {PLAN, SETTINGS})):  # without a plan, a kill in between leaves nothing to go on
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     write_json(folder / SETTINGS, dict(identity))
+    write_json(folder / PLAN, dict(plan))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

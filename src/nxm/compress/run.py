@@ -88,16 +88,15 @@ def compress_model(
         raise UserError("nxm compress runs in one process: start it without accelerate launch or torchrun")
     with _quiet():
         prepared, start = prepare(settings)
-        known = None
+        identity, known = prepared.identity(), None
         if not dry_run:
-            folder.begin(prepared.out, prepared.identity(), force=force, source=prepared.origin.folder)
-            known = folder.read_json(prepared.out / folder.PLAN)
+            known = folder.find_plan(prepared.out, identity, force=force, source=prepared.origin.folder)
         plan = _make_plan(prepared, start) if known is None else Plan(**known)
         if dry_run:
             print("dry run: nothing was trained or written")
             return Outcome(prepared.out, plan, None)
         if known is None:
-            write_json(prepared.out / folder.PLAN, dataclasses.asdict(plan))
+            folder.begin(prepared.out, identity, dataclasses.asdict(plan))
         else:
             print(f"{prepared.out}: goes on with an earlier run", flush=True)
         dense = _fine_tune(prepared, start, plan)
