@@ -11,7 +11,7 @@ ORDER = (
     *("errors", "environment", "config", "files", "machine", "replay", "command"),
     *("sets", "models", "methods", "distillation"),  # the library
     *("data", "study", "training"),
-    *("export", "measure", "report", "launch"),
+    *("export", "measure", "compress", "report", "launch"),
     *("check", "cli", "__main__"),
 )
 

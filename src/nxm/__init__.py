@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nxm.compress.run import compress_model
+    from nxm.compress.settings import Compression
     from nxm.distillation.settings import DISTILLATION, Distillation
     from nxm.distillation.trainer import DistillationTrainer
     from nxm.errors import UserError
@@ -48,6 +50,7 @@ _HOMES = {
     "Admm": "nxm.methods.admm.settings",
     "AdmmCallback": "nxm.methods.admm.callback",
     "AspCallback": "nxm.methods.one_shot.callback",
+    "Compression": "nxm.compress.settings",
     "ConstraintSet": "nxm.sets.base",
     "Gmp": "nxm.methods.gradual.settings",
     "GmpCallback": "nxm.methods.gradual.callback",
@@ -64,6 +67,7 @@ _HOMES = {
     "StructuredCallback": "nxm.methods.structured.callback",
     "Unstructured": "nxm.sets.unstructured",
     "UserError": "nxm.errors",
+    "compress_model": "nxm.compress.run",
     "find_targets": "nxm.models.targets",
     "load": "nxm.models.load",
     "parse_set": "nxm.sets",
@@ -82,6 +86,7 @@ __all__ = [
     "Admm",
     "AdmmCallback",
     "AspCallback",
+    "Compression",
     "ConstraintSet",
     "Distillation",
     "DistillationTrainer",
@@ -100,6 +105,7 @@ __all__ = [
     "StructuredCallback",
     "Unstructured",
     "UserError",
+    "compress_model",
     "find_targets",
     "load",
     "parse_set",

@@ -115,6 +115,95 @@ def export(
 
 
 @app.command()
+def compress(
+    model: Annotated[str, typer.Argument(help="a from_pretrained folder, or a model's name on the Hub")],
+    train: Annotated[Path, typer.Option(help="labelled rows: .csv, .tsv, .parquet, .jsonl or a folder of `datasets`")],
+    to: Annotated[str, typer.Option(help='the set in which the weights end: "2:4", "1:4", "2:4 int8", "int4"')] = "2:4",
+    out: Annotated[Path | None, typer.Option(help="the output folder; default: the model's name and the set")] = None,
+    test: Annotated[Path | None, typer.Option(help="held-out rows; default: rows of --train are held out")] = None,
+    text: Annotated[str | None, typer.Option(help="the column of the text, or of the first of two")] = None,
+    text2: Annotated[str | None, typer.Option(help="the column of the second text")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="the column of the label; several: one 0/1 column for each label")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="classification, regression, multi-label or token-classification; default: by the labels"),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="the score to compare, such as macro_f1; default: the task's")
+    ] = None,
+    recipe: Annotated[
+        Literal["best", "paper"], typer.Option(help="best: with a dense teacher; paper: the paper's own, without")
+    ] = "best",
+    fine_tune: Annotated[
+        bool, typer.Option("--fine-tune", help="fine-tune first even if the model has a head for these labels")
+    ] = False,
+    dense_epochs: Annotated[int, typer.Option(help="epochs of fine-tuning the dense model")] = 4,
+    epochs: Annotated[int, typer.Option(help="epochs of compression")] = 5,
+    dense_learning_rate: Annotated[float | None, typer.Option(help="default: by the model's width")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="of the compression; default: by the width")] = None,
+    batch_size: Annotated[int, typer.Option(help="examples per optimizer step")] = 32,
+    max_length: Annotated[
+        int | None, typer.Option(help="tokens after which a text is cut; default: what the model reads, at most 512")
+    ] = None,
+    held_out: Annotated[float, typer.Option(help="share of rows held out without --test, at most 2,000")] = 0.2,
+    seed: Annotated[int, typer.Option(help="of the split, a new head, batches and dropout")] = 0,
+    encoding: Annotated[str, typer.Option(help="of text files")] = "utf-8",
+    export: Annotated[
+        Literal["onnx", "onnx-int8", "onnx-weight-only", "torch-int8", "torch-2of4", "packed"] | None,
+        typer.Option(help="also write this format (nxm export)"),
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="exit status 1 if the score is more points (0 to 100) lower than dense")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="time for the whole run, such as 2h or 90m")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan; train and write nothing")] = False,
+    force: Annotated[bool, typer.Option("--force", help="start again where OUT holds an earlier run")] = False,
+) -> None:
+    """Compress your model on your data: fine-tune if needed, compress, check, export, measure, report.
+
+    A killed run goes on by the same command. Exit status 0: done; 1: bad input, or more lost than --max-drop.
+
+    nxm compress distilbert-base-uncased --train reviews.csv --to "2:4 int8" --max-drop 1.0
+
+    nxm compress my-model --train train.csv --test test.csv --text body --label topic --export onnx-int8 --budget 2h
+    """
+    from nxm.compress.run import compress_model
+
+    outcome = compress_model(
+        model,
+        train,
+        label=tuple(label or ()),
+        to=to,
+        out=out,
+        test=test,
+        text=text,
+        text2=text2,
+        task=task,
+        metric=metric,
+        recipe=recipe,
+        fine_tune=fine_tune,
+        dense_epochs=dense_epochs,
+        epochs=epochs,
+        dense_learning_rate=dense_learning_rate,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        max_length=max_length,
+        held_out=held_out,
+        seed=seed,
+        encoding=encoding,
+        export=export,
+        max_drop=max_drop,
+        budget=budget,
+        dry_run=dry_run,
+        force=force,
+    )
+    if not outcome.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def bench(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="the device to measure")] = "cuda",
     out: Annotated[Path, typer.Option(help="the folder for the result, DEVICE.json")] = Path("bench"),

@@ -1,0 +1,160 @@
+"""Latency of the dense, the compressed and the exported model on this machine, and the kernels that ran."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nxm.compress.train import device
+from nxm.errors import UserError, first_line
+from nxm.export.semi_structured import load_2of4
+from nxm.export.trained import Answer, Trained, outputs
+from nxm.measure.forms import random_inputs
+from nxm.measure.kernels import launched, sparse_launches
+from nxm.measure.timing import Row, Timer, paired_ratio, time_call, time_interleaved, with_spread
+from nxm.models.load import load
+
+BATCHES = (1, 8)
+WARMUP, REPEATS, BUDGET_SECONDS = 3, 15, 5.0  # for each batch size
+DENSE, COMPRESSED = "dense, PyTorch fp32", "compressed, PyTorch fp32"
+MULTIPLIES = ("mm", "linear", "matmul", "gemm", "conv")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An exported model, ready to run.
+
+    Attributes:
+        answer: takes the tokenizer's tensors and returns outputs by name.
+        products: the operators of its file that multiply; None: the profiler sees them.
+    """
+
+    answer: Answer
+    products: list[str] | None = None
+
+
+def open_export(path: Path, form: str, tokens: int) -> Opened:
+    """Open an exported model.
+
+    Args:
+        form: the export's format.
+        tokens: batch x length of the inputs, for which 2:4 kernels are chosen.
+
+    Raises:
+        UserError: it cannot be run on this machine.
+    """
+    if form == "packed":
+        return Opened(partial(outputs, load(path)))
+    if form == "torch-2of4":
+        return Opened(partial(outputs, load_2of4(path, device(), tokens)))
+    if form == "torch-int8":
+        from nxm.export.x86 import open_x86
+
+        return Opened(open_x86(path))
+    import onnx
+
+    from nxm.export.onnx import open_onnx
+
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    return Opened(open_onnx(path), sorted(name for name in operators if _multiplies(name)))
+
+
+def measure(
+    dense: Trained, compressed: Trained, exported: Mapping[str, Opened], length: int, timer: Timer = time_call
+) -> list[Row]:
+    """Return a row per form and batch size; all forms are timed in the same rounds (`nxm.measure.timing`).
+
+    Args:
+        exported: opened exports by name; one that fails on these inputs has a row with the reason.
+        length: tokens of each text.
+    """
+    place = device()
+    models = {DENSE: dense, COMPRESSED: compressed}
+    answers: dict[str, Answer] = {name: partial(outputs, moved(own, place)) for name, own in models.items()}
+    answers |= {name: opened.answer for name, opened in exported.items()}
+    products = {name: opened.products for name, opened in exported.items()}
+    rows: list[Row] = []
+    try:
+        for batch in BATCHES:
+            inputs = random_inputs(dense, batch, length)
+            calls, absent = _runnable(answers, inputs)
+            rows += [{"form": name, "batch": batch, "length": length, "absent": why} for name, why in absent.items()]
+            seconds = time_interleaved(
+                calls, warmup=WARMUP, repeats=REPEATS, budget=BUDGET_SECONDS, device=place, timer=timer
+            )
+            for name, own in seconds.items():
+                row = {"form": name, "batch": batch, "length": length} | with_spread(own)
+                rows.append(
+                    row
+                    | {"speedup": paired_ratio(seconds[DENSE], own)}
+                    | _kernels(calls[name], products.get(name), place)
+                )
+    finally:
+        for trained in models.values():
+            moved(trained, torch.device("cpu"))
+    return rows
+
+
+def moved(trained: Trained, place: torch.device) -> Any:
+    """Return the model after moving it to a device."""
+    module: torch.nn.Module = trained.model
+    return module.to(place)
+
+
+def _runnable(
+    answers: Mapping[str, Answer], inputs: Mapping[str, Tensor]
+) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    calls: dict[str, Callable[[], object]] = {}
+    absent: dict[str, str] = {}
+    for name, answer in answers.items():
+        call = partial(answer, inputs)
+        try:
+            call()
+        except (RuntimeError, UserError) as error:  # a compiler, or a GPU's memory
+            absent[name] = first_line(error)
+        else:
+            calls[name] = call
+    return calls, absent
+
+
+def _kernels(call: Callable[[], object], known: list[str] | None, place: torch.device) -> dict[str, Any]:
+    """Return the operators or kernels of a call that multiply, the longest first, and how many were sparse."""
+    if known is not None:
+        return {"kernels": known, "sparse_launches": 0}
+    with _without_stderr():
+        found = launched(call, place)
+    products = [each.name for each in found if _multiplies(each.name)]
+    return {"kernels": products[:3], "sparse_launches": sparse_launches(found)}
+
+
+def _multiplies(operator: str) -> bool:
+    return any(word in operator.lower() for word in MULTIPLIES)
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drop what the block writes to the process's stderr: PyTorch's profiler prints a line when it starts and stops."""
+    sys.stderr.flush()
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
+def typical_length(lengths: Sequence[int]) -> int:
+    """Return the median number of tokens, rounded up to a multiple of 8 but no longer than the longest."""
+    return int(min(max(lengths), 8 * np.ceil(np.median(lengths) / 8)))

@@ -1,0 +1,31 @@
+"""The scripts in examples/ run as they stand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nxm.export.trained import load_trained
+from user_data import reviews, save_tiny, write_csv
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.mark.parametrize(
+    ("script", "model", "pattern"), [("trainer_callback", ".", "2:4"), ("own_csv", "model", "2:4 int8")]
+)
+def test_an_example_runs_and_its_model_obeys(script, model, pattern, tmp_path):
+    frame = reviews()
+    data = write_csv(tmp_path / "data.csv", frame.assign(label=(frame.label == "good").astype(int)))
+    command = [sys.executable, str(EXAMPLES / f"{script}.py"), str(save_tiny(tmp_path / "tiny")), str(data), "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    claims = load_trained(tmp_path / "out" / model).claims
+    assert [str(constraint) for constraint, _ in claims] == [pattern]
+
+
+def test_every_example_has_a_test():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"trainer_callback", "own_csv"}
