@@ -1,4 +1,4 @@
-"""Renew requirements.lock and requirements-cuda.lock: every package that pyproject.toml brings, with versions and hashes.
+"""Write requirements.lock and requirements-cuda.lock: what pyproject.toml brings, with versions and hashes of files.
 
     make lock                        keep the versions that are pinned, as far as pyproject.toml allows them
     make lock UPGRADE=--upgrade      take the newest ones (`--upgrade-package NAME`: of one package)
