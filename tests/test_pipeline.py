@@ -11,7 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import IO
 
 import numpy as np
@@ -451,3 +455,43 @@ def test_two_processes_train_to_the_same_weights_as_one(stage, start, finished):
             continue
         began = start_weights.get(name, start_weights.get(name.removeprefix("bert."), torch.zeros_like(one)))
         assert (one - trained["cpu2"][name]).norm() <= 1e-3 * (one - began).norm(), name
+
+
+@pytest.mark.parametrize("kind", ["folder", "http"])
+def test_a_remote_brings_data_and_models_and_tables_are_made_again_without_training(kind, finished, tmp_path):
+    there, here, store = finished[0], tmp_path / "clone", tmp_path / "store"
+    there = shutil.copytree(there, tmp_path / "there")
+    for command in (["remote", "add", "--default", "store", str(store)], ["push"]):
+        assert dvc(there, *command).returncode == 0
+    shutil.copytree(there, here, ignore=shutil.ignore_patterns("cache", "data", "models", "checkpoints"))
+    shutil.copytree(there / "src", here / "src", dirs_exist_ok=True)  # it has folders of these names
+    assert not (here / SMOKE / "models").exists()
+    with served(store) if kind == "http" else nullcontext(str(store)) as url:
+        assert dvc(here, "remote", "modify", "store", "url", url).returncode == 0
+        pulled = dvc(here, "pull")
+        assert pulled.returncode == 0, pulled.stderr
+    for path in (there / SMOKE / "models").rglob("*.safetensors"):
+        assert sha256_file(here / path.relative_to(there)) == sha256_file(path)
+    assert "up to date" in dvc(here, "status").stdout
+    table = SMOKE / "paper_tables/table1.md"
+    (here / table).unlink()
+    status, output = run_launch(here)
+    assert status == 0, output
+    assert "training 1 of" not in output
+    assert (here / table).read_bytes() == (there / table).read_bytes()
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder by plain HTTP on this machine, and give its address."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
