@@ -418,7 +418,7 @@ def _block_rows() -> list[dict[str, Any]]:
     ways += [
         (
             f"{block}x{block} at 0.2",
-            {"block": block, "density": 0.2, "warps": 4, "stages": 3},
+            {"block": block, "density": 0.2083 if block < 64 else 0.1667, "warps": 4, "stages": 3},
             0.7 if block < 64 else 1.4,
         )
         for block in (32, 64)

@@ -210,11 +210,11 @@ def bench(
     budget: Annotated[float, typer.Option(help="seconds to spend; what is worth least is left out")] = 600.0,
     parts: Annotated[str, typer.Option(help="comma-separated")] = "proof,card,products,encoders,blocks",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="list the units with estimates; measure nothing")] = False,
-    force: Annotated[bool, typer.Option("--force", help="replace an earlier result")] = False,
+    force: Annotated[bool, typer.Option("--force", help="measure again what an earlier result has")] = False,
 ) -> None:
     """Measure what 2:4 gains on this machine: products, whole encoders and the kernels that ran.
 
-    Needs no model, no data and no network. After a kill, and with what the budget cut, the same command goes on.
+    Needs no model, no data and no network. After a kill, and with what was cut, a call with the same --out goes on.
     """
     from nxm.measure.bench.run import list_units, run_bench
 

@@ -60,6 +60,11 @@ class Replay:
         else:
             self._graph = graph
 
+    @property
+    def captured(self) -> bool:
+        """True where the calls are in a CUDA graph, which a CPU has none of."""
+        return self._graph is not None
+
     def seconds(self) -> float:
         """Run all calls once and return the seconds of one."""
         if self.device.type != "cuda":

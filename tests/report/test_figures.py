@@ -237,6 +237,16 @@ def test_encoders_are_drawn_where_they_were_measured_whichever_call_it_was() -> 
     assert [label.get_text() for label in axes.get_yticklabels()] == ["BF16", "FP8"]
 
 
+def test_encoders_without_the_usual_rival_are_drawn_over_the_reference_that_their_rows_name() -> None:
+    _, gpu = make_bench()
+    kept = [row for row in gpu["rows"] if (row["part"], row.get("dtype")) == ("encoders", "fp8") and "reference" in row]
+    gpu["rows"] = [row | {"reference": "fp32 dense captured"} for row in kept]
+    figure = report.load("figures", "encoders").draw(Evidence("embedded", [], None, bench=[gpu]))
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "Speed-up over FP32 dense, captured"
+    assert axes.get_title() == "BERT-base, 32 × 128 tokens"
+
+
 def test_forms_mark_kernels_that_were_not_sparse_and_name_what_is_absent() -> None:
     evidence = Evidence("embedded", [], None, deployment=make_deployment())
     figure = report.load("figures", "deployment").draw(evidence)

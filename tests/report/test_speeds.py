@@ -21,6 +21,7 @@ def evidence() -> Evidence:
         ("product_gain", ("bf16", 3072, 768, 4096), "1.62"),
         ("product_gains", ("bf16",), "1.30 to 1.62"),
         ("default_gains", ("bf16",), "0.80 to 0.80"),
+        ("way_gains", ("bf16", "masked"), "0.99 to 0.99"),
         ("product_rate", ("bf16", "2:4"), "810"),
         ("product_rate", ("bf16", "dense"), "500"),
         ("encoder_gain", ("BERT-base", 32, 128, "fp8", "2:4"), "1.10"),
@@ -28,6 +29,7 @@ def evidence() -> Evidence:
         ("encoder_energy", ("BERT-base", 32, 128, "bf16", "2:4"), "80 %"),
         ("proven_encoders", (), "3 of 3"),
         ("block_gains", (64, 0.2), "1.40 to 1.40"),
+        ("block_shares", (64, 0.2), "17 %"),
     ],
 )
 def test_numbers_are_the_gpus(evidence, name, arguments, said):
@@ -46,6 +48,8 @@ def test_the_machine_is_named_with_what_decides_its_speed(evidence):
         ("product_rate", ("fp8", "2:4")),
         ("encoder_gain", ("BERT-large", 32, 128, "bf16", "2:4")),
         ("block_gains", (16, 0.2)),
+        ("block_shares", (64, 0.3)),
+        ("way_gains", ("bf16", "2:4 to int32")),
         ("packed_share", ()),
     ],
 )

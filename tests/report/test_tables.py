@@ -465,8 +465,33 @@ def test_encoders_are_those_of_the_latest_call_with_the_proof_of_their_kernels()
 def test_blocks_have_a_column_per_size_and_density() -> None:
     table = report.load("tables", "table_blocks").make(Evidence("embedded", [], None, bench=make_bench()))
     (row,) = table.shown.to_dict("records")
-    assert row["32 × 32, 20 % left"] == "0.70"
-    assert row["64 × 64, 20 % left"] == "1.40"
+    assert row["32 × 32, about 20 % left"] == "0.70 (20.8 %)"
+    assert row["64 × 64, about 20 % left"] == "1.40 (16.7 %)"
+
+
+def test_the_encoders_speed_up_is_over_the_reference_that_the_rows_name() -> None:
+    files = make_bench()
+    cpu, gpu = files
+    eager = [row for row in gpu["rows"] if row["part"] == "encoders" and row.get("way") == "compiled"]
+    cpu["rows"] += [row | {"reference": "fp32 dense eager"} for row in eager if "absent" not in row]
+    table = report.load("tables", "table_encoders").make(Evidence("embedded", [], None, bench=[cpu]))
+    assert "Over FP32 dense, eager" in table.shown.columns
+    assert set(table.shown["Run"]) == {"compiled"}  # a CPU has no CUDA graphs
+    assert any(note.startswith("Over FP32 dense, eager: medians") for note in table.notes)
+    table = report.load("tables", "table_encoders").make(Evidence("embedded", [], None, bench=files))
+    assert set(table.shown["Reference"]) == {"FP32 dense, eager", "BF16 dense, compiled"}
+
+
+@pytest.mark.parametrize(("part", "name"), [("encoders", "encoders"), ("products", "products"), ("blocks", "blocks")])
+def test_a_unit_that_failed_as_a_whole_is_named_until_a_later_call_measures_it(part: str, name: str) -> None:
+    files = make_bench()
+    failed = {"unit": "the largest", "call": 1, "part": part, "absent": "OutOfMemoryError: CUDA out of memory"}
+    files[1]["rows"].append(failed)
+    evidence = Evidence("embedded", [], None, bench=files)
+    said = "Absent (GPU, the largest): OutOfMemoryError: CUDA out of memory."
+    assert said in report.load("tables", f"table_{name}").make(evidence).notes
+    files[1]["rows"].append(files[1]["rows"][0] | {"unit": "the largest", "call": 2})
+    assert said not in report.load("tables", f"table_{name}").make(evidence).notes
 
 
 def test_forms_have_their_times_sizes_scores_and_the_proof_of_their_kernels() -> None:

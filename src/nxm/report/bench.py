@@ -24,6 +24,7 @@ WAYS = {
     "captured": "eager, in a CUDA graph",
     "eager": "eager, launched by the host",
 }
+UNCAPTURED = {"compiled": "compiled", "captured": "eager", "eager": "eager"}  # a CPU's WAYS: it has no CUDA graphs
 _KEYS = {  # of a measurement: of several rows with the same values the latest counts
     "products": ("dtype", "shape", "tokens", "way"),
     "encoders": ("model", "batch", "length", "dtype", "form", "way"),
@@ -76,10 +77,30 @@ def reference(ways: dict[str, Row]) -> Row:
     return ways[next(iter(ways.values()))["reference"]]
 
 
+def named_reference(row: Row) -> str:
+    """Return the words for the encoder that a speed-up is over, such as "BF16 dense, compiled"."""
+    dtype, _, rest = row["reference"].partition(" ")
+    form, _, way = rest.rpartition(" ")
+    return f"{TYPES[dtype]} {FORMS[form]}, {way}"
+
+
+def asked(row: Row) -> float:
+    """Return the share of blocks that a block-sparse row was to keep; its `density` is the nearest that there is."""
+    return float(row["way"].rpartition(" at ")[2])
+
+
 def absences(files: Iterable[File], part: str) -> list[str]:
-    """Return a sentence for each reason why something of a part was not measured."""
+    """Return a sentence for each reason why something of a part was not measured.
+
+    A unit that failed as a whole, and was not measured by a later call, is there by its name.
+    """
     reasons: dict[str, dict[str, None]] = {}
     for file in files:
+        measured = {row["unit"] for row in file["rows"] if "unit" in row and "way" in row}
+        for row in file["rows"]:
+            if row["part"] == part and "absent" in row and "way" not in row and row["unit"] not in measured:
+                what = f"{DEVICES[file['device']]}, {row['unit']}"
+                reasons.setdefault(row["absent"].rstrip("."), {})[what] = None
         for row in rows(file, part):
             if "absent" in row:
                 what = f"{DEVICES[file['device']]}, {TYPES.get(row.get('dtype', ''), row.get('dtype', ''))}"

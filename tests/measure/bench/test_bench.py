@@ -1,4 +1,7 @@
-"""A bench's run: its budget, what a kill leaves, a kernel that breaks its process. Units here take no time."""
+"""A bench's run: its budget, what a kill leaves, a kernel that breaks its process. Units here take no time.
+
+A process that measures takes seconds to start: only tests of one that breaks have it, the others measure in their own.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,46 @@ from typer.testing import CliRunner
 
 from nxm.cli import app
 from nxm.errors import UserError
-from nxm.measure.bench import run
+from nxm.measure.bench import run, worker
 from nxm.measure.bench.run import PARTS, plan, run_bench
 from nxm.measure.bench.unit import Care, Unit
+from nxm.measure.bench.worker import BrokenError, Worker
+
+PROVENANCE = {"machine": {"cpu": "some CPU", "cores": 2, "memory_gib": 8.0}, "versions": {"torch": "2"}}
+
+
+class Here:
+    """Measures in this process."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def provenance(self) -> dict:
+        return json.loads(json.dumps(PROVENANCE))
+
+    def measure(self, unit: Unit, care: Care) -> list[dict]:
+        try:
+            return worker._measured(unit, care, self._device)[1]
+        except SystemExit as end:
+            raise BrokenError(f"the measuring process ended with status {end.code}") from None
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    monkeypatch.setattr(run, "Worker", Here)
+
+
+@pytest.fixture
+def in_its_own_process(monkeypatch, in_this_process):
+    monkeypatch.setattr(run, "Worker", Worker)
+
+
+@pytest.fixture
+def code_changes(monkeypatch):
+    return lambda: monkeypatch.setattr(run, "bench_code", lambda: "other code")
 
 
 def told(folder: Path, name: str, care: Care) -> list[dict]:
@@ -30,6 +70,10 @@ def dies_unless_careful(folder: Path, needed: int, care: Care) -> list[dict]:
     if care.get("fp16", 0) < needed:
         os._exit(7)
     return rows
+
+
+def ends(care: Care) -> list[dict]:
+    raise SystemExit(7)
 
 
 def fails(care: Care) -> list[dict]:
@@ -54,7 +98,8 @@ def test_rows_provenance_and_what_did_not_fit_are_in_the_file(tmp_path):
     found = bench(tmp_path, [unit(name, partial(told, tmp_path, name)) for name in "ab"])
     assert [row["way"] for row in found["rows"]] == ["a", "b"]
     assert (found["device"], found["left_out"]) == ("cpu", [])
-    assert {"machine", "versions"} <= found["provenance"].keys()
+    assert found["provenance"] == PROVENANCE
+    assert found["calls"] == {"1": {"code": run.bench_code()}}
     assert [row["unit"] for row in found["rows"]] == ["a", "b"]
 
 
@@ -76,13 +121,14 @@ def test_a_failing_unit_is_a_row_with_its_reason_and_the_next_is_measured(tmp_pa
     assert good["way"] == "good"
 
 
-def test_a_kernel_that_kills_its_process_is_tried_with_a_more_careful_search(tmp_path):
+def test_a_kernel_that_kills_its_process_is_tried_with_a_more_careful_search(tmp_path, in_its_own_process):
     units = [
         unit("first", partial(told, tmp_path, "first")),
         unit("dies", partial(dies_unless_careful, tmp_path, 1)),
         unit("later", partial(told, tmp_path, "later")),
     ]
     found = bench(tmp_path, units)
+    assert found["provenance"].keys() == {"machine", "versions"}
     first, dies, later = found["rows"]
     assert first["care"] == 0
     assert dies["care"] == 1
@@ -94,7 +140,7 @@ def test_a_kernel_that_kills_its_process_is_tried_with_a_more_careful_search(tmp
 
 
 def test_a_kernel_that_kills_every_process_is_absent_with_the_reason(tmp_path):
-    units = [unit("dies", partial(dies_unless_careful, tmp_path, 9)), unit("good", partial(told, tmp_path, "good"))]
+    units = [unit("dies", ends), unit("good", partial(told, tmp_path, "good"))]
     dies, good = bench(tmp_path, units)["rows"]
     assert dies["absent"] == "the measuring process ended with status 7"
     assert len(dies["broken_before"]) == 3
@@ -113,7 +159,7 @@ def test_after_a_kill_nothing_is_measured_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "write_json", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         bench(tmp_path, units)
-    monkeypatch.undo()
+    monkeypatch.setattr(run, "write_json", honest)
     found = json.loads((tmp_path / "cpu.json").read_text())
     assert found["left_out"] == ["c"]
     found = bench(tmp_path, units)  # without --force: what is there is not complete
@@ -133,6 +179,91 @@ def test_another_machines_result_is_neither_mixed_with_this_ones_nor_lost(tmp_pa
     assert [row["call"] for row in bench(tmp_path, units, force=True)["rows"]] == [1, 1]
 
 
+def test_rows_of_other_code_are_kept_and_named_and_measured_again_where_it_is_forced(tmp_path, capsys, code_changes):
+    units = [unit(name, partial(told, tmp_path, name)) for name in "ab"]
+    bench(tmp_path, units[:1])
+    code_changes()
+    found = bench(tmp_path, units)
+    assert "rows of call 1 were made by other code; --force measures them again" in capsys.readouterr().out
+    assert [(row["way"], row["call"]) for row in found["rows"]] == [("a", 1), ("b", 2)]
+    assert found["calls"]["1"] != found["calls"]["2"] == {"code": "other code"}
+    found = bench(tmp_path, units, force=True)
+    assert calls(tmp_path) == ["a", "b", "a"]  # what this code made, it need not make again
+    assert {row["way"]: row["call"] for row in found["rows"]} == {"a": 3, "b": 2}
+    assert found["calls"] == {"2": {"code": "other code"}, "3": {"code": "other code"}}
+
+
+def test_a_file_that_does_not_name_its_code_is_of_other_code(tmp_path, capsys):
+    units = [unit(name, partial(told, tmp_path, name)) for name in "ab"]
+    found = bench(tmp_path, units[:1])
+    del found["calls"]
+    (tmp_path / "cpu.json").write_text(json.dumps(found))
+    found = bench(tmp_path, units)
+    assert "rows of call 1 were made by other code" in capsys.readouterr().out
+    assert found["calls"] == {"2": {"code": run.bench_code()}}
+    bench(tmp_path, units, force=True)
+    assert calls(tmp_path) == ["a", "b", "a"]
+
+
+def test_the_code_is_that_of_the_bench_and_of_the_kernels(tmp_path, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(run, "sha256_file", lambda path: hashed.append(path.name) or "0")
+    run.bench_code.__wrapped__()
+    assert {"blocks.py", "worker.py", "timing.py", "replay.py", "fp8.py", "semi_structured.py"} <= set(hashed)
+
+
+def test_force_drops_the_rows_of_the_chosen_units_alone_and_what_others_left_out_stays(tmp_path):
+    a, b = (unit(name, partial(told, tmp_path, name)) for name in "ab")
+    long = Unit("encoders", "long", 1.0, 5e5, (), partial(told, tmp_path, "long"))
+    bench(tmp_path, [a, long])
+    assert bench(tmp_path, [b])["left_out"] == ["long"]
+    found = bench(tmp_path, [b], force=True)
+    assert [(row["way"], row["call"]) for row in found["rows"]] == [("a", 1), ("b", 2)]
+    assert calls(tmp_path) == ["a", "b", "b"]
+    assert found["left_out"] == ["long"]
+    assert bench(tmp_path, [long], budget=1e6)["left_out"] == []
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_budget_that_is_too_small_for_any_unit_changes_nothing(tmp_path, force):
+    a = unit("a", partial(told, tmp_path, "a"), seconds=10.0)
+    if force:
+        bench(tmp_path, [a])
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="--budget: 5 s are too few for any of 1 units; nothing was written"):
+        bench(tmp_path, [a], budget=5.0, force=force)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+def test_a_unit_that_failed_as_a_whole_is_left_out_and_tried_again(tmp_path, capsys):
+    good = unit("good", partial(told, tmp_path, "good"))
+    assert bench(tmp_path, [unit("bad", fails), good])["left_out"] == ["bad"]
+    again = f"nxm bench --device cpu --out {tmp_path} goes on with them"
+    assert f"1 units failed or did not fit in the budget of 3600 s; {again}" in capsys.readouterr().out
+    found = bench(tmp_path, [unit("bad", partial(told, tmp_path, "bad")), good])
+    assert found["left_out"] == []
+    assert [(row["way"], row["call"]) for row in found["rows"]] == [("good", 1), ("bad", 2)]
+
+
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_measured(tmp_path):
+    (tmp_path / "cpu.json").mkdir()
+    a = unit("a", partial(told, tmp_path, "a"))
+    with pytest.raises(UserError, match=r"cpu.json: is a folder; expected a file"):
+        bench(tmp_path, [a])
+    with pytest.raises(UserError, match=r"cannot be written"):
+        bench(Path("/proc/nothing"), [a])
+    assert [path.name for path in tmp_path.iterdir()] == ["cpu.json"]
+
+
+def test_a_measuring_process_that_cannot_start_is_an_error_with_its_reason(tmp_path, monkeypatch):
+    def ended(self):
+        raise BrokenError("the measuring process ended with status 1")
+
+    monkeypatch.setattr(Here, "provenance", ended)
+    with pytest.raises(UserError, match="nothing can be measured on cpu: the measuring process ended with status 1"):
+        bench(tmp_path, [unit("a", partial(told, tmp_path, "a"))])
+
+
 def test_a_machine_whose_memory_grows_is_the_same(tmp_path):
     units = [unit(name, partial(told, tmp_path, name)) for name in "ab"]
     found = bench(tmp_path, units[:1])
@@ -141,7 +272,10 @@ def test_a_machine_whose_memory_grows_is_the_same(tmp_path):
     assert [row["call"] for row in bench(tmp_path, units)["rows"]] == [1, 2]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"rows": []}'])
+NO_CALL = {"provenance": PROVENANCE, "rows": [{"unit": "x", "part": "card"}]}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"rows": []}', json.dumps(NO_CALL)])
 def test_a_file_that_is_no_result_is_not_replaced_unasked(tmp_path, text):
     (tmp_path / "cpu.json").write_text(text)
     units = [unit("a", partial(told, tmp_path, "a"))]

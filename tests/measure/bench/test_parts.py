@@ -9,6 +9,7 @@ from transformers import BertConfig, BertModel
 from nxm.measure.bench import blocks, card, encoder, encoders, products
 from nxm.measure.bench.unit import difference, kernel_row
 from nxm.measure.kernels import Launched, is_sparse, launched
+from nxm.replay import Replay
 from nxm.sets.nm import NM
 from stand_in import cusparselt_on_cpu
 
@@ -56,6 +57,36 @@ def test_a_way_whose_output_is_wrong_gets_no_time(monkeypatch):
     assert rows["masked"]["absent"] == "its output is wrong: relative error 5.0e-01"
     assert "median_ms" not in rows["masked"]
     assert "median_ms" in rows["dense"]
+
+
+def test_a_graph_whose_output_is_wrong_gets_no_time(monkeypatch):
+    class Wrong(Replay):
+        """Its calls are right when they are called, and their graph is not."""
+
+        def __init__(self, calls, device):
+            super().__init__(calls, device)
+            self.output = 1.5 * self.output
+
+    monkeypatch.setattr(products, "Replay", Wrong)
+    (row,) = [row for row in products.measure_product("fp32", (32, 64), 16, CPU) if row["way"] == "dense"]
+    assert row["absent"] == "its output is wrong: relative error 5.0e-01"
+    monkeypatch.setattr(blocks, "Replay", Wrong)
+    sparse = [row for row in blocks.measure_blocks((128, 128), 32, CPU) if row["way"] != "dense"]
+    assert {row["absent"] for row in sparse} == {"its output is wrong in a CUDA graph: relative error 5.0e-01"}
+
+
+@pytest.mark.parametrize("dtype", products.DTYPES)
+def test_the_last_of_several_calls_has_an_exact_result_of_its_own(dtype):
+    draws = torch.Generator().manual_seed(0)
+    xs, Ws = ([torch.randn(16, 32, generator=draws) for _ in range(2)] for _ in range(2))
+    sparse = [products.two_of_four(W) for W in Ws]
+    if dtype in ("int8", "fp8"):
+        make = products._integer_ways if dtype == "int8" else products._fp8_ways
+        ways = make(xs, Ws, sparse, products.search)
+    else:
+        kind = products.DTYPES[dtype]
+        ways = products._half_ways(*([v.to(kind) for v in values] for values in (xs, Ws, sparse)), products.search)
+    assert not torch.equal(ways.exact("dense", 0), ways.exact("dense", -1))
 
 
 def test_what_a_library_refuses_is_absent_with_its_reason(monkeypatch):
@@ -125,7 +156,9 @@ def test_projected_matrices_are_2of4_and_the_others_untouched(tiny):
 def test_every_form_is_right_and_proves_its_reference(tiny):
     with cusparselt_on_cpu():
         rows = encoders.measure_encoder("tiny", 2, 16, CPU, backend="eager")
-    assert len(rows) == len(encoders.FORMS)
+    assert len(rows) == len(encoders.forms_on(CPU))
+    assert not [row for row in rows if "captured" in row or row["way"] == "captured"]  # a CPU has no CUDA graphs
+    assert ("fp32", "dense", "eager") in {(row["dtype"], row["form"], row["way"]) for row in rows}
     for row in rows:
         assert "absent" not in row, row
         if "same_as" in row:
@@ -153,7 +186,8 @@ def test_without_2of4_kernels_dense_forms_are_measured_and_the_others_say_why(ti
 @pytest.mark.parametrize("block", [8, 16])
 def test_as_many_blocks_are_left_in_each_row_of_blocks(block, density):
     W = torch.randn(64, 160)
-    left = blocks.keep_blocks(W, block, density, torch.Generator().manual_seed(0))
+    left, kept = blocks.keep_blocks(W, block, density, torch.Generator().manual_seed(0))
+    assert kept == pytest.approx(float((left != 0).double().mean()))
     tiles = left.reshape(64 // block, block, 160 // block, block).abs().sum((1, 3)) > 0
     assert (tiles.sum(1) == round(density * 160 / block)).all()
     assert torch.equal(left[left != 0], W[left != 0])
@@ -164,6 +198,16 @@ def test_block_sparse_products_are_right():
     assert len(rows) == 1 + len(blocks.BLOCKS) * len(blocks.DENSITIES)
     assert all("absent" not in row for row in rows.values())
     assert all(row["relative_error"] < 1e-5 for way, row in rows.items() if way != "dense")
+
+
+def test_a_block_sparse_row_counts_the_weights_that_are_left():
+    for row in blocks.measure_blocks((64, 192), 32, CPU):
+        kept = {"dense": 1.0, "32x32 at 0.2": 1 / 6, "32x32 at 0.4": 2 / 6, "64x64 at 0.2": 1 / 3}.get(
+            row["way"], 1 / 3
+        )
+        assert row.get("density", 1.0) == pytest.approx(kept, abs=1e-4)
+        assert row["tflops"] * 1e9 * row["median_ms"] == pytest.approx(2 * 32 * 64 * 192 * kept, rel=0.02)
+        assert "captured" not in row
 
 
 def test_the_proof_names_what_ran(monkeypatch):

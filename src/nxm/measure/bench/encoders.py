@@ -1,13 +1,14 @@
 """Whole encoders in every form that this machine can run, dense and 2:4, in the same rounds.
 
 A form is a type, a set of matrices with 2:4 kernels, and a way to run: launched by the host one operation at a time
-(`eager`), or captured in a CUDA graph, eager or with each layer compiled. The rival of all, `reference`, is the
-dense encoder in bf16, compiled and captured. The dense encoders have full weights: zeros would save them power.
+(`eager`), or captured in a CUDA graph, eager or with each layer compiled; a CPU has no graphs. The rival of all,
+`reference`, is the dense encoder in bf16, compiled and captured, or else the first of RIVALS that there is. The dense
+encoders have full weights: zeros would save them power.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,6 +22,7 @@ from nxm.measure.bench.unit import (
     NO_CARE,
     Care,
     Unit,
+    capture_row,
     difference,
     kernel_row,
     kernels_in,
@@ -53,12 +55,15 @@ REPEATS, BUDGET_SECONDS = 30, 5.0
 UNIT_SECONDS = {"cuda": 45.0, "cpu": 60.0}
 # relative errors of hidden states: they add up over random layers, in FP8, which has three bits of mantissa, to a third
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-2, "fp16": 1e-2, "int8": 0.2, "fp8": 0.5}
-RIVALS = ("bf16 dense compiled", "bf16 dense captured", "fp32 dense captured")  # the first that this machine can run
+RIVALS = (  # the first that this machine can run
+    *("bf16 dense compiled", "bf16 dense captured", "bf16 dense eager"),
+    *("fp32 dense captured", "fp32 dense eager"),
+)
 
 
 @dataclass(frozen=True)
 class Form:
-    """`kernels`: dense, 2:4, 2:4 FFN, or auto; `way`: eager, captured or compiled (which is captured as well)."""
+    """`kernels`: dense, 2:4, 2:4 FFN, or auto; `way`: eager, captured or compiled (on a GPU captured as well)."""
 
     dtype: str
     kernels: str
@@ -87,6 +92,13 @@ FORMS = (
     Form("bf16", "2:4", "eager"),
     Form("fp32", "dense", "captured"),
 )
+
+
+def forms_on(device: torch.device) -> list[Form]:
+    """Return FORMS in a device's ways: on a CPU, which has no CUDA graphs, the captured forms are run eagerly."""
+    if device.type == "cuda":
+        return list(FORMS)
+    return list(dict.fromkeys(replace(form, way="eager") if form.way == "captured" else form for form in FORMS))
 
 
 def units(device: torch.device, backend: str = "inductor") -> list[Unit]:
@@ -127,7 +139,7 @@ def measure_encoder(
     chosen: dict[str, dict[str, str]] = {}
     rows: list[Row] = []
     choice = Kernels(size, batch * length, device, care)
-    for form in FORMS:
+    for form in forms_on(device):
         try:
             kernels = choice.of(form)
             twin = next((own for own in forms.values() if _same(own, form) and chosen[str(own)] == kernels), None)
@@ -167,9 +179,7 @@ def measure_encoder(
             continue
         replay = replays[name]
         row |= timed_row(seconds[name], seconds[rival], operations) | {"reference": rival}
-        row |= {"captured": replay.refused is None and row["way"] != "eager"}
-        row |= {"refused": replay.refused} if replay.refused is not None else {}
-        row |= kernel_row(kernels_in(replay))
+        row |= capture_row(replay) | kernel_row(kernels_in(replay))
         if (size, batch, length) == METERED and row["way"] == "compiled":
             row["joules"] = joules(replay)
     return rows

@@ -85,6 +85,13 @@ def kernel_row(kernels: list[Launched]) -> Row:
     }
 
 
+def capture_row(replay: Replay) -> Row:
+    """Return a mark that says if a GPU's calls were captured, and else the reason; nothing for a CPU."""
+    if replay.device.type != "cuda":
+        return {}
+    return {"captured": replay.captured} | ({"refused": replay.refused} if replay.refused is not None else {})
+
+
 def kernels_in(replay: Replay) -> list[Launched]:
     """Return the kernels of one of a replay's calls."""
     return launched(replay.calls[0], replay.device)

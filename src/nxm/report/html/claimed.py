@@ -36,12 +36,14 @@ _TIMES = {  # numbers that another machine could not repeat, so that nothing jud
     "product_gain": "Speed-up of the fastest 2:4 product, {0}, {1:,} × {2:,}, {3:,} tokens",
     "product_gains": "Speed-up of 2:4 products, {0}: the least and the most",
     "default_gains": "Speed-up of 2:4 products with cuSPARSELt's default algorithm, {0}: the least and the most",
+    "way_gains": "Speed-up of products by the kernel {1}, {0}: the least and the most",
     "product_rate": "Highest rate of {1} products, {0}, in TFLOP/s",
     "encoder_gain": "Speed-up over dense BF16, {0}, {1} × {2} tokens, {3}, {4}, {5}",
     "encoder_energy": "Energy compared with dense BF16, {0}, {1} × {2} tokens, {3}, {4}",
     "proven_encoders": "2:4 encoders that launched one sparse kernel per packed matrix",
     "packed_share": "Bytes of a packed BF16 matrix, compared with the dense one's",
-    "block_gains": "Speed-up of block-sparse products, blocks of {0}, {1:.0%} of them left: the least and the most",
+    "block_gains": "Speed-up of block-sparse products, blocks of {0}, about {1:.0%} left: the least and the most",
+    "block_shares": "Weights left in these products, blocks of {0}, about {1:.0%}: the least and the most",
 }
 
 

@@ -3,13 +3,15 @@
     bench_machine()                            the device and the versions on which its speed depends
     product_gain(TYPE, OUT, IN, TOKENS)        1.40: the fastest 2:4 kernel over the fastest dense one
     product_gains(TYPE)                        0.89 to 1.57: the least and the most of them
+    way_gains(TYPE, WAY)                       1.00 to 2.39: as product_gains, of one way, such as "2:4 to int32"
     product_rate(TYPE, KIND)                   1,059: the highest TFLOP/s of "dense" or "2:4" kernels in any product
     default_gains(TYPE)                        0.60 to 0.95: as product_gains, with cuSPARSELt's default algorithm
     encoder_gain(MODEL, BATCH, LENGTH, TYPE, FORM, WAY="compiled")   1.16: over the dense one in BF16, compiled
     encoder_energy(MODEL, BATCH, LENGTH, TYPE, FORM)                 90 %: energy as a share of that one's
     proven_encoders()                          18 of 18: encoders with 2:4 kernels that launched one per packed matrix
     packed_share()                             56 %: the bytes of a packed matrix in BF16, of the dense one's
-    block_gains(BLOCK, DENSITY)                1.41 to 1.57: block-sparse over dense products
+    block_gains(BLOCK, DENSITY)                1.41 to 1.57: block-sparse over dense products, about DENSITY left
+    block_shares(BLOCK, DENSITY)               17 to 21 %: the weights that are left in these
 
 Each takes `study=`. A GPU's file counts before a CPU's.
 """
@@ -43,8 +45,13 @@ def product_gains(evidence: Evidence, dtype: str) -> str:
 
 def default_gains(evidence: Evidence, dtype: str) -> str:
     """The same with cuSPARSELt's default algorithm."""
+    return way_gains(evidence, dtype, "2:4 algorithm 0")
+
+
+def way_gains(evidence: Evidence, dtype: str, way: str) -> str:
+    """The least and the most speed-up of one way over all products of a type."""
     ways = [own for (kind, *_), own in bench.products(_file(evidence)).items() if kind == dtype]
-    return _range(evidence, (own["2:4 algorithm 0"]["speedup"] for own in ways if "2:4 algorithm 0" in own), dtype)
+    return _range(evidence, (own[way]["speedup"] for own in ways if way in own), dtype, way)
 
 
 def product_rate(evidence: Evidence, dtype: str, kind: str) -> str:
@@ -93,17 +100,22 @@ def packed_share(evidence: Evidence) -> str:
 
 
 def block_gains(evidence: Evidence, block: int, density: float) -> str:
-    """The least and the most speed-up of a block size and density."""
-    rows = bench.timed(_file(evidence), "blocks")
-    own = [row["speedup"] for row in rows if (row.get("block"), row.get("density")) == (block, density)]
-    return _range(evidence, own, block, density)
+    """The least and the most speed-up of a block size and the density that was asked for."""
+    return _range(evidence, (row["speedup"] for row in _blocks(evidence, block, density)), block, density)
+
+
+def block_shares(evidence: Evidence, block: int, density: float) -> str:
+    """The least and the most share of the weights that is left with a block size and the density that was asked for."""
+    shares = [100 * row["density"] for row in _blocks(evidence, block, density)]
+    own = list(dict.fromkeys(f"{value(_some(evidence, shares, block, density)):.0f}" for value in (min, max)))
+    return f"{' to '.join(own)} %"
 
 
 SPEEDS: dict[str, Callable[..., str]] = {
     make.__name__: make
     for make in (
-        *(bench_machine, product_gain, product_gains, default_gains, product_rate),
-        *(encoder_gain, encoder_energy, proven_encoders, packed_share, block_gains),
+        *(bench_machine, product_gain, product_gains, default_gains, way_gains, product_rate),
+        *(encoder_gain, encoder_energy, proven_encoders, packed_share, block_gains, block_shares),
     )
 }
 
@@ -117,6 +129,11 @@ def _file(evidence: Evidence) -> File:
 def _best(evidence: Evidence, dtype: str) -> list[Row]:
     ways = [own for (kind, *_), own in bench.products(_file(evidence)).items() if kind == dtype]
     return [row for own in ways if (row := bench.best(own)) is not None and bench.is_sparse(row)]
+
+
+def _blocks(evidence: Evidence, block: int, density: float) -> list[Row]:
+    rows = bench.timed(_file(evidence), "blocks")
+    return [row for row in rows if row.get("block") == block and bench.asked(row) == density]
 
 
 def _encoder(evidence: Evidence, model: str, batch: int, length: int, dtype: str, form: str, way: str) -> Row:

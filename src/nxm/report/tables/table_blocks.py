@@ -37,17 +37,21 @@ def make(evidence: Evidence) -> Table:
             "Dense, ms": f"{by_way.loc['dense', 'median_ms']:.3g}",
         }
         for row in group[group["way"] != "dense"].itertuples():
-            heading = f"{row.block:.0f} × {row.block:.0f}, {100 * row.density:.0f} % left"
-            line[heading] = f"{row.speedup:.2f}{' ~' if row.noisy else ''}"
+            heading = f"{row.block:.0f} × {row.block:.0f}, about {100 * bench.asked({'way': row.way}):.0f} % left"
+            line[heading] = f"{row.speedup:.2f}{' ~' if row.noisy else ''} ({100 * row.density:.1f} %)"
         shown.append(line)
     return Table("Block-sparse products", pd.DataFrame(shown), table, tuple(_notes(evidence, shown)))
 
 
 def _notes(evidence: Evidence, shown: list[dict[str, str]]) -> list[str]:
     if not shown:
-        return [f"Study {evidence.study}: no block-sparse product has been measured."]
+        return [
+            f"Study {evidence.study}: no block-sparse product has been measured.",
+            *bench.absences(evidence.bench, "blocks"),
+        ]
     return [
-        f"Study {evidence.study}; {bench.machines(evidence)}. Speed-up over the dense product, in interleaved rounds.",
+        f"Study {evidence.study}; {bench.machines(evidence)}. Speed-up over the dense product, in interleaved rounds, "
+        "with the share of the weights that is left: a row of blocks keeps a whole number of them.",
         "GPU: PyTorch's Triton kernel in BF16, the best of a few configurations; CPU: PyTorch's in FP32.",
         "~: the spread of the times is over 10 % of the median.",
         *bench.absences(evidence.bench, "blocks"),

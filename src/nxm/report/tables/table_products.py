@@ -66,11 +66,15 @@ def _rate(tflops: float) -> str:
 
 def _notes(evidence: Evidence, shown: list[dict[str, str]]) -> list[str]:
     if not shown:
-        return [f"Study {evidence.study}: no product has been measured."]
+        return [
+            f"Study {evidence.study}: no product has been measured.",
+            *bench.absences(evidence.bench, "products"),
+        ]
     return [
         f"Study {evidence.study}; {bench.machines(evidence)}.",
         "Speed-up: over the fastest dense kernel, in interleaved rounds (GPU: of CUDA graphs, with operands beyond the "
         "cache); masked: 2:4 in a dense kernel. A 2:4 product has the operations of the dense one.",
+        "INT8: the dense kernel writes INT32, the 2:4 kernel BF16 or INT32, whichever is faster; the CSV has both.",
         "Ceiling: the highest rate of this type and kernel in any product here. Default algorithm: without a search.",
         "~: the spread of the times is over 10 % of the median.",
         *bench.absences(evidence.bench, "products"),
