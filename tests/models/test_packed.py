@@ -301,8 +301,10 @@ def test_a_file_that_is_missing_truncated_or_of_another_kind_is_refused_by_name(
         read_packed(packed)
 
 
-@pytest.mark.situation("saving", "a packed checkpoint in which a single bit or the description was changed", "refused")
-def test_any_changed_bit_is_found(packed, whole):
+@pytest.mark.situation(
+    "saving", "a packed checkpoint in which a single bit of a tensor or the description was changed", "refused"
+)
+def test_a_changed_bit_of_a_tensor_or_the_description_is_found(packed, whole):
     content = bytearray((whole / FILE).read_bytes())
     data = 8 + int.from_bytes(content[:8], "little")
     for place in (data, data + 1000, len(content) - 1):
@@ -322,6 +324,15 @@ def test_any_changed_bit_is_found(packed, whole):
         shutil.copy(whole / FILE, packed)
         edit(packed, change)
         refused(packed, "its content was changed after it was written")
+
+
+def test_the_rest_of_the_header_is_not_covered_and_changes_no_weight(packed, whole):
+    content = (whole / FILE).read_bytes()
+    assert content.count(b'"format":"pt"') == 1
+    (packed / FILE).write_bytes(content.replace(b'"format":"pt"', b'"format":"qt"'))
+    ours, theirs = read_packed(packed), read_packed(whole)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_file_of_another_writer_must_have_the_layout(packed, whole):
