@@ -350,8 +350,14 @@ def test_a_result_without_a_record_in_the_lock_is_named(repository):
 def test_a_damaged_lock_is_named(repository, text):
     repository.again("nxm", 0, shift=0.002)
     (repository.root / "dvc.lock").write_text(text)
-    with pytest.raises(UserError, match=r"dvc\.lock: not a dvc\.lock, or cut short, or with conflict marks"):
-        verify(repository.root)
+    verdict = verify(repository.root)
+    found = finding(verdict, "dvc.lock")
+    assert found.status is Status.DAMAGED
+    assert found.words.startswith("dvc.lock: not a dvc.lock, or cut short, or with conflict marks")
+    assert finding(verdict, NXM).status is Status.EDITED
+    assert finding(verdict, "results/stsb/asp/seed0.json").status is Status.COMMITTED
+    assert not verdict.good
+    assert not any(claim.holds for claim in verdict.claims)
 
 
 def test_a_result_that_only_an_earlier_commit_has_is_compared_with_that(repository):

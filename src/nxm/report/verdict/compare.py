@@ -121,6 +121,11 @@ class Comparison:
     def findings(self) -> list[Finding]:
         """Return the verdict on every result: a training's predictions count with its results file."""
         changed = set(self.changed)
+        if changed:
+            try:
+                _ = self.lock, self.former_lock
+            except UserError as error:
+                return self._without_lock(changed, error)
         trained = [name for name in self.names if name in self.planned]
         others = [name for name in self.names if name not in trained and not self._is_predictions(name)]
         found = []
@@ -131,6 +136,19 @@ class Comparison:
                 found.append(self._training(name))
         found = self._judge_unpredicted(found)
         return found + [self._other(name, name in changed) for name in others]
+
+    def _without_lock(self, changed: set[str], error: UserError) -> list[Finding]:
+        """Return the verdict where a dvc.lock is damaged: no changed file can be trusted."""
+        words = str(error).replace(f"{self.committed}/", "the committed ").replace(f"{self.folder}/", "")
+        found = [self._finding(LOCK, Status.DAMAGED, words)]
+        for name in self.names:
+            if name not in changed:
+                found.append(self._finding(name, Status.COMMITTED))
+            elif not (self.folder / name).is_file():
+                found.append(self._finding(name, Status.MISSING, "it is committed, but not here"))
+            else:
+                found.append(self._finding(name, Status.EDITED, f"{LOCK}, which would say who made it, is damaged"))
+        return found
 
     def _is_predictions(self, name: str) -> bool:
         return name.endswith(".npz") and Path(name).with_suffix(".json").as_posix() in self.planned
