@@ -218,6 +218,22 @@ def test_a_drop_is_allowed_up_to_the_number_and_not_beyond(trained, tmp_path, mo
     make_judge(trained, data, 0.0)(answer)  # as good as the model
 
 
+@pytest.mark.situation("export", "--max-drop on data whose labels are all the same, such as one row", "refused")
+@pytest.mark.parametrize(
+    ("task", "labels"), [("rte", [1] * 5), ("mrpc", [0] * 5), ("cola", [0] * 5), ("stsb", [2.0] * 5), ("rte", [1])]
+)
+def test_a_drop_cannot_be_judged_by_labels_that_are_all_the_same(trained, tmp_path, task, labels):
+    data = read_labelled(prepared(tmp_path / task, task, validation=labels), None, trained)
+    metric = get_task(task).metric
+    with pytest.raises(
+        UserError,
+        match=rf"{task}: all {len(labels)} rows that count have the label {labels[0]:g}, so that {metric} shows",
+    ):
+        make_judge(trained, data, 0.5)
+    if task == "rte":
+        make_judge(trained, data, None)(constant)  # without a limit nothing is promised
+
+
 def spoil(monkeypatch) -> None:
     """Make every export answer with one class, and let the comparison of outputs pass."""
     monkeypatch.setattr(onnx_export, "open_onnx", lambda path: constant)

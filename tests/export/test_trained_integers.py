@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from nxm.export import onnx as onnx_export
 from nxm.export import x86
 from nxm.export.codes import Codes, trained_codes
 from nxm.export.formats import export
+from nxm.export.int8 import Int8Linear
 from nxm.export.packed import write_packed
 from nxm.export.trained import EXAMPLES, Trained, load_trained, outputs, relative_error
 from nxm.sets.saved import write_pattern
@@ -52,6 +54,26 @@ def test_codes_times_scales_are_the_model(constraint, tmp_path):
     assert_trained({name: (own.codes, own.scales) for name, own in found.items()}, trained, constraint.bits)
     assert all(np.array_equal(own.W, weights_of(trained)[name]) for name, own in found.items())
     assert all(own.bits == constraint.bits for own in found.values())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_of_2of4_in_8_bits_the_integers_are_made_again(bits, tmp_path):
+    """The exception that docs/export.md and docs/integers.md name."""
+    trained = trained_on(tmp_path, Integers(bits, NM(2, 4)))
+    export(trained.folder, tmp_path / "half", "torch-2of4", dtype="int8")
+    half = load_trained(tmp_path / "half")
+    assert [constraint for constraint, _ in half.claims] == [NM(2, 4)]
+    differing = []
+    for name, own in trained_codes(trained).items():
+        layer = Int8Linear(half.model.get_submodule(name.removesuffix(".weight")))
+        matrix, W = layer.matrix.numpy(), (layer.matrix * layer.scale.t()).numpy()
+        assert np.array_equal(matrix == 0, own.codes == 0)
+        assert np.linalg.norm(W - own.W) < 0.01 * np.linalg.norm(own.W)
+        differing.append(not np.array_equal(matrix, own.codes))
+    assert all(differing)
+    for page in ("export.md", "integers.md"):
+        text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+        assert re.search(r"except in `torch-2of4`|`torch-2of4` is the exception", text), page
 
 
 def test_a_model_without_integers_has_no_codes(tmp_path):

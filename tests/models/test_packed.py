@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from nxm import NM, Integers, Unstructured, UserError, find_targets, load, parse_set, shrink, structure_of
 from nxm.export.packed import write_packed
+from nxm.export.trained import load_trained
 from nxm.models.packed import FILE, METADATA, checksum, pack, read_packed, stored_bits, unpack
 from nxm.sets import all_sets
 from nxm.sets.saved import write_pattern
@@ -140,6 +142,55 @@ def test_a_shrunk_model_is_packed_and_loads_shrunk(tmp_path):
     assert_same(loaded, small.eval())
 
 
+def packed_in_bf16(folder: Path, *, small: bool) -> Path:
+    """Return a packed model, shrunk or not, whose weights were saved in bf16: int2 fits into it to the bit."""
+    model = MODELS["bert"]()
+    if small:
+        half = tuple(tuple(range(64)) for _ in model.bert.encoder.layer)
+        model = shrink(model, replace(structure_of(model), rows=half))
+    plain = save_model(folder / "plain", model, Integers(2), spread=3.0)
+    load(plain).to(torch.bfloat16).save_pretrained(plain)
+    write_packed(plain, folder / "packed")
+    return folder / "packed"
+
+
+def types(model) -> set[torch.dtype]:
+    return {W.dtype for W in model.parameters()}
+
+
+@pytest.mark.situation("saving", "a packed or shrunk model loaded in another type, or in its own", "works")
+@pytest.mark.parametrize("small", [False, True], ids=["whole", "small"])
+def test_a_packed_model_loads_in_the_type_that_is_asked_for(small, tmp_path):
+    packed = packed_in_bf16(tmp_path, small=small)
+    for dtype in (torch.float32, torch.float16, torch.float64):
+        for given in (dtype, str(dtype).removeprefix("torch."), str(dtype)):
+            assert types(load(packed, given)) == {dtype}
+    own = load(packed)
+    assert types(own) == {torch.bfloat16}
+    assert_same(own, load(tmp_path / "plain"))
+    assert types(load_trained(packed).model) == {torch.float32}
+    assert types(load(tmp_path / "plain", "float16")) == {torch.float16}
+
+
+def test_the_type_is_that_of_the_tensors_though_the_config_names_another(tmp_path):
+    folder = save_model(tmp_path / "model", MODELS["bert"](), TWO_OF_FOUR_INT4)
+    write_packed(folder, tmp_path / "packed")
+    config = tmp_path / "packed/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float16"}))
+    assert types(load(tmp_path / "packed")) == {torch.float32}
+
+
+@pytest.mark.situation("saving", "a model loaded in a type that PyTorch does not have, or in integers", "refused")
+@pytest.mark.parametrize("dtype", ["nonsense", "int8", torch.int8, "nn", ""])
+def test_a_type_that_is_none_of_weights_is_refused_by_name(dtype, tmp_path):
+    for folder in (packed_in_bf16(tmp_path / "a", small=False), packed_in_bf16(tmp_path / "b", small=True)):
+        for place in (folder, folder.parent / "plain"):
+            with pytest.raises(
+                UserError, match=f"dtype = {dtype!r}: no type of floating-point numbers; give 'float32'"
+            ):
+                load(place, dtype)
+
+
 def test_a_model_in_shards_is_packed_into_one_file(tmp_path):
     model = MODELS["bert"]()
     folder = save_model(tmp_path / "model", model, TWO_OF_FOUR_INT4)
@@ -250,8 +301,10 @@ def test_a_file_that_is_missing_truncated_or_of_another_kind_is_refused_by_name(
         read_packed(packed)
 
 
-@pytest.mark.situation("saving", "a packed checkpoint in which a single bit or the description was changed", "refused")
-def test_any_changed_bit_is_found(packed, whole):
+@pytest.mark.situation(
+    "saving", "a packed checkpoint in which a single bit of a tensor or the description was changed", "refused"
+)
+def test_a_changed_bit_of_a_tensor_or_the_description_is_found(packed, whole):
     content = bytearray((whole / FILE).read_bytes())
     data = 8 + int.from_bytes(content[:8], "little")
     for place in (data, data + 1000, len(content) - 1):
@@ -271,6 +324,15 @@ def test_any_changed_bit_is_found(packed, whole):
         shutil.copy(whole / FILE, packed)
         edit(packed, change)
         refused(packed, "its content was changed after it was written")
+
+
+def test_the_rest_of_the_header_is_not_covered_and_changes_no_weight(packed, whole):
+    content = (whole / FILE).read_bytes()
+    assert content.count(b'"format":"pt"') == 1
+    (packed / FILE).write_bytes(content.replace(b'"format":"pt"', b'"format":"qt"'))
+    ours, theirs = read_packed(packed), read_packed(whole)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_file_of_another_writer_must_have_the_layout(packed, whole):

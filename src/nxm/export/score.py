@@ -44,8 +44,12 @@ def make_judge(trained: Trained, data: Labelled, max_drop: float | None) -> Judg
         max_drop: the points (score x 100) by which the export's score may be lower; None: any number.
 
     Raises:
-        UserError: (at once) the model does not answer the task; (at the call) the score is lower by more.
+        UserError: (at once) the model does not answer the task, or `max_drop` could refuse no export on data whose
+            labels are all the same; (at the call) the score is lower by more.
     """
+    if max_drop is not None:
+        for rows in data.splits:
+            _assert_labels_differ(rows, data)
     own = score(trained, partial(outputs, trained.model), data)
 
     def judge(answer: Answer) -> None:
@@ -60,6 +64,16 @@ def make_judge(trained: Trained, data: Labelled, max_drop: float | None) -> Judg
         print(f"{what}: {found:.2f} (the model's: {own:.2f})")
 
     return judge
+
+
+def _assert_labels_differ(rows: Dataset, data: Labelled) -> None:
+    """Raise UserError if all rows have one label: correlations are then 0.0, and a constant answer may be perfect."""
+    labels = np.asarray(rows["labels"])
+    if len(labels) and (labels == labels[0]).all():
+        raise UserError(
+            f"{data.path}: all {len(labels)} rows that count have the label {labels[0]:g}, so that {data.task.metric} "
+            "shows no loss of an export; --max-drop needs rows with different labels"
+        )
 
 
 def score(trained: Trained, answer: Answer, data: Labelled) -> float:

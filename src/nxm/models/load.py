@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from nxm.errors import UserError, first_line
 from nxm.models import shrink
-from nxm.models.packed import is_packed, read_packed
+from nxm.models.packed import is_packed, read_packed, stored_dtype
 from nxm.sets.saved import load_config, model_class
 
 
@@ -20,27 +20,34 @@ def load(folder: str | Path, dtype: torch.dtype | str = "auto") -> PreTrainedMod
     Tensors come from safetensors, in one file or in shards; no pickle is read and no code from the folder is run.
 
     Args:
-        dtype: of the weights; "auto": that of the files.
+        dtype: of the weights, as torch.float16 or "float16"; "auto": that of the tensors in the files.
 
     Returns: the model on the CPU in eval mode, of the class that config.json names.
 
     Raises:
         UserError: a file is missing, damaged or (packed) edited, transformers has no such class, or the tensors do not
-            have the sizes of config.json.
+            have the sizes of config.json; or `dtype` is no type of weights.
     """
+    dtype = shrink.read_dtype(dtype)
     folder = Path(folder)
     if not is_packed(folder):
         return shrink.load(folder, dtype)
     config, weights = load_config(folder), read_packed(folder)
-    if isinstance(dtype, torch.dtype):
-        weights = {name: W.to(dtype) if W.is_floating_point() else W for name, W in weights.items()}
+    if isinstance(dtype, str):
+        dtype = stored_dtype(config, weights)
+    weights = shrink.cast(weights, dtype)
     if shrink.read_structure(config) is not None:
         return shrink.from_tensors(config, weights, str(folder))
-    return _with_weights(config, weights, folder).eval()
+    return _with_weights(config, weights, dtype, folder).eval()
 
 
-def _with_weights(config: PretrainedConfig, weights: dict[str, Tensor], folder: Path) -> PreTrainedModel:
+def _with_weights(
+    config: PretrainedConfig, weights: dict[str, Tensor], dtype: torch.dtype, folder: Path
+) -> PreTrainedModel:
     """Return the model of a config with tensors by their names in files, which may be others than those in memory.
+
+    Args:
+        dtype: that of the tensors; config.json may name another.
 
     Raises:
         UserError: transformers has no such class, or a tensor is missing, unknown or of another size.
@@ -54,7 +61,7 @@ def _with_weights(config: PretrainedConfig, weights: dict[str, Tensor], folder: 
             None,
             config=config,
             state_dict=weights,
-            dtype="auto",
+            dtype=dtype,
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
         )

@@ -24,6 +24,7 @@ hardware have layouts of their own, to be made from the loaded weights.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from nxm.errors import UserError
 from nxm.sets import parse_set
@@ -194,6 +196,19 @@ def read_packed(folder: Path) -> dict[str, Tensor]:
             except UserError as error:
                 raise UserError(f"{path}: {error}") from None
     return tensors
+
+
+def stored_dtype(config: PretrainedConfig, weights: Mapping[str, Tensor]) -> torch.dtype:
+    """Return the type of the model that was packed: the widest of its tensors that are no matrices of integers.
+
+    Those are read in fp32, whatever they were; in the model's own type they are the same numbers.
+
+    Args:
+        weights: as `read_packed` returns them.
+    """
+    matrices = {name for constraint, names in read_patterns(config) if _is_integers(constraint) for name in names}
+    types = {W.dtype for name, W in weights.items() if W.is_floating_point() and name not in matrices}
+    return functools.reduce(torch.promote_types, types) if types else torch.float32
 
 
 def _read_shapes(path: Path, written: str, tensors: Mapping[str, Tensor]) -> Shapes:

@@ -130,14 +130,15 @@ def load(folder: str | Path, dtype: torch.dtype | str = "auto") -> PreTrainedMod
     Tensors come from safetensors, in one file or in shards; no pickle is read and no code from the folder is run.
 
     Args:
-        dtype: of the weights; "auto": that of the files.
+        dtype: of the weights, as torch.float16 or "float16"; "auto": that of the files.
 
     Returns: the model in eval mode, of the class that config.json names.
 
     Raises:
         UserError: a file is missing or damaged, transformers has no such class, or the tensors do not have the sizes
-            of `nxm_structure`.
+            of `nxm_structure`; or `dtype` is no type of weights.
     """
+    dtype = read_dtype(dtype)
     folder = Path(folder)
     config = load_config(folder)
     if read_structure(config) is None:
@@ -145,8 +146,30 @@ def load(folder: str | Path, dtype: torch.dtype | str = "auto") -> PreTrainedMod
         return load_model(folder, config, dtype).eval()
     weights = load_matrices(folder, list(stored_tensors(folder)))
     if isinstance(dtype, torch.dtype):
-        weights = {name: W.to(dtype) if W.is_floating_point() else W for name, W in weights.items()}
+        weights = cast(weights, dtype)
     return from_tensors(config, weights, str(folder))
+
+
+def read_dtype(dtype: torch.dtype | str) -> torch.dtype | str:
+    """Return a type of weights, which may be given by PyTorch's name of it; or "auto", if it is that.
+
+    Raises:
+        UserError: PyTorch has no such type, or it is no type of floating-point numbers.
+    """
+    if dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise UserError(
+            f"dtype = {dtype!r}: no type of floating-point numbers; give 'float32', 'bfloat16', 'float16' or another "
+            "by PyTorch's name, or 'auto' for that of the files"
+        )
+    return found
+
+
+def cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return tensors by name with those of floating-point numbers in another type."""
+    return {name: W.to(dtype) if W.is_floating_point() else W for name, W in weights.items()}
 
 
 def from_tensors(config: PretrainedConfig, weights: Mapping[str, Tensor], where: str) -> PreTrainedModel:

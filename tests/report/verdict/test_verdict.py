@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from committed_study import OWN, SHARED
@@ -18,7 +19,7 @@ from nxm.cli import app
 from nxm.files import write_text
 from nxm.report.verdict import FILES, Verdict, conclusion, print_verdict, save_verdict, verify
 from nxm.report.verdict.compare import resampling_scorer
-from nxm.report.verdict.provenance import Finding, Status
+from nxm.report.verdict.provenance import Finding, Status, md5_of
 from nxm.study.bootstrap import interval
 from nxm.study.results import predictions_path
 
@@ -112,12 +113,84 @@ def test_a_held_out_score_beyond_noise_differs(repository):
     assert "held out -30.00 points" in found.words
 
 
+@pytest.mark.situation("verify", "a result that lost its held-out score or its epochs", "refused")
+@pytest.mark.parametrize("side", ["here", "committed"])
+def test_a_held_out_score_that_only_one_side_has_differs(repository, side):
+    score = {"name": "spearman", "value": 80.0}
+    repository.make("nxm", 0, heldout=score if side == "committed" else None, wall_seconds=3.0)
+    repository.commit()
+    repository.make("nxm", 0, heldout=score if side == "here" else None)
+    repository.lock()
+    found = finding(verify(repository.root), NXM)
+    assert found.status is Status.DIFFERENT
+    lost = "the committed one has a held-out score, this one has none"
+    assert found.words == (lost if side == "committed" else "this one has a held-out score, the committed one has none")
+
+
+def test_epochs_that_are_missing_or_at_other_steps_differ(repository):
+    epochs = json.loads(repository.path("nxm").read_text())["epochs"]
+    assert epochs
+    last = epochs[-1]
+    moved = [*epochs[:-1], last | {"step": last["step"] + 1}]
+    for changed, words in (
+        ([], f"0 epochs, the committed one has {len(epochs)}"),
+        (moved, f"-> epoch {last['epoch']:g}"),
+    ):
+        repository.make("nxm", 0, epochs=changed)
+        repository.lock()
+        found = finding(verify(repository.root), NXM)
+        assert found.status is Status.DIFFERENT
+        assert words in found.words
+
+
 def test_a_network_of_another_sparsity_differs_though_its_score_is_the_same(repository):
     sparsity = json.loads(repository.path("nxm").read_text())["sparsity"]
     repository.make("nxm", 0, sparsity=sparsity | {"density": 0.6})
     repository.lock()
     found = finding(verify(repository.root), NXM)
     assert (found.status, found.words) == (Status.DIFFERENT, "density 0.5 -> 0.6")
+
+
+def lock_stage(repository, stage: str, name: str) -> None:
+    """Add to dvc.lock a stage that just made a file."""
+    path = repository.root / "dvc.lock"
+    lock = YAML(typ="safe").load(path.read_text())
+    entry = {"path": name, "hash": "md5", "md5": md5_of(repository.root / name)}
+    lock["stages"][stage] = {"outs": [entry]}
+    with path.open("w") as file:
+        YAML().dump(lock, file)
+
+
+def test_times_measured_again_are_no_result_of_another_study(repository):
+    """A bench file names its device and no study; benchmark.json names its study."""
+    for name, content in (
+        ("results/bench/cpu.json", {"device": "cpu", "rows": [{"part": "card"}]}),
+        ("results/benchmark.json", {"study": "embedded", "seconds": 1.0}),
+    ):
+        path = repository.root / name
+        write_text(path, json.dumps(content))
+        repository.commit()
+        write_text(path, json.dumps(content | {"again": 1}))
+        lock_stage(repository, "times", name)
+        found = finding(verify(repository.root), name)
+        assert (found.status, found.words) == (Status.TIMES, "measured here; times are not compared")
+
+
+@pytest.mark.situation("verify", "measured times of another study, or a file of them that was cut short", "refused")
+@pytest.mark.parametrize(
+    ("name", "text", "status"),
+    [
+        ("results/benchmark.json", '{"study": "glue"}', Status.FOREIGN),
+        ("results/bench/cpu.json", '{"device": "cp', Status.DAMAGED),
+        ("results/bench/cpu.json", "[]", Status.DAMAGED),
+    ],
+)
+def test_times_that_are_not_as_they_should_be_are_named(repository, name, text, status):
+    write_text(repository.root / name, text)
+    lock_stage(repository, "times", name)
+    verdict = verify(repository.root)
+    assert finding(verdict, name).status is status
+    assert not verdict.good
 
 
 # --- bad situations --------------------------------------------------------------------------------------------------
@@ -277,8 +350,14 @@ def test_a_result_without_a_record_in_the_lock_is_named(repository):
 def test_a_damaged_lock_is_named(repository, text):
     repository.again("nxm", 0, shift=0.002)
     (repository.root / "dvc.lock").write_text(text)
-    with pytest.raises(UserError, match=r"dvc\.lock: not a dvc\.lock, or cut short, or with conflict marks"):
-        verify(repository.root)
+    verdict = verify(repository.root)
+    found = finding(verdict, "dvc.lock")
+    assert found.status is Status.DAMAGED
+    assert found.words.startswith("dvc.lock: not a dvc.lock, or cut short, or with conflict marks")
+    assert finding(verdict, NXM).status is Status.EDITED
+    assert finding(verdict, "results/stsb/asp/seed0.json").status is Status.COMMITTED
+    assert not verdict.good
+    assert not any(claim.holds for claim in verdict.claims)
 
 
 def test_a_result_that_only_an_earlier_commit_has_is_compared_with_that(repository):

@@ -10,7 +10,8 @@ Two trainings of the same values, seed, data and code differ where processors ro
 - 0.1 points, the last digit that tables print.
 
 Held-out scores, whose predictions are not stored, may differ by that times the square root of the ratio of rows.
-Trials, which store none at all, may differ by as much as the trainings of their task. Sparsity and size must be equal.
+Trials, which store none at all, may differ by as much as the trainings of their task. Sparsity and size must be equal,
+and so must the epochs with their steps; a held-out score that only one of the two has is a difference.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +64,8 @@ from nxm.study.settings import Study
 Scorer = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 PRINTED = 0.1  # percent points: the last digit of tables
 TWO_SEEDS = 1.96 * sqrt(2)
-TIMED = ("results/benchmark.json", "results/bench/", "results/deployment/")
+BENCH = "results/bench/"  # files of a device, which name no study
+TIMED = ("results/benchmark.json", "results/deployment/", BENCH)
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,11 @@ class Comparison:
     def findings(self) -> list[Finding]:
         """Return the verdict on every result: a training's predictions count with its results file."""
         changed = set(self.changed)
+        if changed:
+            try:
+                _ = self.lock, self.former_lock
+            except UserError as error:
+                return self._without_lock(changed, error)
         trained = [name for name in self.names if name in self.planned]
         others = [name for name in self.names if name not in trained and not self._is_predictions(name)]
         found = []
@@ -128,6 +136,19 @@ class Comparison:
                 found.append(self._training(name))
         found = self._judge_unpredicted(found)
         return found + [self._other(name, name in changed) for name in others]
+
+    def _without_lock(self, changed: set[str], error: UserError) -> list[Finding]:
+        """Return the verdict where a dvc.lock is damaged: no changed file can be trusted."""
+        words = str(error).replace(f"{self.committed}/", "the committed ").replace(f"{self.folder}/", "")
+        found = [self._finding(LOCK, Status.DAMAGED, words)]
+        for name in self.names:
+            if name not in changed:
+                found.append(self._finding(name, Status.COMMITTED))
+            elif not (self.folder / name).is_file():
+                found.append(self._finding(name, Status.MISSING, "it is committed, but not here"))
+            else:
+                found.append(self._finding(name, Status.EDITED, f"{LOCK}, which would say who made it, is damaged"))
+        return found
 
     def _is_predictions(self, name: str) -> bool:
         return name.endswith(".npz") and Path(name).with_suffix(".json").as_posix() in self.planned
@@ -222,7 +243,7 @@ class Comparison:
             return self._finding(name, Status.VALUES, f"committed with other values: {words}", **numbers)
         if words := self._other_data(record, former):
             return self._finding(name, Status.DATA, words, **numbers)
-        if words := _other_size(record, former):
+        if words := _other_size(record, former) or _other_course(record, former):
             return self._finding(name, Status.DIFFERENT, words, **numbers)
         words = "; ".join(filter(None, [note, _other_circumstances(record, former)]))
         if _essence(record) == _essence(former) and _same_arrays(predictions, before):
@@ -334,9 +355,9 @@ class Comparison:
 
     def _derived(self, name: str, path: Path) -> Finding:
         if name.startswith(TIMED):
-            study = json.loads(path.read_text(encoding="utf-8")).get("study")
-            if study != self.study.study:
-                return self._finding(name, Status.FOREIGN, f"a result of study {study}")
+            content = _read_object(path)
+            if not name.startswith(BENCH) and content.get("study") != self.study.study:
+                return self._finding(name, Status.FOREIGN, f"a result of study {content.get('study')}")
             return self._finding(name, Status.TIMES, "measured here; times are not compared")
         if not (self.committed / name).is_file():
             return self._finding(name, Status.NEW, f"{self.revision[:7]} does not have it")
@@ -405,6 +426,19 @@ def _other_size(record: Result, former: Result) -> str | None:
     return words
 
 
+def _other_course(record: Result, former: Result) -> str | None:
+    """Return why one of two results has scores or epochs that the other lacks; None if both have the same ones."""
+    if (record.heldout is None) != (former.heldout is None):
+        has, lacks = ("the committed one", "this one") if record.heldout is None else ("this one", "the committed one")
+        return f"{has} has a held-out score, {lacks} has none"
+    if len(record.epochs) != len(former.epochs):
+        return f"{len(record.epochs)} epochs, the committed one has {len(former.epochs)}"
+    for ours, theirs in zip(record.epochs, former.epochs, strict=True):
+        if (ours.epoch, ours.step) != (theirs.epoch, theirs.step):
+            return f"epoch {theirs.epoch:g} at step {theirs.step} -> epoch {ours.epoch:g} at step {ours.step}"
+    return None
+
+
 def _other_circumstances(record: Result, former: Result) -> str:
     """Return machine, precision and versions that differ: no fault of a result, but they may explain a difference."""
     theirs, ours = (
@@ -429,6 +463,17 @@ def _same_shapes(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray
 
 def _same_arrays(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bool:
     return _same_shapes(ours, theirs) and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises UserError for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no object of JSON")
+    return content
 
 
 def _bytes(path: Path) -> bytes | None:
