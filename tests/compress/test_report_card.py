@@ -56,6 +56,8 @@ def test_the_verdict_names_the_drop_its_interval_and_the_gate():
     assert card.verdict(report()) == lost
     within = report(gate={"max_drop": 2.0, "drop": 1.5, "passed": True})
     assert card.verdict(within) == f"{lost} Within --max-drop 2."
+    elsewhere = report(gate=within["gate"], export={"format": "torch-2of4", "bytes": 8, "absent": "no GPU"})
+    assert card.verdict(elsewhere) == f"{lost} Within --max-drop 2 for the model; the export could not be scored here."
     beyond = report(gate={"max_drop": 1.0, "drop": 1.5, "passed": False})
     assert card.verdict(beyond) == f"{lost} It lost 1.50 points, more than --max-drop 1 allows."
     exported = {"format": "onnx-int8", "score": 87.0, "drop": 3.0, "bytes": 5}

@@ -203,7 +203,8 @@ def verdict(report: Mapping[str, Any]) -> str:
         return text
     limit = f"--max-drop {gate['max_drop']:g}"
     if gate["drop"] <= gate["max_drop"]:
-        return f"{text} Within {limit}."
+        unscored = " for the model; the export could not be scored here" if "absent" in report["export"] else ""
+        return f"{text} Within {limit}{unscored}."
     whose = "The export" if report["export"].get("drop") == gate["drop"] else "It"
     return f"{text} {whose} lost {gate['drop']:.2f} points, more than {limit} allows."
 
