@@ -8,7 +8,7 @@ from imports import SRC, imported, modules
 
 # Lowest first; a room may import what stands before it
 ORDER = (
-    *("errors", "environment", "config", "files", "machine", "replay", "command"),
+    *("errors", "environment", "durations", "config", "files", "machine", "replay", "command"),
     *("sets", "models", "methods", "distillation"),  # the library
     *("data", "study", "training"),
     *("export", "measure", "compress", "report", "launch"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nxm.compress.encode import encode
 from nxm.compress.examples import Columns, Examples
 from nxm.compress.model import find_model, load_start, load_tokenizer
-from nxm.compress.plan import Plan, Speed, after_dense, make_plan, measure_speed, say_seconds
+from nxm.compress.plan import Plan, Speed, after_dense, make_plan, measure_speed
 from nxm.compress.settings import parse_duration
 from nxm.compress.train import Course
 from nxm.errors import UserError
@@ -68,10 +68,6 @@ def test_a_slow_fine_tuning_leaves_fewer_epochs_and_a_fast_one_no_more():
     assert after_dense(plan, 300.0, 750.0).epochs == 2  # 400 s are left, at 150 s an epoch
     assert after_dense(plan, 900.0, 750.0).epochs == 1
     assert after_dense(plan, 900.0, None) == plan
-
-
-def test_seconds_are_said_in_the_unit_that_fits():
-    assert [say_seconds(s) for s in (5, 600, 9000)] == ["5 s", "10 min", "2.5 h"]
 
 
 def test_speed_is_the_median_step_without_the_first_and_leaves_the_model_alone(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nxm.environment import JOBS, PLAN, STARTED
-from nxm.launch.estimate import estimate_seconds, planned, say_duration, say_progress, stage_units, timed_runs
+from nxm.launch.estimate import estimate_seconds, planned, say_progress, stage_units, timed_runs
 from nxm.study.plan import Training
 from nxm.study.results import read_study, result_path, write_result
 from nxm.study.settings import Study, load_study, parse_study
@@ -42,10 +42,6 @@ def test_estimates_follow_epochs_and_jobs_and_need_a_timed_run(embedded):
     assert one == pytest.approx(2 * estimate_seconds(embedded, [ASP], timed, 1))
     longer = embedded.model_copy(update={"runs": embedded.runs | {"asp": embedded.runs["asp"] | {"epochs": 50}}})
     assert stage_units(longer, ASP) == pytest.approx(10 * stage_units(embedded, ASP), rel=0.1)
-
-
-def test_durations_are_in_the_unit_that_reads_best():
-    assert [say_duration(seconds) for seconds in (95, 600, 9000)] == ["95 s", "10 min", "2.5 h"]
 
 
 def test_a_student_takes_half_the_time_and_a_teacher_a_third_more(embedded):

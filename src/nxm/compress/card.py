@@ -11,8 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from nxm.compress.plan import say_seconds
 from nxm.compress.score import LABELS
+from nxm.durations import say_duration
 
 FEW_ROWS = 200  # held out: one is then half a point of accuracy
 
@@ -234,7 +234,7 @@ def _words(report: Mapping[str, Any]) -> dict[str, Any]:
         "classes": _cell(", ".join(report["classes"][:12])) + (", ..." if len(report["classes"]) > 12 else ""),
         "columns": _cell("; ".join(f"{name}: {', '.join(report['columns'][name])}" for name in ("text", "label"))),
         "epochs": f"{dense}, compression {plan['epochs']}",
-        "time": f"dense {say_seconds(seconds['dense'])}, compression {say_seconds(seconds['compress'])}",
+        "time": f"dense {say_duration(seconds['dense'])}, compression {say_duration(seconds['compress'])}",
         "check_words": "The scores are those of the saved model, loaded again"
         + (", and equal those of the model in training." if report["check"]["compared"] else "."),
         "size_words": _size_words(report),

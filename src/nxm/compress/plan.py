@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nxm.compress.train import Course, collator, device
 from nxm.distillation.trainer import accepted
+from nxm.durations import say_duration
 from nxm.errors import UserError
 from nxm.measure.timing import Timer, time_call
 from nxm.training.trainer import LengthGroupedByEpoch
@@ -143,8 +144,8 @@ def make_plan(
     if not fitting:
         least = min(plans, key=lambda plan: plan.seconds)
         raise UserError(
-            f"budget: {say_seconds(budget)} are not enough: one epoch of each training and the rest take about "
-            f"{say_seconds(least.seconds)} here; give that much, fewer training rows, or a smaller max_length"
+            f"budget: {say_duration(budget)} are not enough: one epoch of each training and the rest take about "
+            f"{say_duration(least.seconds)} here; give that much, fewer training rows, or a smaller max_length"
         )
     return max(fitting, key=lambda plan: _share(plan, whole))
 
@@ -167,10 +168,3 @@ def after_dense(plan: Plan, dense_seconds: float, budget: float | None) -> Plan:
     seconds = plan.epoch_seconds * slower
     left = budget - dense_seconds - plan.other_seconds
     return replace(plan, epochs=max(1, min(plan.epochs, int(left / seconds))), epoch_seconds=seconds)
-
-
-def say_seconds(seconds: float) -> str:
-    """Return a duration in words: "45 s", "12 min" or "2.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

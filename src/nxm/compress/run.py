@@ -18,11 +18,12 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from nxm.compress import card, folder
-from nxm.compress.plan import Plan, after_dense, make_plan, measure_speed, say_seconds
+from nxm.compress.plan import Plan, after_dense, make_plan, measure_speed
 from nxm.compress.prepare import Prepared, prepare
 from nxm.compress.report import make_report
 from nxm.compress.settings import make_settings
 from nxm.compress.train import train
+from nxm.durations import say_duration
 from nxm.errors import UserError
 from nxm.export.trained import load_trained, outputs
 from nxm.files import check_room, new_file, write_json, write_text
@@ -122,7 +123,7 @@ def _make_plan(prepared: Prepared, start: PreTrainedModel) -> Plan:
     plan = make_plan(speed, steps, dense_epochs, settings.epochs, settings.recipe == "best", budget)
     print(
         f"plan: {plan.dense_epochs} epochs to fine-tune, {plan.epochs} to compress, {steps} steps each; about "
-        f"{say_seconds(plan.seconds)}" + (f" of {say_seconds(budget)}" if budget else ""),
+        f"{say_duration(plan.seconds)}" + (f" of {say_duration(budget)}" if budget else ""),
         flush=True,
     )
     # two checkpoints with the states of Adam and ADMM, and two models

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nxm.data.tasks import TASKS
+from nxm.durations import say_duration
 from nxm.environment import JOBS, PLAN, STARTED
 from nxm.errors import UserError
 from nxm.study.plan import Training, composed, trainings
@@ -86,13 +87,6 @@ def say_progress(study: Study, timed: Sequence[Result]) -> str | None:
     finished = sum(_seconds_per_unit(study, runs, result.task) * _result_units(study, result) for result in done)
     left = max(0.0, whole - finished / int(os.environ[JOBS]))
     return line + f"; about {say_duration(left)} left in all"
-
-
-def say_duration(seconds: float) -> str:
-    """Return a duration as `95 s`, `12 min` or `3.4 h`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def stage_units(study: Study, stage: str) -> float:

@@ -25,10 +25,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nxm.config import read_yaml
+from nxm.durations import say_duration
 from nxm.environment import JOBS, PLAN, STARTED, cores
 from nxm.errors import UserError
 from nxm.launch.alone import alone, process_at_work
-from nxm.launch.estimate import estimate_seconds, say_duration, stage_units, timed_runs
+from nxm.launch.estimate import estimate_seconds, stage_units, timed_runs
 from nxm.launch.project import Project, Stage
 from nxm.study.plan import PLAN as PLAN_FILE
 from nxm.study.plan import VALUES, write_plan
