@@ -174,6 +174,30 @@ def make_result(
     )
 
 
+def with_set(result: Result, pattern: str) -> Result:
+    """The result of a training into another set of half of the weights, such as "2:4 int4"."""
+    return result.model_copy(update={"sparsity": result.sparsity.model_copy(update={"pattern": pattern})})
+
+
+def make_integers() -> list[Result]:
+    """Two recipes with integers of several widths, one with three bits alone, and the dense model; two seeds."""
+    sets = {
+        ("holoformer", None): ("2:4 int3", 81.0),
+        ("holoformer", "against-qat"): ("2:4 int3", 81.0),
+        ("holoformer", "int4"): ("2:4 int4", 82.0),
+        ("holoformer", "int2"): ("2:4 int2", 75.0),
+        ("nxm_then_qat", None): ("2:4 int3", 80.0),
+        ("nxm_then_qat", "int4"): ("2:4 int4", 81.5),
+        ("rounding", None): ("int3", 70.0),
+    }
+    found = [make_result(run="dense", seed=seed, score=82.0 + seed) for seed in (1, 2)]
+    return found + [
+        with_set(make_result("holoformer", run=run, variant=variant, seed=seed, score=score + seed), pattern)
+        for (run, variant), (pattern, score) in sets.items()
+        for seed in (1, 2)
+    ]
+
+
 def make_failure(
     study: str = "embedded", task: str = "stsb", run: str = "nxm", variant: str | None = None, **changes: Any
 ) -> Failure:

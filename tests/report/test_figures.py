@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from nxm import report
-from nxm.report import labels, paper, statistics, style
+from nxm.report import labels, paper, published, statistics, style
 from nxm.report.evidence import Evidence
-from synthetic_study import EMPTY, make_bench, make_benchmark, make_deployment, make_result, texts_of
+from synthetic_study import EMPTY, make_bench, make_benchmark, make_deployment, make_integers, make_result, texts_of
 
 FIGURES = report.known("figures")
 
@@ -72,6 +72,24 @@ def test_every_run_has_a_unique_look_in_colour_and_in_grey() -> None:
     assert len({look.marker for look in looks}) == len({look.color for look in looks}) == len(looks)
     dashed = [look.dashes for look in looks if look is not labels.look("distil")]  # drawn as dense is: a grey of it
     assert len(set(dashed)) == len(dashed)
+
+
+# --- integers --------------------------------------------------------------------------------------------------------
+
+
+def test_bits_has_a_curve_for_recipes_of_several_widths_and_a_row_for_every_recipe_at_the_runs_own() -> None:
+    figure = report.load("figures", "bits").draw(Evidence("holoformer", make_integers(), None))
+    widths, recipes = figure.axes
+    curves = {tuple(line.get_ydata()): line.get_xdata() for line in widths.get_lines() if len(line.get_xdata()) == 3}
+    assert list(curves) == [(76.5, 82.5, 83.5)]  # HoloFormer: means of two seeds by bits
+    scale = 16 * (5 * 384 + 1536) / (4 * 384**2 + 2 * 384 * 1536)  # bits of a row's scale, over its weights
+    (x,) = curves.values()
+    assert list(x / x[0]) == pytest.approx([1, (2.5 + scale) / (2 + scale), (3 + scale) / (2 + scale)])
+    assert [text.get_text() for text in widths.get_legend().get_texts()] == ["HoloFormer", "NxM+, then QAT"]
+    labelled = [text.get_text() for text in recipes.get_yticklabels()]
+    assert labelled == ["HoloFormer", "NxM+, then QAT", "Rounded (without 2:4)"]
+    shares = [line for line in widths.get_lines() if line.get_marker() == "D"]
+    assert list(shares[0].get_ydata()) == pytest.approx([share / 100 * 83.5 for _, share in published.BITS])
 
 
 # --- figures of the paper --------------------------------------------------------------------------------------------

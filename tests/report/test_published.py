@@ -7,7 +7,7 @@ import pytest
 from nxm import report
 from nxm.report import paper, published
 from nxm.report.evidence import Evidence
-from synthetic_study import EMPTY, make_bench, make_deployment, make_result
+from synthetic_study import EMPTY, make_bench, make_deployment, make_result, with_set
 
 
 def test_every_number_has_a_source_that_can_be_looked_up() -> None:
@@ -26,6 +26,7 @@ def test_every_number_has_a_source_that_can_be_looked_up() -> None:
     [
         (EMPTY, ()),
         (Evidence("embedded", [make_result()], None), ("score",)),
+        (Evidence("embedded", [with_set(make_result(), "2:4 int4")], None), ("score", "integers")),
         (Evidence("embedded", [], None, deployment=make_deployment()), ("gpu", "cpu")),
         (Evidence("gpu", [], None, bench=make_bench()), ("gpu", "cpu")),
     ],

@@ -27,6 +27,7 @@ from synthetic_study import (
     make_deployment,
     make_draws,
     make_failure,
+    make_integers,
     make_result,
 )
 
@@ -407,6 +408,21 @@ def test_the_structure_table_has_heads_and_rows_of_every_layer() -> None:
     assert (first["Heads of 12"], first["FFN rows of 1536"]) == ("3 12", "264 8")
     assert (second["Budget"], second["Hard count"]) == ("–", "–")
     assert list(table.numbers["rows"]) == [264, 8, 264, 8]
+
+
+def test_bits_are_a_row_for_each_run_and_width_with_the_share_of_dense() -> None:
+    table = report.load("tables", "table_bits").make(Evidence("holoformer", make_integers(), None))
+    rows = {row["Run"]: row for row in table.shown.to_dict("records")}
+    assert list(rows) == [
+        *("Dense", "HoloFormer (4 bits)", "NxM+, then QAT (4 bits)", "Rounded"),
+        *("HoloFormer", "NxM+, then QAT", "HoloFormer (2 bits)"),
+    ]
+    assert rows["HoloFormer"]["Set"] == "2:4 int3"
+    assert rows["HoloFormer"]["% of dense"] == f"{100 * 82.5 / 83.5:.1f}"
+    numbers = table.numbers.set_index("run")
+    assert numbers.loc["holoformer/int4", "bits_per_weight"] == pytest.approx(3.03, abs=0.01)
+    assert numbers.loc["holoformer/int4", "compression"] == pytest.approx(32 / 3.03, abs=0.05)
+    assert numbers.loc["dense", "compression"] == 1
 
 
 def test_the_cost_of_the_search_counts_its_failures_and_no_sweep(one: Evidence) -> None:

@@ -168,7 +168,7 @@ def look(run: str) -> Look:
 def run_label(run: str) -> str:
     """Return the label of a run or of a variant: `NxM+`, `NxM+ without teacher`."""
     run, _, variant = run.partition("/")
-    return f"{look(run).label} {_words(variant)}" if variant else look(run).label
+    return f"{look(run).label} {_words(variant)}".rstrip() if variant else look(run).label
 
 
 def variant_label(variant: str) -> str:

@@ -12,7 +12,8 @@ from typing import Literal
 
 from nxm.report import labels, paper
 
-Kind = Literal["score", "gpu", "cpu"]  # scores of 2:4 encoders, speed of 2:4 on GPUs, speed of INT8 on CPUs
+# scores of 2:4 encoders, of 2:4 with integers learned together, speed of 2:4 on GPUs, speed of INT8 on CPUs
+Kind = Literal["score", "integers", "gpu", "cpu"]
 NOT_MEASURED = "Not measured here: other models, data and machines, so no ratio to our numbers means anything."
 
 
@@ -83,6 +84,18 @@ NUMBERS = (
         "NVIDIA TensorRT, README of demo/BERT",
         "https://github.com/NVIDIA/TensorRT",
     ),
+    Published(
+        *("integers", "N:M and integers by ADMM", "HoloFormer, encoder, GLUE", "% of the dense score", "", "99.4"),
+        "Holmes et al., HoloFormer (abstract; withdrawn from ICLR 2022)",
+        "https://openreview.net/forum?id=eAEcdRkcMHh",
+    ),
+    *(
+        Published(
+            *("integers", "2:4 by ADMM with QAT", f"NxMiFormer, encoder {smaller} % smaller", "% of the dense score"),
+            *("", share, "Holmes et al. 2022, NxMiFormer (abstract)", "https://arxiv.org/abs/2206.15014"),
+        )
+        for smaller, share in (("87.5", "99.5"), ("93", "98.2"))
+    ),
     *_square("A100, BF16", (1024, "1.19"), (4096, "1.71"), (8192, "1.52")),
     *_square("H100, BF16", (1024, "0.75"), (4096, "1.53"), (8192, "1.59")),
     *_square("H100, FP8", (1024, "0.73"), (4096, "1.53"), (8192, "1.54")),
@@ -108,6 +121,9 @@ NUMBERS = (
     ),
 )
 
+
+# NxMiFormer's two numbers as points: bits a weight, from the share of 32 bits that is saved, and percent of dense
+BITS = ((32 * (1 - 0.875), 99.5), (32 * (1 - 0.93), 98.2))
 
 _PAPER = ("Holmes et al. 2021, NxMTransformer", "https://arxiv.org/abs/2110.15766")
 _BASES = {  # a run of the paper, with the one that its score is compared with

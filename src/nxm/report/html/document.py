@@ -295,7 +295,9 @@ def _runs(evidence: Evidence) -> Grid:
                 statistics.ABSENT if row.heldout is None else f"{row.heldout:.1f}",
                 statistics.ABSENT if row.retained is None else f"{row.retained:.1f}",
                 *(f"{one.train_seconds:.0f}", f"{one.wall_seconds:.0f}", f"{one.peak_memory_mib / 1024:.1f}"),
-                *(f"{one.sparsity.nonzero_parameters / 1e6:.1f}", f"{row.size:.1f}", more),
+                f"{one.sparsity.nonzero_parameters / 1e6:.1f}",
+                statistics.ABSENT if row.size is None else f"{row.size:.1f}",
+                more,
             )
         )
     notes = ("% of dense: of the dense model with the same task and seed.", runs.SIZE) if own else ()

@@ -93,8 +93,9 @@
     const share = point.retained === null ? "" : `, ${point.retained.toFixed(1)} % of dense${interval}`;
     return [
       `score ${point.score.toFixed(1)}${spread}${share}`,
-      `training ${point.seconds.toFixed(0)} s; ${point.nonzero.toFixed(1)} million non-zero parameters, ` +
-        `${point.size.toFixed(1)} MiB${point.bits === null ? "" : `, ${point.bits} bits per target weight`}; ` +
+      `training ${point.seconds.toFixed(0)} s; ${point.nonzero.toFixed(1)} million non-zero parameters` +
+        `${point.size === null ? "" : `, ${point.size.toFixed(1)} MiB`}` +
+        `${point.bits === null ? "" : `, ${point.bits} bits per target weight`}; ` +
         `seed${/\D/.test(point.seeds) ? "s" : ""} ${point.seeds}`,
     ];
   };

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nxm.report import labels, statistics
+from nxm.report import labels, statistics, storage
 from nxm.report.evidence import Evidence
 from nxm.study.plan import Training, trainings
 from nxm.study.results import Failure, Result, place_of, result_path
@@ -16,13 +16,13 @@ MEASURES = {  # of the plot: label, and whether a smaller value is better
     "retained": "Share of the dense score (%)",
     "score": "Dev score × 100",
     "seconds": "Training time (s)",
-    "size": "Size of the non-zero values (MiB)",
+    "size": "Size when stored (MiB)",
     "nonzero": "Non-zero parameters (millions)",
     "bits": "Bits of a target weight",
 }
 SIZE = (
-    "Size: non-zero values alone, without positions and scales; integers have their bits, everything else 32. "
-    "Bits of a target weight: the same for the target matrices, divided by all of their weights."
+    "Size: the target matrices stored as their sets allow, with the positions of non-zeros and the scales of integers, "
+    "everything else with 32 bits. Bits of a target weight: of those matrices, divided by all of their weights."
 )
 ALL = "geometric_mean"
 
@@ -39,7 +39,7 @@ class Row:
     score: float
     heldout: float | None
     retained: float | None
-    size: float
+    size: float | None
     values: tuple[tuple[str, str], ...]
     path: str
     command: str
@@ -141,16 +141,10 @@ def _values(result: Result) -> Iterator[tuple[str, str]]:
             yield labels.hyperparameter(key), labels.value_label(key, result.hyperparameters[key])
 
 
-def size_mib(result: Result) -> float:
-    """Return the MiB of a model's non-zero values: integers with their bits, everything else with 32."""
-    sparsity = result.sparsity
-    inside = sparsity.density * sparsity.target_parameters
-    return (inside * _bits(result) + (sparsity.nonzero_parameters - inside) * 32) / 8 / 2**20
-
-
-def _bits(result: Result) -> int:
-    found = re.search(r"\bint(\d+)\b", result.sparsity.pattern or "")
-    return int(found[1]) if found else 32
+def size_mib(result: Result) -> float | None:
+    """Return the MiB of a stored model (`nxm.report.storage.stored_bytes`); None where they are not known."""
+    size = storage.stored_bytes(result)
+    return None if size is None else size / 2**20
 
 
 def points(evidence: Evidence) -> list[dict[str, Any]]:
@@ -175,8 +169,7 @@ def _point(
     kept = statistics.retention_interval(evidence, name, "dense", tasks)
     seeds = sorted({result.seed for result in results})
     look, first = labels.look(run), min(results, key=lambda result: (result.task, result.seed))
-    inside = sum(one.sparsity.target_parameters for one in results)
-    bits = sum(one.sparsity.density * one.sparsity.target_parameters * _bits(one) for one in results)
+    sizes, bits = map(size_mib, results), map(storage.bits_per_weight, results)
     return {
         "task": tasks[0] if len(tasks) == 1 else ALL,
         "name": labels.run_label(name),
@@ -190,12 +183,18 @@ def _point(
         "low": round(kept.low, 4) if kept and kept.low is not None else None,
         "high": round(kept.high, 4) if kept and kept.high is not None else None,
         "seconds": round(_mean(one.train_seconds for one in results), 2),
-        "size": round(_mean(size_mib(one) for one in results), 3),
+        "size": _mean_or_none(sizes),
         "nonzero": round(_mean(one.sparsity.nonzero_parameters for one in results) / 1e6, 4),
-        "bits": round(bits / inside, 3) if inside else None,
+        "bits": _mean_or_none(bits),
         "command": command(evidence, place_of(first)),
         "anchor": anchor(place_of(first)),
     }
+
+
+def _mean_or_none(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    present = [value for value in known if value is not None]
+    return round(_mean(present), 3) if present and len(present) == len(known) else None
 
 
 def _mean(values: Any) -> float:

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 
 import pandas as pd
 
-from nxm.report import published, statistics
+from nxm.report import published, statistics, storage
 from nxm.report.evidence import Evidence
 from nxm.report.table import Table
 
@@ -42,9 +42,11 @@ def measured_like(evidence: Evidence) -> tuple[published.Published, ...]:
 
 
 def _kinds(evidence: Evidence) -> list[published.Kind]:
+    runs = statistics.whole_runs(evidence.results)
     devices = {file["device"] for file in [*evidence.bench, *evidence.deployment] if file.get("rows")}
     kinds: dict[published.Kind, bool] = {
-        "score": bool(statistics.whole_runs(evidence.results)),
+        "score": bool(runs),
+        "integers": any(storage.integer_bits(run) for run in runs),
         "gpu": "cuda" in devices,
         "cpu": "cpu" in devices,
     }

@@ -1,0 +1,170 @@
+"""Scores by bits a weight: left, recipes at several widths of integers; right, all recipes at the runs' own width."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from nxm.report import captions, labels, published, statistics, storage, style
+from nxm.report.evidence import Evidence
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run or variant with integers on one task, or over several: means over seeds."""
+
+    name: str
+    width: int  # bits of a code
+    bits: float  # of a weight
+    pattern: str
+    score: float
+    low: float | None
+    high: float | None
+
+    @property
+    def run(self) -> str:
+        return self.name.partition("/")[0]
+
+
+def draw(evidence: Evidence) -> Figure:
+    """Return both panels for one task, or for the geometric mean of several."""
+    tasks = statistics.tasks_of(run for run in statistics.whole_runs(evidence.results) if storage.integer_bits(run))
+    points = _points(evidence, tasks) if tasks else []
+    if not points:
+        figure, ((axes,),) = style.canvas(style.TWO_COLUMNS, 2.4)
+        style.missing(axes, f"Study {evidence.study} has no run with integers yet.")
+        style.footnote(figure, captions.caption(evidence, ""))
+        return figure
+    whole = [point for point in points if "/" not in point.name]
+    width = max({point.width for point in whole}, key=lambda bits: sum(point.width == bits for point in whole))
+    at_width = sorted((point for point in points if point.width == width), key=lambda point: -point.score)
+    figure, axes = style.mosaic(
+        style.TWO_COLUMNS, max(3.6, 1.5 + 0.3 * len(at_width)), [["widths", "recipes"]], width_ratios=[1.15, 1]
+    )
+    _widths(axes["widths"], evidence, points, tasks)
+    _recipes(axes["recipes"], evidence, at_width, tasks, width)
+    over = f"Geometric mean over {statistics.listed(statistics.TASKS.get(task, task) for task in tasks)}. "
+    style.footnote(
+        figure,
+        captions.caption(
+            evidence,
+            (over if len(tasks) > 1 else "")
+            + "Bits with positions and scales; zeros count as weights. Bars: 95 % intervals by paired bootstrap; right, "
+            "open: a variant. Diamonds: NxMiFormer's shares of dense (not measured here).",
+            tasks,
+        ),
+    )
+    return figure
+
+
+def _points(evidence: Evidence, tasks: list[str]) -> list[Point]:
+    own = [run for run in evidence.results if run.trial is None and run.task in tasks and storage.integer_bits(run)]
+    found = []
+    named = sorted({run.full_name for run in own}, reverse=True)
+    # a variant that is its run, compared once more with another rival, has its run's label
+    for name in {labels.run_label(name): name for name in named}.values():
+        runs = statistics.runs_of(own, name)
+        score = statistics.method_score(own, name, tasks)
+        bits, width = storage.bits_per_weight(runs[0]), storage.integer_bits(runs[0])
+        if score is None or bits is None or width is None:
+            continue
+        low, high = statistics.score_interval(evidence, name, tasks) or (None, None)
+        found.append(Point(name, width, bits, runs[0].sparsity.pattern or "", score.mean, low, high))
+    return found
+
+
+def _widths(axes: Axes, evidence: Evidence, points: list[Point], tasks: list[str]) -> None:
+    """Draw a curve for each run that has variants with other widths and the same zeros."""
+    curves: dict[str, list[Point]] = {}
+    for point in points:
+        zeros = point.pattern.partition("int")[0]
+        same = [own for own in points if own.name == point.run]
+        if not same or zeros == same[0].pattern.partition("int")[0]:
+            curves.setdefault(point.run, []).append(point)
+    curves = {
+        run: sorted({own.width: own for own in reversed(curve)}.values(), key=lambda own: own.bits)
+        for run, curve in curves.items()
+    }
+    curves = {run: curve for run, curve in curves.items() if len(curve) > 1}
+    names = statistics.in_order(curves, labels.RUNS)
+    for k, run in enumerate(names):
+        look, curve = labels.look(run), curves[run]
+        aside = 1.018 ** (k - (len(names) - 1) / 2)  # so that the intervals of equal bits do not cover each other
+        x = np.array([point.bits for point in curve]) * aside
+        axes.plot(x, [point.score for point in curve], **look.line())
+        barred = [(own, point) for own, point in zip(x, curve, strict=True) if point.low is not None]
+        axes.vlines(
+            [own for own, _ in barred],
+            [point.low for _, point in barred],
+            [point.high for _, point in barred],
+            color=look.color,
+            linewidth=1.2,
+        )
+    runs = [run for run in evidence.results if run.task in tasks]
+    dense = statistics.method_score(runs, "dense", tasks)
+    if dense is not None:
+        style.reference(axes, dense.mean, f"dense\n{dense.mean:.1f}")
+        axes.plot(
+            [bits for bits, _ in published.BITS],
+            [share / 100 * dense.mean for _, share in published.BITS],
+            linestyle="",
+            marker="D",
+            markersize=5,
+            markerfacecolor="white",
+            markeredgecolor=style.INK,
+            markeredgewidth=0.9,
+            zorder=2.5,
+        )
+    ticks = sorted({round(point.bits, 2) for curve in curves.values() for point in curve})
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    metric = statistics.METRICS.get(runs[0].metric.name, runs[0].metric.name) if len(tasks) == 1 else "Geometric mean"
+    axes.set(title="Fewer bits", xlabel="Bits a weight (logarithmic)", ylabel=f"{metric} × 100")
+    entries: list[Line2D] = style.handles([labels.look(run) for run in names], line=True)
+    axes.legend(handles=entries, loc="lower right")
+
+
+def _recipes(axes: Axes, evidence: Evidence, points: list[Point], tasks: list[str], width: int) -> None:
+    names = [point.name for point in points]
+    rows = [
+        {
+            "category": point.name,
+            "series": point.run,
+            "value": point.score,
+            "low": point.low,
+            "high": point.high,
+            "open": "/" in point.name,
+        }
+        for point in points
+    ]
+    looks = {run: labels.look(run) for run in dict.fromkeys(point.run for point in points)}
+    dense = statistics.method_score([run for run in evidence.results if run.task in tasks], "dense", tasks)
+    if dense is not None:
+        axes.axvline(dense.mean, color=style.INK, linewidth=1.0, linestyle=(0, (5, 2)), zorder=1)
+    by_seed = [
+        {"category": name, "value": value}
+        for name in names
+        for value in statistics.seed_scores(evidence.results, name, tasks).values()
+    ]
+    style.seeds(axes, pd.DataFrame(by_seed), names)
+    style.points(axes, pd.DataFrame(rows).astype({"low": float, "high": float}), looks, names)
+    zeros = {point.name: point.pattern.partition("int")[0].strip() for point in points}
+    usual = max(zeros.values(), key=list(zeros.values()).count)
+    texts = [
+        labels.run_label(name) + ("" if zeros[name] == usual else f" ({zeros[name] or f'without {usual}'})")
+        for name in names
+    ]
+    axes.set_yticks(
+        range(len(names)), [textwrap.fill(text, 26, break_on_hyphens=False) for text in texts], linespacing=1.0
+    )
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set(title=f"All recipes, {usual + ' and ' if usual else ''}{width} bits", xlabel="Dev score × 100")
