@@ -33,6 +33,7 @@ DEV = 21
 SETTINGS = Deployment(
     devices=["cpu"],
     seeds=[3],
+    models=["dense", "asp", "nxm", "distil", "distil_nxm"],
     forms=["fp32", "bf16", "fp16"],
     batch_sizes=[1, 2],
     lengths=[8, 16],

@@ -44,7 +44,6 @@ from nxm.measure.timing import Row, Timer, paired_ratio, time_call, time_interle
 from nxm.models.targets import find_targets
 from nxm.study.settings import Study
 
-MODELS = ("dense", "asp", "nxm", "distil", "distil_nxm")
 BUDGET_SECONDS = 4.0  # per unit, beyond five rounds
 COMPILED_TOLERANCE = 1e-4  # relative error of the outputs; the order of fp32 sums differs
 DTYPES = STORED | {"fp32": torch.float32}
@@ -97,8 +96,8 @@ class _AbsentError(Exception):
 def run_deployment(study: Study, device_name: str, folder: Path, timer: Timer | None = None) -> Path:
     """Measure a study's models on one device and write results/deployment/<device>.json.
 
-    The models are those of the study's first task and of `deployment.seeds`. A killed run continues after its last
-    complete unit. On a machine without the device the file has the reason.
+    The models are those of `deployment.models`, of the study's first task and of `deployment.seeds`. A killed run
+    continues after its last complete unit. On a machine without the device the file has the reason.
 
     Args:
         device_name: "cpu" or "cuda".
@@ -119,7 +118,7 @@ def run_deployment(study: Study, device_name: str, folder: Path, timer: Timer | 
         return path
     device, task, seed = torch.device(device_name), get_task(study.tasks[0]), settings.seeds[0]
     torch.set_num_threads(cores())
-    folders = {name: folder / "models" / task.name / name / f"seed{seed}" for name in MODELS}
+    folders = {name: folder / "models" / task.name / name / f"seed{seed}" for name in settings.models}
     models = {name: load_trained(saved) for name, saved in folders.items() if (saved / "config.json").is_file()}
     if "dense" not in models:
         raise UserError(f"{folders['dense']}: there is no dense model to compare with; run the stage baseline first")
@@ -130,7 +129,7 @@ def run_deployment(study: Study, device_name: str, folder: Path, timer: Timer | 
         )
     data = load_prepared(folder / "data" / "prepared" / task.name) if settings.scores else None
     rows: list[Row] = [
-        {"model": name, "absent": "no model of this method was found"} for name in MODELS if name not in models
+        {"model": name, "absent": "no model of this method was found"} for name in settings.models if name not in models
     ]
     scores: list[Row] = []
     forms = [form for name in settings.forms for form in (_CPU_FORMS if device.type == "cpu" else _CUDA_FORMS)[name]]

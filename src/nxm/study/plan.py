@@ -17,7 +17,7 @@ from typing import Any
 from nxm.errors import UserError
 from nxm.files import write_text
 from nxm.study.code import code_path
-from nxm.study.settings import Run, Study, Targets, say_value
+from nxm.study.settings import MODELS_DEPLOYED, Run, Study, Targets, say_value
 
 PLAN, VALUES = "plan.yaml", "values.json"
 WEIGHTS = "data/source/weights"  # of the stage `fetch`
@@ -205,8 +205,17 @@ def write_plan(study: Study, folder: Path) -> None:
     trained = [task for task in study.tasks if task in tasks]  # none where speed alone is measured
     own_page = folder / "findings.md.j2"
     page = own_page.name if own_page.is_file() else f"{study.root}/docs/README.md.j2"  # one that every report reads
-    _write_yaml(folder / PLAN, {"page": page, "trained": trained, "train": stages})
+    content = {"page": page, "trained": trained, "deployed": _deployed(study), "train": stages}
+    _write_yaml(folder / PLAN, content)
     _write(folder / VALUES, json.dumps(values, indent=1) + "\n")
+
+
+def _deployed(study: Study) -> dict[str, dict[str, str]]:
+    """Return the models that are measured as deployed, by device: places of a list of fixed length, which DVC needs."""
+    deployment = study.deployment
+    folders = [f"models/{study.tasks[0]}/{name}/seed{deployment.seeds[0]}" for name in deployment.models]
+    folders += [f"data/prepared/{study.tasks[0]}"] * (MODELS_DEPLOYED - len(folders))  # a dependency all the same
+    return {device: {f"model{i}": path for i, path in enumerate(folders)} for device in deployment.devices}
 
 
 def _widths(study: Study, folder: Path) -> list[int]:
@@ -251,7 +260,8 @@ def _spelled_out(values: Mapping[str, Any]) -> str:
 def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Write one line per training, in JSON, which is YAML too: differences between plans are then readable."""
     lines = ["# Made by the stage plan from params.yaml: change that, not this."]
-    lines += [f"page: {content['page']}", f"trained: {json.dumps(content['trained'])}", "train:"]
+    lines += [f"{name}: {json.dumps(content[name])}" for name in ("page", "trained", "deployed")]
+    lines.append("train:")
     for stage, entries in content["train"].items():
         lines.append(f"  {stage}:" + (" {}" if not entries else ""))
         lines += [f"    {key}: {json.dumps(entry)}" for key, entry in entries.items()]

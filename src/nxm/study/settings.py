@@ -207,11 +207,15 @@ class Bench(Settings):
     budget: Positive  # seconds
 
 
+MODELS_DEPLOYED = 10  # at most: the stage's dependencies have as many places
+
+
 class Deployment(Settings):
     """Forms of trained models and devices to measure; see `nxm.measure.forms`."""
 
     devices: Annotated[list[Literal["cpu", "cuda"]], Distinct]  # []: none
     seeds: Annotated[Seeds, Field(min_length=1, max_length=1)]  # of the models measured
+    models: Annotated[list[str], Field(max_length=MODELS_DEPLOYED), Distinct]  # runs; dense is what they compare with
     forms: Annotated[list[Literal["fp32", "bf16", "fp16", "compiled", "onnx", "int8"]], Distinct]
     batch_sizes: Annotated[list[PositiveInt], Distinct]
     lengths: Annotated[list[PositiveInt], Distinct]  # tokens
@@ -366,6 +370,15 @@ class Study(Settings):
     def _needs(self, name: str) -> set[str]:
         runs = [self.run(name, task) for task in self.tasks]
         return {other for run in runs for other in (run.start, run.teacher) if other in self.runs}
+
+    @model_validator(mode="after")
+    def _deployed_models_are_runs(self) -> Study:
+        if self.deployment.devices:
+            if strange := set(self.deployment.models) - self.runs.keys():
+                raise ValueError(f"deployment.models names {listed(strange)}, which 'runs' does not name")
+            if "dense" not in self.deployment.models:
+                raise ValueError("deployment.models needs 'dense', with which the others are compared")
+        return self
 
     @model_validator(mode="after")
     def _variants_are_of_runs(self) -> Study:

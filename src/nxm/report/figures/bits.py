@@ -56,8 +56,8 @@ def draw(evidence: Evidence) -> Figure:
         captions.caption(
             evidence,
             (over if len(tasks) > 1 else "")
-            + "Bits with positions and scales; zeros count as weights. Bars: 95 % intervals by paired bootstrap; right, "
-            "open: a variant. Diamonds: NxMiFormer's shares of dense (not measured here).",
+            + "Bits with positions and scales; zeros count as weights. Bars: 95 % intervals by paired bootstrap; "
+            "right, open: a variant. Diamonds: NxMiFormer's shares of dense (not measured here).",
             tasks,
         ),
     )
