@@ -78,7 +78,10 @@ def make_params(
 ) -> dict[str, Any]:
     """Return the values of a params.yaml: the repository's, with other runs and neither variants nor a search."""
     own = {"study": study, "tasks": list(tasks), "seeds": list(seeds), "runs": {name: RUNS[name] for name in runs}}
-    return read_yaml(ROOT / "params.yaml") | {"variants": {}} | own | changes
+    values = read_yaml(ROOT / "params.yaml") | {"variants": {}} | own
+    values["deployment"]["models"] = list(dict.fromkeys(["dense", *runs]))[:10] if "dense" in runs else []
+    values["deployment"]["devices"] = ["cpu"] if "dense" in runs else []
+    return values | changes
 
 
 def make_result(

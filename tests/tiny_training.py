@@ -7,12 +7,37 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
-from conftest import parity_data, tiny_config
 from nxm.methods import METHODS, takes_set
 
+VOCABULARY = 60
 WITH_SET = tuple(filter(takes_set, METHODS))  # the methods that train into a constraint set
+
+
+def tiny_config(**changes: object) -> BertConfig:
+    values = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 32,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "num_labels": 2,
+    }
+    return BertConfig(**(values | changes))
+
+
+def parity_data() -> Dataset:
+    """64 sequences of 6 to 9 tokens whose class is the parity of their first token."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for i in range(64):
+        ids = torch.randint(2, VOCABULARY, (6 + i % 4,), generator=generator).tolist()
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids[0] % 2, "length": len(ids)})
+    return Dataset.from_list(rows)
 
 
 class Pad:

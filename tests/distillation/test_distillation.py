@@ -16,13 +16,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from conftest import tiny_config
 from nxm import NM, AspCallback, UserError, find_targets, shrink, structure_of
 from nxm.distillation.loss import distillation_loss, matching_layers
 from nxm.distillation.noise import replace_tokens
 from nxm.distillation.settings import DISTILLATION, Distillation
 from nxm.distillation.trainer import DistillationTrainer, Teacher
 from nxm.models.structure import Structure, mask_
+from tiny_training import tiny_config
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
 

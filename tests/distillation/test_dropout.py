@@ -11,10 +11,10 @@ import transformers
 from datasets import Dataset
 from transformers import BertForSequenceClassification, PreTrainedModel, TrainingArguments
 
-from conftest import tiny_config
 from nxm import DistillationTrainer
 from nxm.models.student import dropout_at
 from tiny_models import MODELS
+from tiny_training import tiny_config
 
 SIZES = {
     "vocab_size": 64,

@@ -20,9 +20,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from conftest import tiny_config
 from nxm import Distillation, DistillationTrainer, UserError
 from nxm.distillation.loss import distillation_loss
+from tiny_training import tiny_config
 
 LOGITS = Distillation(task=0.0, logits=1.0, hidden=0.0, temperature=2.0)
 HIDDEN = Distillation(task=0.0, logits=0.0, hidden=1.0, temperature=2.0)

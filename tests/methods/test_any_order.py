@@ -24,10 +24,9 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback
 
-from conftest import parity_data
 from nxm import NM, SparsityCallback, find_targets
 from nxm.methods import make_callback, settings_class
-from tiny_training import WITH_SET, Stop, new_model, trainer_for
+from tiny_training import WITH_SET, Stop, new_model, parity_data, trainer_for
 
 TWO_OF_FOUR = NM(2, 4)
 STEPS = 16

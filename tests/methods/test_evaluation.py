@@ -11,11 +11,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration, Trainer, TrainerCallback
 
-from conftest import parity_data
 from nxm import NM, AdmmCallback, SparsityCallback, UserError, find_targets
 from nxm.methods import make_callback, settings_class
 from nxm.methods.evaluation import ProjectedInEval
-from tiny_training import WITH_SET, new_model, trainer_for, weights_of
+from tiny_training import WITH_SET, new_model, parity_data, trainer_for, weights_of
 
 TWO_OF_FOUR = NM(2, 4)
 INPUT = torch.tensor([[7, 8, 9, 10]])

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 import nxm
-from conftest import parity_data
 from nxm import NM, SparsityCallback, UserError, find_targets, parse_set
 from nxm.methods import METHODS, ImportanceName, make_callback, settings_class
 from nxm.methods.callback import STATE_FILE
@@ -30,6 +29,7 @@ from tiny_training import (
     assert_best_is_loaded_back_as_evaluated,
     assert_equal,
     new_model,
+    parity_data,
     trainer_for,
     weights_of,
 )

@@ -19,14 +19,13 @@ from transformers import (
     TrainerCallback,
 )
 
-from conftest import parity_data
 from nxm import NM, Admm, AdmmCallback, AspCallback, GmpCallback, SrSteCallback, UserError, find_targets
 from nxm.errors import Diverged
 from nxm.methods import make_callback, settings_class
 from nxm.methods.callback import STATE_FILE, SparsityCallback
 from nxm.methods.gradual.settings import Gmp
 from nxm.sets.saved import read_pattern, read_patterns
-from tiny_training import WITH_SET, Pad, new_model, trainer_for
+from tiny_training import WITH_SET, Pad, new_model, parity_data, trainer_for
 
 TWO_OF_FOUR = NM(2, 4)
 PROXIMAL = Admm(recipe="proximal", rho=0.35, interval=2, freeze_at=0.5)

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
-from conftest import parity_data
 from nxm import BEST_ADMM, NM, ActivationNorms, Admm, AdmmCallback, Integers, StraightThroughCallback, UserError
 from nxm.methods.held import HeldWeights, StraightThrough, hold
 from nxm.methods.straight_through.algorithm import zero_patterns
@@ -18,7 +17,14 @@ from nxm.methods.straight_through.settings import Qat
 from nxm.models.targets import find_targets
 from nxm.sets.base import Grid
 from nxm.sets.saved import read_pattern
-from tiny_training import assert_best_is_loaded_back_as_evaluated, assert_equal, new_model, trainer_for, weights_of
+from tiny_training import (
+    assert_best_is_loaded_back_as_evaluated,
+    assert_equal,
+    new_model,
+    parity_data,
+    trainer_for,
+    weights_of,
+)
 
 JOINT, ALONE = Integers(4, mask=NM(2, 4)), Integers(3)
 LATE = Admm(recipe="proximal", rho=0.35, interval=3, freeze_at=0.6, dual_step="matched")

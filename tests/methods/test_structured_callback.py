@@ -15,14 +15,20 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import nxm
-from conftest import parity_data
 from nxm import UserError, find_targets, shrink, structure_of
 from nxm.methods.callback import STATE_FILE
 from nxm.methods.structured.callback import StructuredCallback
 from nxm.methods.structured.settings import Structured
 from nxm.models.cost import interpolated, weights, write_cost
 from nxm.models.structure import full_structure
-from tiny_training import assert_best_is_loaded_back_as_evaluated, assert_equal, new_model, trainer_for, weights_of
+from tiny_training import (
+    assert_best_is_loaded_back_as_evaluated,
+    assert_equal,
+    new_model,
+    parity_data,
+    trainer_for,
+    weights_of,
+)
 
 EXAMPLES = list(Structured.examples)
 NAMES = [" ".join(str(value) for value in values.values()) for values in EXAMPLES]
@@ -289,7 +295,7 @@ import sys
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
-from conftest import parity_data
+from tiny_training import parity_data
 from nxm import structure_of
 from nxm.methods.structured.callback import StructuredCallback
 from nxm.methods.structured.settings import Structured

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
-from conftest import tiny_config
 from nxm import NM, UserError, find_targets
 from nxm.models.permute import permute_, search_order
 from tiny_models import MODELS
+from tiny_training import tiny_config
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "bert-qa"])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
 
-from conftest import tiny_config
 from nxm.models.student import every_other_layer
+from tiny_training import tiny_config
 
 
 @pytest.mark.parametrize("layers", [2, 5, 6])

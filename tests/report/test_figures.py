@@ -16,6 +16,8 @@ from PIL import Image
 from nxm import report
 from nxm.report import labels, paper, published, statistics, style
 from nxm.report.evidence import Evidence
+from nxm.study.plan import Training
+from records import record
 from synthetic_study import EMPTY, make_bench, make_benchmark, make_deployment, make_integers, make_result, texts_of
 
 FIGURES = report.known("figures")
@@ -90,6 +92,28 @@ def test_bits_has_a_curve_for_recipes_of_several_widths_and_a_row_for_every_reci
     assert labelled == ["HoloFormer", "NxM+, then QAT", "Rounded (without 2:4)"]
     shares = [line for line in widths.get_lines() if line.get_marker() == "D"]
     assert list(shares[0].get_ydata()) == pytest.approx([share / 100 * 83.5 for _, share in published.BITS])
+
+
+# --- structured pruning ----------------------------------------------------------------------------------------------
+
+
+def test_structure_shows_heads_and_rows_by_layer_and_the_course_to_the_budget() -> None:
+    course = [{"step": 10, "share": 0.6}, {"step": 20, "share": 0.2}]
+    pruning = {"budget": 0.25, "share": 0.2, "cost": "weights", "units": "heads_rows", "course": course}
+    sizes = {"heads": [3, 12], "rows": [264, 8], "dense_heads": 12, "dense_rows": 1536, "share": 0.198}
+    other = sizes | {"heads": [5, 12]}
+    results = [
+        record(Training("stsb", "cut20", 1), structure=sizes | {"pruning": pruning}),
+        record(Training("stsb", "cut20", 2), structure=other | {"pruning": pruning}),
+        record(Training("stsb", "cut50_nxm", 1), structure=sizes | {"pruning": None}),  # pruned by its start
+    ]
+    heads, rows, course_axes = report.load("figures", "structure").draw(Evidence("structured", results, None)).axes
+    assert [tuple(line.get_ydata()) for line in heads.get_lines()] == [(4, 12)]
+    assert [tuple(line.get_ydata()) for line in rows.get_lines()] == [(264, 8)]
+    steps, budget = course_axes.get_lines()
+    assert list(steps.get_xdata())[:3] == [0, 10, 20]
+    assert list(steps.get_ydata()) == [100, 60, 20, 20]
+    assert set(budget.get_ydata()) == {25}
 
 
 # --- figures of the paper --------------------------------------------------------------------------------------------

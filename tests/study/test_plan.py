@@ -192,6 +192,16 @@ def test_committed_choices_are_what_the_search_chooses(name):
 # --- what a plan is made of ------------------------------------------------------------------------------------------
 
 
+def test_measurements_depend_on_the_models_that_they_measure(values, tmp_path):
+    values["deployment"] |= {"models": ["dense", "asp"], "devices": ["cpu"]}
+    made(parse_study(values, "params.yaml"), tmp_path)
+    places = read_yaml(tmp_path / PLAN)["deployed"]["cpu"]
+    folders = list(dict.fromkeys(places.values()))
+    assert folders == ["models/stsb/dense/seed0", "models/stsb/asp/seed0", "data/prepared/stsb"]
+    needed = read_yaml(ROOT / "dvc.yaml")["stages"]["deployment"]["do"]["deps"]
+    assert [place for place in needed if "item" in place] == [f"${{item.{place}}}" for place in places]
+
+
 def test_an_entry_names_the_files_that_its_training_reads(values, tmp_path):
     values["runs"]["nxm_plus"] = values["runs"]["distil_nxm_kd"] | {"start": "dense", "permute": True}
     values["search"] = {"by": "heldout", "seeds": [9], "runs": {"nxm_plus": {"values": {"rho": [0.1, 0.2]}}}}

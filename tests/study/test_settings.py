@@ -77,6 +77,7 @@ def test_structured_pruning_takes_no_set(values):
 def test_structured_pruning_takes_no_single_matrices_but_for_blocks(values):
     values["runs"] = {"dense": values["runs"]["dense"], "cut": CUT | {"epochs": 4, "batch_size": 32}}
     values |= {"variants": {}, "targets": {"include": ["query"], "exclude": []}}
+    values["deployment"]["models"] = ["dense", "cut"]
     assert "run 'cut' on stsb: include ['query'] and exclude []: heads and rows reach over several" in refused(values)
     values["runs"]["cut"]["units"] = "blocks"
     assert parse_study(values, "params.yaml").run("cut", "stsb").units == "blocks"
@@ -252,6 +253,16 @@ def test_a_seed_that_no_generator_takes_is_refused(values, place, key, value):
     assert f"params.yaml: {key} = {value!r}: Input should be " in refused(values)
 
 
+@pytest.mark.situation("settings", "models to measure that no run makes, or without the dense one", "refused")
+def test_models_are_measured_of_runs_and_compared_with_dense(values):
+    values["deployment"]["models"] = ["dense", "nmx"]
+    assert "deployment.models names nmx, which 'runs' does not name" in refused(values)
+    values["deployment"]["models"] = ["nxm"]
+    assert "deployment.models needs 'dense'" in refused(values)
+    values["deployment"]["devices"] = []  # nothing is measured
+    parse_study(values, "params.yaml")
+
+
 def test_the_seed_of_the_sample_is_one_too(values):
     for value in (-1, True, 0.5):
         values["prepare"]["sample_seed"] = value
@@ -267,6 +278,7 @@ def test_the_seed_of_the_sample_is_one_too(values):
         (("tables",), ["table1", "table1"], "'table1'"),
         (("targets", "exclude"), ["a", "a"], "'a'"),
         (("deployment", "forms"), ["fp32", "fp32"], "'fp32'"),
+        (("deployment", "models"), ["dense", "dense"], "'dense'"),
         (("bench", "parts"), ["products", "products"], "'products'"),
         (("variants", "nxm/rho1.0", "seeds"), [3, 3], "3"),
         (

@@ -60,8 +60,16 @@ variants: {"nxm/x": {values: {rho: 0.5}}}
     assert set(study.runs) == set(before.runs) - {"distil_nxm_kd"} | {"mine"}
     assert study.run("nxm", "stsb") == before.run("nxm", "stsb").model_copy(update={"epochs": 7})
     assert study.run("mine", "stsb").decay == 2e-4
+    assert study.deployment.models == before.deployment.models  # it measures none of the run that was left out
     assert set(study.variants) == {"nxm/x"}  # the root's own variants and search are not taken over
     assert before.variants
+
+
+def test_a_run_left_out_is_not_measured_as_deployed_unless_the_study_names_the_models(root):
+    add_study(root, "less", "runs: {distil_nxm: null, distil_nxm_kd: null}\n")
+    assert write_study(root, "less").deployment.models == ["dense", "asp", "nxm", "distil"]
+    add_study(root, "own", "runs: {distil_nxm: null, distil_nxm_kd: null}\ndeployment: {models: [dense, nxm]}\n")
+    assert write_study(root, "own").deployment.models == ["dense", "nxm"]
 
 
 @pytest.mark.parametrize("name", studies(ROOT))

@@ -24,10 +24,11 @@ from nxm.files import sha256_file
 from nxm.methods.structured.callback import StructuredCallback
 from nxm.models.shrink import read_structure, remaining
 from nxm.sets.saved import read_pattern
-from nxm.study.plan import Training
+from nxm.study.plan import Training, composed
 from nxm.study.results import Result, predictions_path, read_predictions, read_result, same_apart_from_times
 from nxm.study.settings import Study, parse_study
-from nxm.training.run import run
+from nxm.training.build import Parts
+from nxm.training.run import _fingerprint, run
 from records import ROOT
 from tiny_training import assert_equal
 
@@ -238,3 +239,14 @@ def test_integers_of_a_shrunk_model_are_packed(study, cut, tmp_path):
     packed = nxm.load(tmp_path / "packed")
     assert_equal(dict(packed.state_dict()), dict(nxm.load(folder_of("cut_int8")).state_dict()))
     assert NM(2, 4).contains(next(iter(find_targets(packed).values())))
+
+
+def test_checkpoints_of_another_latency_table_are_not_resumed(study, tmp_path):
+    training = Training("stsb", "cut", 0)
+    values = composed(study, training).model_copy(update={"cost": "latency", "latency": str(tmp_path / "ms.json")})
+    parts = Parts(None, None, Path(), None, None, None)
+    names = []
+    for milliseconds in (1, 9):
+        (tmp_path / "ms.json").write_text(json.dumps({"heads": [0, milliseconds], "rows": [0, 1]}))
+        names.append(_fingerprint(study, training, values, {}, parts))
+    assert names[0] != names[1]

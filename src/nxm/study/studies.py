@@ -54,7 +54,8 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def study_values(root: Path, name: str) -> dict[str, Any]:
     """Return the settings of a study as plain values: the root's params.yaml with the changes of its study.yaml.
 
-    A run that study.yaml sets to null is left out. Raises UserError for an unknown study or an unreadable file.
+    A run that study.yaml sets to null is left out, of the root's `deployment.models` too. Raises UserError for an
+    unknown study or an unreadable file.
     """
     folder = study_folder(root, name)
     base = read_yaml(root / "params.yaml")
@@ -68,7 +69,10 @@ def study_values(root: Path, name: str) -> dict[str, Any]:
             )
     values = merge(base | OWN, changes)
     if isinstance(values.get("runs"), dict):  # else the settings' check refuses it
-        values["runs"] = {run: own for run, own in values["runs"].items() if own is not None}
+        left_out = {run for run, own in values["runs"].items() if own is None}
+        values["runs"] = {run: own for run, own in values["runs"].items() if run not in left_out}
+        if "models" not in (changes.get("deployment") or {}):
+            values["deployment"]["models"] = [run for run in base["deployment"]["models"] if run not in left_out]
     return values | {"root": "../..", "study": name}
 
 

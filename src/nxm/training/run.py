@@ -236,11 +236,13 @@ def _fingerprint(study: Study, training: Training, values: Run, hashes: dict[str
         if "report" not in path.parts:
             code.update(path.read_bytes())
     teacher = parts.teacher_path if parts.teacher else None
+    latency = getattr(values, "latency", "")  # of structured pruning: the path of a measured table
     deciding = {
         "training": training.path,
         "values": values.model_dump(mode="json"),
         "study": study.model_dump(mode="json", include={"trainer", "targets"}),
         "teacher": sha256_file(teacher / "model.safetensors") if teacher else None,
+        "latency": sha256_file(Path(latency)) if latency else None,
         "versions": machine.versions(),
         "processes": os.environ.get("WORLD_SIZE", "1"),
         "precision": machine.precision(),

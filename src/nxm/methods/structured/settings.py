@@ -16,8 +16,9 @@ class Structured(Settings):
 
     `recipe: paper` is MLPruning: scores from 0, thresholds from 10, one rate for both, the adaptive regulariser, no
     frozen phase. `recipe: learned` starts from the importance of heads and rows, learns scores and thresholds under a
-    budget that is met exactly, and then recovers on a fixed structure. `recipe: one_shot` removes what costs least by
-    its importance once (Kwon et al.), `recipe: gradual` in steps.
+    budget that hard counts never exceed, and then recovers on a fixed structure. (The thresholds begin at
+    sigmoid(`threshold_start`) and only fall: a budget above that share is undercut.) `recipe: one_shot` removes what
+    costs least by its importance once (Kwon et al.), `recipe: gradual` in steps.
     """
 
     takes_set: ClassVar[bool] = False

@@ -88,4 +88,5 @@ def _cost(run: Result) -> str:
 
 
 def _seed(runs: list[Result]) -> str:
-    return statistics.listed(sorted({min(run.seed for run in runs if run.name == name) for name in {r.name for r in runs}}))
+    first = {run.name: min(own.seed for own in runs if own.name == run.name) for run in runs}
+    return statistics.listed(sorted(set(first.values())))
