@@ -56,6 +56,7 @@ def study(tmp_path_factory) -> Iterator[Study]:
     smoke_source.write(folder / "data/source", tasks=("stsb",), train_rows=160, dev_rows=40)
     values = read_yaml(ROOT / "params.yaml")
     values |= {"runs": RUNS, "variants": {}, "prepare": values["prepare"] | {"heldout_examples": 32, "max_length": 16}}
+    values["deployment"]["devices"] = []
     values["trainer"] |= {"evaluate_every": 1}  # with a checkpoint at each evaluation
     found = parse_study(values, "params.yaml")
     prepare("stsb", folder / "data/source", found.prepare, folder / "data/prepared/stsb")
