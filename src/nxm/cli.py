@@ -50,7 +50,7 @@ def check(
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="a from_pretrained folder with its tokenizer, or a packed one")],
-    out: Annotated[Path, typer.Argument(help="the file to write; for packed and torch-2of4 the folder")],
+    out: Annotated[Path, typer.Argument(help="the file to write; for packed, openvino and torch-2of4 the folder")],
     to: Annotated[
         Literal["onnx", "onnx-int8", "onnx-weight-only", "torch-int8", "torch-2of4", "packed"],
         typer.Option(help="the format"),
