@@ -134,9 +134,7 @@ def _runnable(
     return calls, absent
 
 
-def _kernels(
-    call: Callable[[], object], known: Callable[[], list[str]] | None, place: torch.device
-) -> dict[str, Any]:
+def _kernels(call: Callable[[], object], known: Callable[[], list[str]] | None, place: torch.device) -> dict[str, Any]:
     """Return the operators or kernels of a call that multiply, the longest first, and how many were sparse."""
     if known is not None:
         return {"kernels": known(), "sparse_launches": 0}

@@ -32,6 +32,7 @@ from nxm.files import stray_files
 XML, BIN = "openvino_model.xml", "openvino_model.bin"  # as optimum-intel names them
 FP32_TOLERANCE = 1e-4  # relative error of the outputs; the order of fp32 sums differs
 INT8_TOLERANCE = 0.1  # 8 bits for weights and activations
+WEIGHTS = {"MatMul": 1, "Gather": 0}  # operators of Linear layers and embeddings, and the input that has the matrix
 PRODUCTS = ("FullyConnected", "MatMul", "Convolution")  # layers of the CPU plugin that multiply
 TELEMETRY = "openvino_telemetry"
 
@@ -200,7 +201,10 @@ def is_own(folder: Path) -> bool:
 
 
 def read_codes(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return codes, int8 `(out, in)`, and scales, fp32 `(out,)`, of a folder's matrices of trained integers, by name."""
+    """Return codes, int8 `(out, in)`, and scales, fp32 `(out,)`, of a folder's matrices of integers, by name.
+
+    Of a model without trained integers the names are those of its graph.
+    """
     constants = {node.get_friendly_name(): node for node in _read(folder).get_ops() if _is(node, "Constant")}
     names = [name.removesuffix(".codes") for name in constants if name.endswith(".codes")]
     return {
@@ -257,14 +261,14 @@ def _source(node: ov.Node, port: int) -> ov.Node:
     return node.input_value(port).get_node()
 
 
-def _weight(node: ov.Node) -> ov.Node | None:
-    """Return what a node multiplies by, or looks up rows in, if that is a node of weights."""
-    kinds = {"MatMul": 1, "Gather": 0}
-    return _source(node, kinds[node.get_type_name()]) if node.get_type_name() in kinds else None
-
-
-def _is_matrix(node: ov.Node | None) -> bool:
-    return node is not None and _is(node, "Constant") and node.get_element_type() == ov.Type.f32 and len(node.shape) == 2
+def _matrix(node: ov.Node) -> ov.Node | None:
+    """Return the constant, fp32 `(rows, columns)`, of a Linear layer or an embedding; None: the node is of neither."""
+    port = WEIGHTS.get(node.get_type_name())
+    if port is None or (_is(node, "MatMul") and not node.get_attributes()["transpose_b"]):
+        return None
+    constant = _source(node, port)
+    is_matrix = _is(constant, "Constant") and constant.get_element_type() == ov.Type.f32 and len(constant.shape) == 2
+    return constant if is_matrix else None
 
 
 def _has_codes(node: ov.Node) -> bool:
@@ -294,18 +298,18 @@ def _quantise(
     products: list[ov.Node] = []
     lookups: list[ov.Node] = []
     for node in model.get_ordered_ops():
-        constant = _weight(node)
-        if not _is_matrix(constant) or (integers and _is(node, "Gather")):
+        constant = _matrix(node)
+        if constant is None or (integers and _is(node, "Gather")):
             continue
         key = constant.get_friendly_name()
-        by_column = _is(node, "MatMul") and not node.get_attributes()["transpose_b"]
-        W = np.ascontiguousarray(constant.data.T if by_column else constant.data)
         if key not in weights and not integers:
-            weights[key] = _unpacked(_rounded(W), key, by_column)
-        elif key not in weights and (unused := [name for name in names.get(values_of(W), []) if name not in found]):
-            # which of several equal matrices it is makes no difference
-            weights[key] = _unpacked(integers[unused[0]], unused[0], by_column)
-            found.append(unused[0])
+            weights[key] = _unpacked(_rounded(constant.data), key)
+        elif key not in weights:
+            # of several equal matrices any will do
+            unused = [name for name in names.get(values_of(constant.data), []) if name not in found]
+            if unused:
+                weights[key] = _unpacked(integers[unused[0]], unused[0])
+                found.append(unused[0])
         if key in weights:
             (products if _is(node, "MatMul") else lookups).append(node)
     for equal in names.values():
@@ -321,7 +325,7 @@ def _quantise(
             rounded[key] = ov.opset13.fake_quantize(source, *ends, *ends, 256).output(0)
         node.input(0).replace_source_output(rounded[key])
     for node in [*products, *lookups]:
-        port = 1 if _is(node, "MatMul") else 0
+        port = WEIGHTS[node.get_type_name()]
         node.input(port).replace_source_output(weights[_source(node, port).get_friendly_name()])
     model.validate_nodes_and_infer_types()
     return found
@@ -329,19 +333,16 @@ def _quantise(
 
 def _rounded(W: np.ndarray) -> Codes:
     """Return a matrix, fp32 `(rows, columns)`, in 8 bits, with the largest weight of each row at +-127."""
-    codes, scales = quantise(torch.from_numpy(W))
+    codes, scales = quantise(torch.tensor(W))
     return Codes(8, codes.numpy(), scales.flatten().numpy())
 
 
-def _unpacked(own: Codes, name: str, by_column: bool) -> ov.Output:
-    """Return codes times scales as nodes, in the orientation of the graph: transposed, or as the model has them."""
-    codes, scales = own.codes, own.scales[:, None]
-    if by_column:
-        codes, scales = codes.T, scales.T
-    constants = [ov.opset13.constant(np.ascontiguousarray(values)) for values in (codes, scales)]
-    for constant, part in zip(constants, ("codes", "scales"), strict=True):
-        constant.set_friendly_name(f"{name}.{part}")
-    return ov.opset13.multiply(ov.opset13.convert(constants[0], "f32"), constants[1]).output(0)
+def _unpacked(own: Codes, name: str) -> ov.Output:
+    """Return codes times scales as nodes."""
+    codes, scales = ov.opset13.constant(own.codes), ov.opset13.constant(own.scales[:, None])
+    codes.set_friendly_name(f"{name}.codes")
+    scales.set_friendly_name(f"{name}.scales")
+    return ov.opset13.multiply(ov.opset13.convert(codes, "f32"), scales).output(0)
 
 
 def _ranges(

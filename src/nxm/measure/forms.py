@@ -304,9 +304,7 @@ def _onnx(trained: Trained, form: Form) -> tuple[Callable[..., dict[str, np.ndar
     return call, size
 
 
-def _openvino(
-    trained: Trained, form: Form
-) -> tuple[Callable[..., dict[str, np.ndarray]], int, Callable[[], Row]]:
+def _openvino(trained: Trained, form: Form) -> tuple[Callable[..., dict[str, np.ndarray]], int, Callable[[], Row]]:
     try:
         from nxm.export.openvino import open_openvino, write_int8, write_openvino
     except ImportError as missing:
