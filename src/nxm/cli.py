@@ -50,11 +50,12 @@ def check(
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="a from_pretrained folder with its tokenizer, or a packed one")],
-    out: Annotated[Path, typer.Argument(help="the file to write; for packed, openvino and torch-2of4 the folder")],
+    out: Annotated[
+        Path, typer.Argument(help="the file to write; for openvino, openvino-int8, packed and torch-2of4 a folder")
+    ],
     to: Annotated[
         Literal[
-            *("onnx", "onnx-int8", "onnx-weight-only", "openvino", "openvino-int8"),
-            *("torch-int8", "torch-2of4", "packed"),
+            "onnx", "onnx-int8", "onnx-weight-only", "openvino", "openvino-int8", "torch-int8", "torch-2of4", "packed"
         ],
         typer.Option(help="the format"),
     ],
@@ -156,8 +157,7 @@ def compress(
     encoding: Annotated[str, typer.Option(help="of text files")] = "utf-8",
     export: Annotated[
         Literal[
-            *("onnx", "onnx-int8", "onnx-weight-only", "openvino", "openvino-int8"),
-            *("torch-int8", "torch-2of4", "packed"),
+            "onnx", "onnx-int8", "onnx-weight-only", "openvino", "openvino-int8", "torch-int8", "torch-2of4", "packed"
         ]
         | None,
         typer.Option(help="also write this format (nxm export)"),

@@ -245,6 +245,19 @@ def test_what_differs_is_not_written(tmp_path, monkeypatch):
     assert tree(tmp_path) == before
 
 
+class Bessel(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x)
+
+
+def test_an_operation_that_openvino_lacks_is_named(tmp_path):
+    source = saved(tmp_path)
+    source.model.classifier = nn.Sequential(source.model.classifier, Bessel())
+    with pytest.raises(UserError, match="because OpenVINO cannot convert it: .*special_bessel_j0"):
+        openvino.write_openvino(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.situation("export", "a disk that fills while OpenVINO writes", "refused")
 def test_of_two_files_both_are_written_or_none(tmp_path):
     source = saved(tmp_path)

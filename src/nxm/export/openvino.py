@@ -2,8 +2,8 @@
 
 `write_int8` stores 8-bit codes with one scale per output row, and puts a FakeQuantize with a fixed range before each
 product. From this OpenVINO's CPU plugin makes products of 8-bit integers. Without the ranges it would unpack the codes
-and multiply in fp32, or, with its dynamic quantisation, round activations in groups at each call, which on the CPUs
-tried (AVX-512 VNNI) was slower.
+and multiply in fp32, or, with its dynamic quantisation, round activations in groups at each call, which was slower on
+the CPU that we tried (docs/export.md).
 
 A model that was trained on integers keeps them: codes and scales are the constants `<matrix>.codes`, (out, in), and
 `<matrix>.scales`, (out, 1). All its other weights stay in fp32.
@@ -184,8 +184,10 @@ def open_openvino(folder: Path, threads: int = 0) -> Program:
     Raises:
         UserError: the folder holds no model of OpenVINO.
     """
-    # fp32: on CPUs with bf16 OpenVINO would compute in bf16 what is stored in fp32
-    settings: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    # fp32: on CPUs with bf16 OpenVINO would compute in bf16 what is stored in fp32. Threads that are bound to cores, as
+    # they are by default, would wait there for other programs
+    settings: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
+    settings["PERFORMANCE_HINT"] = "LATENCY"
     if threads:
         # a number of threads counts logical cores, as it does for PyTorch and ONNX Runtime
         settings |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_HYPER_THREADING": True}
@@ -238,7 +240,11 @@ def _converted(trained: Trained, examples: Sequence[Example]) -> ov.Model:
     shapes = {name: {0: batch, 1: length} for name in inputs}
     with warnings.catch_warnings(), without_cache(trained.model), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecations inside torch
-        model = ov.convert_model(torch.export.export(trained.model, (), kwargs=inputs, dynamic_shapes=shapes))
+        program = torch.export.export(trained.model, (), kwargs=inputs, dynamic_shapes=shapes)
+        try:
+            model = ov.convert_model(program)
+        except Exception as error:  # OpenVINO's have no other base
+            raise trained.unsupported(f"OpenVINO cannot convert it: {_reason(error)}") from error
         names = outputs(trained.model, inputs)
     for output, name in zip(model.outputs, names, strict=True):
         output.get_tensor().set_names({name})
