@@ -253,7 +253,7 @@ class Bessel(nn.Module):
 def test_an_operation_that_openvino_lacks_is_named(tmp_path):
     source = saved(tmp_path)
     source.model.classifier = nn.Sequential(source.model.classifier, Bessel())
-    with pytest.raises(UserError, match="because OpenVINO cannot convert it: .*special_bessel_j0"):
+    with pytest.raises(UserError, match=r"because OpenVINO cannot convert it: .*special_bessel_j0"):
         openvino.write_openvino(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
