@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from nxm.sets.nm import NM
 from nxm.sets.saved import write_pattern
 
 NO_COMPILER = not any(shutil.which(name) for name in ("c++", "g++", "clang++"))  # which PyTorch compiles with
+NO_OPENVINO = importlib.util.find_spec("openvino") is None  # importing it would report to its makers
 TWO_OF_FOUR = NM(2, 4)
 SIZES = {
     "vocab_size": 64,

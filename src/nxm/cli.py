@@ -50,15 +50,20 @@ def check(
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="a from_pretrained folder with its tokenizer, or a packed one")],
-    out: Annotated[Path, typer.Argument(help="the file to write; for packed and torch-2of4 the folder")],
+    out: Annotated[
+        Path, typer.Argument(help="the file to write; for openvino, openvino-int8, packed and torch-2of4 a folder")
+    ],
     to: Annotated[
-        Literal["onnx", "onnx-int8", "onnx-weight-only", "torch-int8", "torch-2of4", "packed"],
+        Literal[
+            "onnx", "onnx-int8", "onnx-weight-only", "openvino", "openvino-int8", "torch-int8", "torch-2of4", "packed"
+        ],
         typer.Option(help="the format"),
     ],
     texts: Annotated[
         Path | None,
         typer.Option(
-            help="compare outputs on these (torch-int8: calibrate too): one example per line, a tab between sentences"
+            help="compare outputs on these (torch-int8, openvino-int8: calibrate too): one example per line, a tab "
+            "between sentences"
         ),
     ] = None,
     dtype: Annotated[
@@ -151,7 +156,10 @@ def compress(
     seed: Annotated[int, typer.Option(help="of the split, a new head, batches and dropout")] = 0,
     encoding: Annotated[str, typer.Option(help="of text files")] = "utf-8",
     export: Annotated[
-        Literal["onnx", "onnx-int8", "onnx-weight-only", "torch-int8", "torch-2of4", "packed"] | None,
+        Literal[
+            "onnx", "onnx-int8", "onnx-weight-only", "openvino", "openvino-int8", "torch-int8", "torch-2of4", "packed"
+        ]
+        | None,
         typer.Option(help="also write this format (nxm export)"),
     ] = None,
     max_drop: Annotated[

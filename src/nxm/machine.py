@@ -18,7 +18,7 @@ import torch
 from nxm.environment import cores
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")  # those that can change a result
-DEPLOYED = ("onnxruntime", "torchao")  # of the extra `export`
+DEPLOYED = ("onnxruntime", "openvino", "torchao")  # of the extra `export`
 GPU_LIBRARIES = ("nvidia-cusparselt-cu12", "nvidia-cusparselt-cu13", "nvidia-cublas-cu12", "nvidia-cublas", "triton")
 
 

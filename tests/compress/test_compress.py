@@ -20,9 +20,10 @@ from nxm.compress import prepare, run, train
 from nxm.compress.score import Score
 from nxm.errors import UserError
 from nxm.export.trained import load_trained
-from tiny_models import save_model
+from tiny_models import NO_OPENVINO, save_model
 from user_data import distilbert_of, reviews, save_tagger, save_tiny, write_csv, write_lines
 
+OPENVINO = pytest.param("openvino-int8", marks=pytest.mark.skipif(NO_OPENVINO, reason="openvino is not installed"))
 FAST = {"dense_epochs": 2, "epochs": 2, "batch_size": 16, "dense_learning_rate": 3e-3, "learning_rate": 3e-3}
 
 
@@ -311,17 +312,18 @@ def test_an_export_that_fails_is_reported_and_the_model_remains(fine_tuned, data
     assert (outcome.model / "model.safetensors").is_file()
 
 
-def test_an_onnx_file_is_scored_and_timed_like_the_model(fine_tuned, data, tmp_path):
-    outcome = compress(tmp_path, fine_tuned, data, export="onnx")
+@pytest.mark.parametrize("form", ["onnx", OPENVINO])
+def test_an_export_is_scored_and_timed_like_the_model(fine_tuned, data, tmp_path, form):
+    outcome = compress(tmp_path, fine_tuned, data, export=form)
     export = outcome.report["export"]
     assert export["score"] == pytest.approx(outcome.report["scores"]["after"]["value"])
     assert {row["form"] for row in outcome.report["latency"]} == {
         "dense, PyTorch fp32",
         "compressed, PyTorch fp32",
-        "exported, onnx",
+        f"exported, {form}",
     }
-    products = [row["kernels"] for row in outcome.report["latency"] if row["form"] == "exported, onnx"]
-    assert all("Gemm" in names or "MatMul" in names for names in products)
+    products = [row["kernels"] for row in outcome.report["latency"] if row["form"] == f"exported, {form}"]
+    assert all(any("gemm" in name.lower() or name == "MatMul" for name in names) for names in products)
 
 
 def test_an_export_for_another_machine_is_written_and_its_absence_here_reported(

@@ -19,9 +19,10 @@ from nxm.export.formats import export
 from nxm.export.score import make_judge, predict, read_labelled, score
 from nxm.export.trained import Trained, load_trained, outputs
 from nxm.files import write_manifest
-from tiny_models import MODELS, save_model
+from tiny_models import MODELS, NO_OPENVINO, save_model
 
 ROWS = 41
+OPENVINO = pytest.param("openvino-int8", marks=pytest.mark.skipif(NO_OPENVINO, reason="openvino is not installed"))
 
 
 @pytest.fixture
@@ -239,10 +240,15 @@ def spoil(monkeypatch) -> None:
     monkeypatch.setattr(onnx_export, "open_onnx", lambda path: constant)
     for name in ("ONNX_TOLERANCE", "INT8_TOLERANCE"):
         monkeypatch.setattr(onnx_export, name, 100.0)
+    if not NO_OPENVINO:
+        from nxm.export import openvino
+
+        monkeypatch.setattr(openvino, "open_openvino", lambda path: constant)
+        monkeypatch.setattr(openvino, "INT8_TOLERANCE", 100.0)
 
 
 @pytest.mark.situation("export", "--max-drop: the export's score is more points lower than the model's", "refused")
-@pytest.mark.parametrize("to", ["onnx", "onnx-int8", "onnx-weight-only"])
+@pytest.mark.parametrize("to", ["onnx", "onnx-int8", "onnx-weight-only", OPENVINO])
 def test_an_export_that_lost_too_much_is_not_written(trained, tmp_path, monkeypatch, capsys, to):
     own = read_own(trained)  # labels on which the model is always right
     path = tmp_path / "own.csv"
@@ -265,7 +271,7 @@ def test_an_export_that_lost_too_much_is_not_written(trained, tmp_path, monkeypa
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 0
-    assert (tmp_path / "deep/model.onnx").is_file()
+    assert (tmp_path / "deep/model.onnx").exists()
 
 
 def read_own(trained: Trained) -> pa.Table:
@@ -278,7 +284,7 @@ def read_own(trained: Trained) -> pa.Table:
 
 
 @pytest.mark.situation("export", "--data and --max-drop to every format: both scores are printed", "works")
-@pytest.mark.parametrize("to", ["onnx-int8", "packed"])
+@pytest.mark.parametrize("to", ["onnx-int8", "packed", OPENVINO])
 def test_scores_are_printed_and_the_export_is_written(trained, tmp_path, dev, capsys, to):
     export(trained.folder, tmp_path / "out", to, data=dev, task="rte", max_drop=10.0)
     said = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,18 @@ def test_models_of_images_are_refused_as_such(tmp_path, to):
     model = hf.ViTForImageClassification(hf.ViTConfig(**sizes, image_size=16, patch_size=4))
     model.save_pretrained(tmp_path / "model")
     refused(tmp_path / "model", to, "ViTForImageClassification is not supported .*, because it reads pixel_values")
+
+
+@pytest.mark.situation("export", "a format whose package is not installed", "refused")
+@pytest.mark.parametrize(
+    ("to", "module", "package"), [("openvino-int8", "openvino", "openvino"), ("onnx", "onnx", "onnxruntime")]
+)
+def test_a_package_that_is_missing_is_named_with_its_remedy(tmp_path, monkeypatch, to, module, package):
+    monkeypatch.delitem(sys.modules, f"nxm.export.{module}", raising=False)
+    monkeypatch.delattr(f"nxm.export.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    said = rf"--to {to} needs the package {package}: pip install 'nxm\[export\]'"
+    refused(saved(tmp_path, MODELS["bert"]()), to, said)
 
 
 @pytest.mark.situation("export", "multiple choice", "refused")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from nxm.models.targets import find_targets
 from nxm.study.results import read_measurements
 from nxm.study.settings import Deployment, Study
 from stand_in import cusparselt_on_cpu
-from tiny_models import MODELS, NO_COMPILER, TWO_OF_FOUR, save_model
+from tiny_models import MODELS, NO_COMPILER, NO_OPENVINO, TWO_OF_FOUR, save_model
 
 CPU = torch.device("cpu")
 DEV = 21
@@ -252,6 +253,42 @@ def test_without_2of4_kernels_those_forms_say_why(folder: Path) -> None:
     assert absent == [
         {"model": "nxm", "way": "eager", "dtype": "bf16", "kernel": "2:4", "absent": "no 2:4 kernel in PyTorch for cpu"}
     ]
+
+
+@pytest.mark.skipif(NO_OPENVINO, reason="openvino is not installed")
+def test_in_openvino_rows_and_scores_are_complete_and_have_the_kernels_that_ran(folder: Path) -> None:
+    study = study_of(SETTINGS.replace(forms=["openvino", "openvino_int8"], lengths=[8]))
+    file = json.loads(run_deployment(study, "cpu", folder, unit_timer).read_text())
+    assert not any("absent" in row and "way" in row for row in file["rows"])
+    timed = [row for row in file["rows"] if "median_ms" in row]
+    models = ("dense", "nxm", "distil_nxm")
+    expected = {(name, "openvino", d, "dense", n) for name in models for d in ("fp32", "int8") for n in (1, 2)}
+    assert {(*key(row), row["batch"]) for row in timed} == expected
+    assert {key(row) for row in file["scores"]} == {each[:4] for each in expected}
+    assert "openvino" in file["provenance"]["versions"]
+    sizes = {key(row): row["size_mib"] for row in timed}
+    for row in timed:
+        assert row["kernels"]
+        assert ("integer_products" in row) == (row["dtype"] == "int8")
+        if row["dtype"] == "int8":
+            layers = 2 + len(find_targets(load_trained(folder / f"models/rte/{row['model']}/seed3").model))
+            assert row["integer_matrices"] == layers
+            assert 0 <= row["integer_products"] <= layers
+            assert sizes[key(row)] < sizes[row["model"], "openvino", "fp32", "dense"]
+
+
+@pytest.mark.parametrize(
+    ("form", "module", "package"),
+    [(Form("openvino", "int8"), "openvino", "openvino"), (Form("onnx", "fp32"), "onnx", "onnxruntime")],
+)
+def test_without_its_package_a_form_is_absent_with_the_remedy(folder: Path, monkeypatch, form, module, package) -> None:
+    monkeypatch.delitem(sys.modules, f"nxm.export.{module}", raising=False)
+    monkeypatch.delattr(f"nxm.export.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    running, absent = forms._prepare({"nxm": load_trained(folder / "models/rte/nxm/seed3")}, form, CPU)
+    assert running == {}
+    said = f"the package {package} is not installed: pip install 'nxm[export]'"
+    assert absent == [{"model": "nxm"} | form.described | {"absent": said}]
 
 
 @pytest.mark.parametrize("name", ["dense", "nxm", "distil_nxm"])

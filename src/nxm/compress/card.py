@@ -269,7 +269,7 @@ def _speed_words(report: Mapping[str, Any]) -> str:
         "No kernel here skips zeros: the compressed model in PyTorch runs in the same dense fp32 kernels as the dense "
         "one. Its zeros and integers save no time there, and differences between these two forms are noise."
     )
-    if report["export"].get("format") in ("onnx-int8", "torch-int8"):
+    if report["export"].get("format") in ("onnx-int8", "openvino-int8", "torch-int8"):
         text += " The export's gain, if any, comes from integers and the runtime, not from zeros."
     if "2:4" in report["to"] or "1:4" in report["to"]:
         text += (

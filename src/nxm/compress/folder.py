@@ -17,6 +17,8 @@ EXPORTS = {
     "onnx": "export.onnx",
     "onnx-int8": "export-int8.onnx",
     "onnx-weight-only": "export-weight-only.onnx",
+    "openvino": "export-openvino",
+    "openvino-int8": "export-openvino-int8",
     "torch-int8": "export-int8.pt2",
     "torch-2of4": "export-2of4",
     "packed": "export-packed",

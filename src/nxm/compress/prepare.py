@@ -188,7 +188,13 @@ def refuse_export(form: str | None, constraint: ConstraintSet) -> None:
         mask = constraint.mask if isinstance(constraint, Integers) else constraint
         if not (isinstance(mask, NM) and mask.group_size == 4 and mask.n_nonzero <= 2):
             raise UserError(f"--export torch-2of4: is for --to 2:4 or 1:4, not for {constraint}")
-    needed = {"torch-int8": ["torchao"], "torch-2of4": [], "packed": []}
+    needed = {
+        "openvino": ["openvino"],
+        "openvino-int8": ["openvino"],
+        "torch-int8": ["torchao"],
+        "torch-2of4": [],
+        "packed": [],
+    }
     for package in needed.get(form, ["onnx", "onnxruntime", "onnxscript"]):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"--export {form}: needs the package {package}: pip install 'nxm[export]'")

@@ -15,7 +15,9 @@ from nxm.errors import UserError
 
 TaskName = Literal["classification", "regression", "multi-label", "token-classification"]
 Metric = Literal["accuracy", "macro_f1", "micro_f1", "exact_match", "entity_f1", "spearman", "pearson"]
-Format = Literal["onnx", "onnx-int8", "onnx-weight-only", "torch-int8", "torch-2of4", "packed"]
+Format = Literal[
+    "onnx", "onnx-int8", "onnx-weight-only", "openvino", "openvino-int8", "torch-int8", "torch-2of4", "packed"
+]
 TASKS: tuple[str, ...] = get_args(TaskName)
 
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?\s*(?:h|m|s|min)\s*)+")

@@ -19,6 +19,7 @@ from nxm.compress.train import device
 from nxm.errors import UserError, first_line
 from nxm.export.semi_structured import load_2of4
 from nxm.export.trained import Answer, Trained, outputs
+from nxm.machine import cores
 from nxm.measure.forms import random_inputs
 from nxm.measure.kernels import launched, sparse_launches
 from nxm.measure.timing import Row, Timer, paired_ratio, time_call, time_interleaved, with_spread
@@ -36,11 +37,12 @@ class Opened:
 
     Attributes:
         answer: takes the tokenizer's tensors and returns outputs by name.
-        products: the operators of its file that multiply; None: the profiler sees them.
+        products: returns the operators of its file, or the kernels of its last call, that multiply; None: the profiler
+            sees them.
     """
 
     answer: Answer
-    products: list[str] | None = None
+    products: Callable[[], list[str]] | None = None
 
 
 def open_export(path: Path, form: str, tokens: int) -> Opened:
@@ -61,12 +63,17 @@ def open_export(path: Path, form: str, tokens: int) -> Opened:
         from nxm.export.x86 import open_x86
 
         return Opened(open_x86(path))
+    if form in ("openvino", "openvino-int8"):
+        from nxm.export.openvino import open_openvino
+
+        program = open_openvino(path, cores())
+        return Opened(program, lambda: sorted(program.kernels()))
     import onnx
 
     from nxm.export.onnx import open_onnx
 
     operators = {node.op_type for node in onnx.load(path).graph.node}
-    return Opened(open_onnx(path), sorted(name for name in operators if _multiplies(name)))
+    return Opened(open_onnx(path), lambda: sorted(name for name in operators if _multiplies(name)))
 
 
 def measure(
@@ -127,10 +134,10 @@ def _runnable(
     return calls, absent
 
 
-def _kernels(call: Callable[[], object], known: list[str] | None, place: torch.device) -> dict[str, Any]:
+def _kernels(call: Callable[[], object], known: Callable[[], list[str]] | None, place: torch.device) -> dict[str, Any]:
     """Return the operators or kernels of a call that multiply, the longest first, and how many were sparse."""
     if known is not None:
-        return {"kernels": known, "sparse_launches": 0}
+        return {"kernels": known(), "sparse_launches": 0}
     with _without_stderr():
         found = launched(call, place)
     products = [each.name for each in found if _multiplies(each.name)]

@@ -15,6 +15,8 @@ from nxm.files import check_place
 from nxm.models.packed import FILE, is_packed
 from nxm.sets.saved import stored_tensors
 
+FOLDERS = ("openvino", "openvino-int8", "torch-2of4", "packed")  # formats that are folders
+
 
 def export(
     folder: Path,
@@ -35,10 +37,11 @@ def export(
 
     Args:
         folder: a `from_pretrained` folder or a packed checkpoint.
-        out: the file to write; for "packed" and "torch-2of4" the folder.
-        to: "onnx", "onnx-int8", "onnx-weight-only", "torch-int8", "torch-2of4" or "packed".
-        texts: examples on which outputs are compared ("torch-int8": and activations calibrated), see `read_examples`;
-            None: `nxm.export.trained.EXAMPLES`.
+        out: the file to write; for the formats in `FOLDERS` the folder.
+        to: "onnx", "onnx-int8", "onnx-weight-only", "openvino", "openvino-int8", "torch-int8", "torch-2of4" or
+            "packed".
+        texts: examples on which outputs are compared ("torch-int8" and "openvino-int8": and activations calibrated),
+            see `read_examples`; None: `nxm.export.trained.EXAMPLES`.
         dtype: "torch-2of4" alone: the type of the products, "bf16" (the default), "fp16" or "int8".
         force: replace what is at `out`, if it is an earlier export in this format and nothing else.
         auto: "torch-2of4" alone: pack only matrices whose 2:4 product is faster on this GPU at `batch` x `length`.
@@ -66,7 +69,7 @@ def export(
     if to == "packed" and texts:
         raise UserError("--texts is for exports whose outputs are compared; packed weights are the model's to the bit")
     if data is not None:
-        check_place(out, lambda existing: None, folder, folder=to in ("packed", "torch-2of4"))  # before the model runs
+        check_place(out, lambda existing: None, folder, folder=to in FOLDERS)  # before the model runs
     if to == "packed":
         judge = _judge(load_trained(folder), data, task, max_drop) if data is not None else None
         size = write_packed(folder, out, force=force, judge=judge)
@@ -77,8 +80,8 @@ def export(
     judge = _judge(trained, data, task, max_drop)
     if to != "torch-2of4":
         error = _writer(to)(trained, out, examples, force=force, judge=judge)
-        share = out.stat().st_size / _bytes(folder)
-        print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB, {100 * share:.0f} % of the source")
+        size = sum(path.stat().st_size for path in (out.iterdir() if to in FOLDERS else [out]))
+        print(f"{out}: {size / 2**20:.1f} MiB, {100 * size / _bytes(folder):.0f} % of the source")
         print(f"outputs agree with the model's on {len(examples)} examples to {error:.1e} (relative)")
         return
     only = lru_cache(partial(is_faster, tokens=tokens, dtype=dtype or "bf16")) if auto else None
@@ -105,6 +108,10 @@ def _writer(to: str) -> Callable[..., float]:
             from nxm.export.x86 import write_x86
 
             return write_x86
+        if to.startswith("openvino"):
+            from nxm.export import openvino
+
+            return {"openvino": openvino.write_openvino, "openvino-int8": openvino.write_int8}[to]
         from nxm.export.onnx import write_int8, write_onnx, write_weight_only
 
         return {"onnx": write_onnx, "onnx-int8": write_int8, "onnx-weight-only": write_weight_only}[to]

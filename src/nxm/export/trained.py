@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nxm.errors import UserError
-from nxm.files import DISK_ERRORS, Refusal, check_place, check_room, new_file
+from nxm.files import DISK_ERRORS, Refusal, check_place, check_room, new_file, new_folder
 from nxm.models.load import load
 from nxm.sets.base import ConstraintSet
 from nxm.sets.saved import Claim, load_config, model_class, read_patterns, report
@@ -237,16 +237,18 @@ def write_compared(
     is_own: Callable[[Path], bool],
     force: bool,
     judge: Judge | None = None,
+    folder: bool = False,
 ) -> float:
-    """Write a file under a temporary name, compare its outputs with the model's, then rename it.
+    """Write a file or a folder under a temporary name, compare its outputs with the model's, then rename it.
 
     Args:
-        make: writes the file.
+        make: writes the file, or files into the folder.
         open_file: returns the written program, which takes the tokenizer's tensors.
         what: name of the export, for messages.
         room: bytes that `make` needs on the disk at most.
-        is_own: returns whether an existing file was written by this function.
-        force: replace an existing file, if it is one.
+        is_own: returns whether an existing file or folder was written by this function.
+        force: replace an existing one, if it is.
+        folder: `path` becomes a folder.
         judge: raises UserError for a program that must not be written (`nxm.export.score.make_judge`).
 
     Returns: the relative error of the outputs.
@@ -255,10 +257,11 @@ def write_compared(
         UserError: `path` must not be replaced or cannot be written, the model is not supported, the error exceeds the
             tolerance, or `judge` refuses; nothing is written then.
     """
-    check_place(path, refusal(is_own, force), trained.folder)
+    rule = refusal(is_own, force)
+    check_place(path, rule, trained.folder, folder=folder)
     check_room(path, room)
     expected = own_outputs(trained, examples)
-    with new_file(path) as temporary:
+    with new_folder(path, rule, trained.folder) if folder else new_file(path) as temporary:
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # the exporter prints half a graph where it fails
                 make(temporary)

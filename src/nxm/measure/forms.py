@@ -1,8 +1,8 @@
 """Latency, throughput, size and score of trained models in the forms in which they are deployed.
 
-A form is a way to run a model: by PyTorch in eager mode (`fp32`, `bf16`, `fp16`), compiled by PyTorch, by ONNX Runtime,
-or in 8 bits (on a CPU by ONNX Runtime and by PyTorch's PT2E, on CUDA by `nxm.export.int8`). On CUDA, PyTorch's forms
-also run with 2:4 kernels, either in all target matrices or in the feed-forward ones.
+A form is a way to run a model: by PyTorch in eager mode (`fp32`, `bf16`, `fp16`), compiled by PyTorch, by ONNX Runtime
+or OpenVINO, or in 8 bits (on a CPU by ONNX Runtime, OpenVINO and PyTorch's PT2E, on CUDA by `nxm.export.int8`). On
+CUDA, PyTorch's forms also run with 2:4 kernels, either in all target matrices or in the feed-forward ones.
 
 A unit is a form at a batch and length. All models in this form and the reference, the dense model in eager fp32, are
 timed interleaved (`nxm.measure.timing`), so that a speed-up compares times of the same rounds; with 2:4 kernels the
@@ -55,7 +55,7 @@ Runner = Callable[[Mapping[str, Tensor]], dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Form:
-    """A way to run a model. `way`: eager, compiled, onnx or pt2e; `kernel`: dense, 2:4 or 2:4 FFN."""
+    """A way to run a model. `way`: eager, compiled, onnx, openvino or pt2e; `kernel`: dense, 2:4 or 2:4 FFN."""
 
     way: str
     dtype: str
@@ -67,7 +67,7 @@ class Form:
 
 
 REFERENCE = Form("eager", "fp32")
-EXPORTED = ("onnx", "pt2e")  # written to a file first; run on the CPU
+EXPORTED = ("onnx", "openvino", "pt2e")  # written to a file first; run on the CPU
 COMPILED = ("compiled", "pt2e")
 _CPU_FORMS = {
     "fp32": [REFERENCE],
@@ -76,6 +76,8 @@ _CPU_FORMS = {
     "compiled": [Form("compiled", "fp32")],
     "onnx": [Form("onnx", "fp32")],
     "int8": [Form("onnx", "int8"), Form("pt2e", "int8")],
+    "openvino": [Form("openvino", "fp32")],
+    "openvino_int8": [Form("openvino", "int8")],
 }
 _KERNELS = ("dense", "2:4", "2:4 FFN")
 _CUDA_FORMS = {
@@ -83,7 +85,9 @@ _CUDA_FORMS = {
     "bf16": [Form("eager", "bf16", kernel) for kernel in _KERNELS],
     "fp16": [Form("eager", "fp16", kernel) for kernel in _KERNELS],
     "compiled": [Form("compiled", "bf16", kernel) for kernel in _KERNELS],
-    "onnx": [],  # measured on the CPU
+    "onnx": [],  # measured on the CPU, like OpenVINO
+    "openvino": [],
+    "openvino_int8": [],
     # eager, conversion to integers would take most of the time
     "int8": [Form("compiled", "int8", kernel) for kernel in _KERNELS],
 }
@@ -180,12 +184,16 @@ class _Running:
     Attributes:
         size: bytes of its weights in memory or of its file.
         packed: the layers with 2:4 kernels.
+        proof: returns the entries of a row that show which kernels a call in OpenVINO ran; None in other forms.
     """
 
     def __init__(self, trained: Trained, form: Form, device: torch.device) -> None:
         self.trained = trained
         self.packed: list[Linear24 | Int8Linear] = []
-        if form.way in EXPORTED:
+        self.proof: Callable[[], Row] | None = None
+        if form.way == "openvino":
+            self._call, self.size, self.proof = _openvino(trained, form)
+        elif form.way in EXPORTED:
             self._call, self.size = (_onnx if form.way == "onnx" else _pt2e)(trained, form)
         else:
             model = _torch_model(trained, form, device)
@@ -295,6 +303,25 @@ def _onnx(trained: Trained, form: Form) -> tuple[Callable[..., dict[str, np.ndar
     return call, size
 
 
+def _openvino(trained: Trained, form: Form) -> tuple[Callable[..., dict[str, np.ndarray]], int, Callable[[], Row]]:
+    try:
+        from nxm.export.openvino import open_openvino, write_int8, write_openvino
+    except ImportError as missing:
+        raise _AbsentError(f"the package {missing.name} is not installed: pip install 'nxm[export]'") from None
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, "model")
+        (write_int8 if form.dtype == "int8" else write_openvino)(trained, folder)
+        program, size = open_openvino(folder, cores()), sum(path.stat().st_size for path in folder.iterdir())
+
+    def proof() -> Row:
+        row: Row = {"kernels": sorted(program.kernels())}
+        if form.dtype == "int8":
+            row |= {"integer_products": program.integer_products(), "integer_matrices": program.integer_matrices}
+        return row
+
+    return program, size, proof
+
+
 def _pt2e(trained: Trained, form: Form) -> tuple[Callable[..., dict[str, np.ndarray]], int]:
     try:
         from nxm.export.x86 import open_x86, write_x86
@@ -368,6 +395,8 @@ def _measure(
             proof = {"sparse_launches": sparse_launches(found), "packed": len(own.packed)}
             row |= {"kernels": sorted({each.name for each in found})} | proof
             row |= {"sparse_kernels": proof["sparse_launches"] == proof["packed"]}
+        if own.proof is not None:
+            row |= own.proof()
         rows.append(row)
     return rows
 

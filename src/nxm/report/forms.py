@@ -17,6 +17,8 @@ FORMS = {  # (way, dtype): label and marker
     ("compiled", "bf16"): ("compiled bf16", "d"),
     ("onnx", "fp32"): ("ONNX fp32", "^"),
     ("onnx", "int8"): ("ONNX INT8", "P"),
+    ("openvino", "fp32"): ("OpenVINO fp32", ">"),
+    ("openvino", "int8"): ("OpenVINO INT8", "h"),
     ("pt2e", "int8"): ("PyTorch INT8", "X"),
     ("compiled", "int8"): ("compiled INT8", "<"),
 }

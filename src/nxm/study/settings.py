@@ -216,7 +216,9 @@ class Deployment(Settings):
     devices: Annotated[list[Literal["cpu", "cuda"]], Distinct]  # []: none
     seeds: Annotated[Seeds, Field(min_length=1, max_length=1)]  # of the models measured
     models: Annotated[list[str], Field(max_length=MODELS_DEPLOYED), Distinct]  # runs; dense is what they compare with
-    forms: Annotated[list[Literal["fp32", "bf16", "fp16", "compiled", "onnx", "int8"]], Distinct]
+    forms: Annotated[
+        list[Literal["fp32", "bf16", "fp16", "compiled", "onnx", "int8", "openvino", "openvino_int8"]], Distinct
+    ]
     batch_sizes: Annotated[list[PositiveInt], Distinct]
     lengths: Annotated[list[PositiveInt], Distinct]  # tokens
     scores: bool  # measure the score on dev in each form too
