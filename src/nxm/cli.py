@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from nxm.command import run
+from nxm.errors import UserError
 
 
 class _Group(TyperGroup):
@@ -213,24 +214,49 @@ def compress(
 
 @app.command()
 def bench(
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="the device to measure")] = "cuda",
-    out: Annotated[Path, typer.Option(help="the folder for the result, DEVICE.json")] = Path("bench"),
+    models: Annotated[
+        list[Path] | None, typer.Argument(help="folders of saved models; none: products and encoders of random weights")
+    ] = None,
+    device: Annotated[
+        Literal["cpu", "cuda"] | None, typer.Option(help="default: cuda; of models the GPU, if there is one")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="the folder for the result")] = Path("bench"),
     budget: Annotated[float, typer.Option(help="seconds to spend; what is worth least is left out")] = 600.0,
-    parts: Annotated[str, typer.Option(help="comma-separated")] = "proof,card,products,encoders,blocks",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the units with estimates; measure nothing")] = False,
-    force: Annotated[bool, typer.Option("--force", help="measure again what an earlier result has")] = False,
+    batches: Annotated[str, typer.Option(help="of models: numbers of texts, comma-separated")] = "1,8",
+    lengths: Annotated[str, typer.Option(help="of models: tokens of each text, comma-separated")] = "32,128",
+    parts: Annotated[str, typer.Option(help="without models: comma-separated")] = "proof,card,products,encoders,blocks",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="without models: list the units, measure nothing")] = False,
+    force: Annotated[bool, typer.Option("--force", help="without models: measure again what a result has")] = False,
 ) -> None:
-    """Measure what 2:4 gains on this machine: products, whole encoders and the kernels that ran.
+    """Measure what this machine gains: saved models in every form, or 2:4 in products and whole encoders.
 
-    Needs no model, no data and no network. After a kill, and with what was cut, a call with the same --out goes on.
+    `nxm bench MODEL` times models in every form that the machine can run, over the first one in PyTorch fp32, with the
+    kernels that ran. Without a model it needs no data and no network: products, encoders and blocks of random weights,
+    dense and 2:4. After a kill, and with what was cut, a call with the same --out goes on.
     """
+    if models:
+        if dry_run or force:
+            raise UserError("--dry-run and --force are for a bench without models")
+        from nxm.measure.saved import bench_models
+
+        numbers = {"batch_sizes": _numbers("--batches", batches), "lengths": _numbers("--lengths", lengths)}
+        bench_models(models, out, device_name=device, budget=budget, **numbers)
+        return
     from nxm.measure.bench.run import list_units, run_bench
 
     names = [part.strip() for part in parts.split(",")]
+    place = device or "cuda"
     if dry_run:
-        list_units(device, names, budget)
+        list_units(place, names, budget)
     else:
-        run_bench(out / f"{device}.json", device, budget=budget, parts=names, force=force)
+        run_bench(out / f"{place}.json", place, budget=budget, parts=names, force=force)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} takes whole numbers with commas between them, such as 1,8, not '{text}'") from None
 
 
 Study = Annotated[str, typer.Argument(help="embedded, or a folder of studies/")]

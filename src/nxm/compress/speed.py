@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,14 +18,14 @@ from nxm.export.semi_structured import load_2of4
 from nxm.export.trained import Answer, Trained, outputs
 from nxm.machine import cores
 from nxm.measure.forms import random_inputs
-from nxm.measure.kernels import launched, sparse_launches
+from nxm.measure.kernels import sparse_launches
+from nxm.measure.proof import products, quietly_launched
 from nxm.measure.timing import Row, Timer, paired_ratio, time_call, time_interleaved, with_spread
 from nxm.models.load import load
 
 BATCHES = (1, 8)
 WARMUP, REPEATS, BUDGET_SECONDS = 3, 15, 5.0  # for each batch size
 DENSE, COMPRESSED = "dense, PyTorch fp32", "compressed, PyTorch fp32"
-MULTIPLIES = ("mm", "linear", "matmul", "gemm", "conv")
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def open_export(path: Path, form: str, tokens: int) -> Opened:
     from nxm.export.onnx import open_onnx
 
     operators = {node.op_type for node in onnx.load(path).graph.node}
-    return Opened(open_onnx(path), lambda: sorted(name for name in operators if _multiplies(name)))
+    return Opened(open_onnx(path), lambda: sorted(products(operators)))
 
 
 def measure(
@@ -89,7 +86,7 @@ def measure(
     models = {DENSE: dense, COMPRESSED: compressed}
     answers: dict[str, Answer] = {name: partial(outputs, moved(own, place)) for name, own in models.items()}
     answers |= {name: opened.answer for name, opened in exported.items()}
-    products = {name: opened.products for name, opened in exported.items()}
+    known = {name: opened.products for name, opened in exported.items()}
     rows: list[Row] = []
     try:
         for batch in BATCHES:
@@ -102,9 +99,7 @@ def measure(
             for name, own in seconds.items():
                 row = {"form": name, "batch": batch, "length": length} | with_spread(own)
                 rows.append(
-                    row
-                    | {"speedup": paired_ratio(seconds[DENSE], own)}
-                    | _kernels(calls[name], products.get(name), place)
+                    row | {"speedup": paired_ratio(seconds[DENSE], own)} | _kernels(calls[name], known.get(name), place)
                 )
     finally:
         for trained in models.values():
@@ -138,28 +133,8 @@ def _kernels(call: Callable[[], object], known: Callable[[], list[str]] | None, 
     """Return the operators or kernels of a call that multiply, the longest first, and how many were sparse."""
     if known is not None:
         return {"kernels": known(), "sparse_launches": 0}
-    with _without_stderr():
-        found = launched(call, place)
-    products = [each.name for each in found if _multiplies(each.name)]
-    return {"kernels": products[:3], "sparse_launches": sparse_launches(found)}
-
-
-def _multiplies(operator: str) -> bool:
-    return any(word in operator.lower() for word in MULTIPLIES)
-
-
-@contextlib.contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Drop what the block writes to the process's stderr: PyTorch's profiler prints a line when it starts and stops."""
-    sys.stderr.flush()
-    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(nowhere)
+    found = quietly_launched(call, place)
+    return {"kernels": products(each.name for each in found)[:3], "sparse_launches": sparse_launches(found)}
 
 
 def typical_length(lengths: Sequence[int]) -> int:

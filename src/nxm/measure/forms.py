@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -39,10 +41,11 @@ from nxm.export.trained import EXAMPLES, Trained, assert_agreement, load_trained
 from nxm.files import sha256_file, write_json
 from nxm.machine import cores, libraries, machine
 from nxm.measure.journal import Journal
-from nxm.measure.kernels import launched, sparse_launches
+from nxm.measure.kernels import sparse_launches
+from nxm.measure.proof import products, quietly_launched
 from nxm.measure.timing import Row, Timer, paired_ratio, time_call, time_interleaved, with_spread
 from nxm.models.targets import find_targets
-from nxm.study.settings import Study
+from nxm.study.settings import Deployment, Study
 
 BUDGET_SECONDS = 4.0  # per unit, beyond five rounds
 COMPILED_TOLERANCE = 1e-4  # relative error of the outputs; the order of fp32 sums differs
@@ -132,12 +135,9 @@ def run_deployment(study: Study, device_name: str, folder: Path, timer: Timer | 
             f"deployment.lengths has {max(settings.lengths)}, but the models read {readable} tokens at most"
         )
     data = load_prepared(folder / "data" / "prepared" / task.name) if settings.scores else None
-    rows: list[Row] = [
+    missing: list[Row] = [
         {"model": name, "absent": "no model of this method was found"} for name in settings.models if name not in models
     ]
-    scores: list[Row] = []
-    forms = [form for name in settings.forms for form in (_CPU_FORMS if device.type == "cpu" else _CUDA_FORMS)[name]]
-    points = [(batch, length) for batch in settings.batch_sizes for length in settings.lengths]
     journal = Journal(
         folder / "checkpoints" / f"deployment-{device_name}",
         {
@@ -145,34 +145,72 @@ def run_deployment(study: Study, device_name: str, folder: Path, timer: Timer | 
             "models": {name: sha256_file(trained.folder / "model.safetensors") for name, trained in models.items()},
         },
     )
-    reference = _Running(models["dense"], REFERENCE, device)
-    # Beyond its limit of programs from the same code PyTorch would silently run a model uncompiled. On CUDA each point
-    # has a program of its own, since shapes are fixed there
-    programs = 8 + len(models) * len(points)
-    loud = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=programs)
-    with loud, tqdm(total=len(forms) * (len(points) + 1), desc=f"deployment {device_name}", unit=" units") as bar:
-        for form in forms:
-            bar.set_postfix_str(f"{form.way} {form.dtype} {form.kernel}")
-            units = [f"{form} {point}" for point in points] + [f"{form} scores"]
-            if any(journal.get(unit) is None for unit in units):
-                running, absent = _prepare(models, form, device)
-                rival = _rival(models["dense"], form, device) if running else None
-                for point, unit in zip(points, units, strict=False):
-                    if journal.get(unit) is None:
-                        journal.add(unit, _measure(running, reference, rival, form, point, device, study, timer))
-                        bar.update()
-                if journal.get(units[-1]) is None:
-                    scored = [] if data is None else _scores(running, form, task, data, device)
-                    journal.add(units[-1], [*absent, *scored])
-                    bar.update()
-            for unit in units[:-1]:
-                rows += journal.get(unit) or []
-            for row in journal.get(units[-1]) or []:
-                (rows if "absent" in row else scores).append(row)
+    score = None if data is None else partial(_scores, task=task, data=data, device=device)
+    measured = measure_forms(models, "dense", settings, device, journal, timer, score)
+    rows, scores = [*missing, *measured.rows], measured.scores
     provenance = {"machine": machine(), "versions": libraries()}
     write_json(path, written | {"provenance": provenance, "rows": rows, "scores": scores})
     journal.clear()
     return path
+
+
+@dataclass
+class Measured:
+    """What was measured: rows of times or with the reason why there is none, rows of scores, and units left out."""
+
+    rows: list[Row]
+    scores: list[Row]
+    left_out: int
+
+
+def measure_forms(
+    models: Mapping[str, Trained],
+    reference: str,
+    settings: Deployment,
+    device: torch.device,
+    journal: Journal,
+    timer: Timer = time_call,
+    score: Callable[[Mapping[str, _Running], Form], list[Row]] | None = None,
+    deadline: float = math.inf,
+) -> Measured:
+    """Measure models in all forms of `settings` at all its batches and lengths; a unit in the journal is not repeated.
+
+    Args:
+        reference: the model that in eager fp32, and with 2:4 kernels in the same form too, is what speed-ups are over.
+        score: returns the scores of models in a form.
+        deadline: on the clock `time.monotonic`; units that have not begun by then are left out.
+    """
+    found = Measured([], [], 0)
+    known = _CPU_FORMS if device.type == "cpu" else _CUDA_FORMS
+    forms = [form for name in settings.forms for form in known[name]]
+    points = [(batch, length) for batch in settings.batch_sizes for length in settings.lengths]
+    plain = _Running(models[reference], REFERENCE, device)
+    # Beyond its limit of programs from the same code PyTorch would silently run a model uncompiled. On CUDA each point
+    # has a program of its own, since shapes are fixed there
+    programs = 8 + len(models) * len(points)
+    loud = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=programs)
+    with loud, tqdm(total=len(forms) * (len(points) + 1), desc=f"deployment {device.type}", unit=" units") as bar:
+        for form in forms:
+            bar.set_postfix_str(f"{form.way} {form.dtype} {form.kernel}")
+            units = [f"{form} {point}" for point in points] + [f"{form} scores"]
+            left = [unit for unit in units if journal.get(unit) is None]
+            if left and time.monotonic() > deadline:
+                found.left_out += len(left)
+            elif left:
+                running, absent = _prepare(models, form, device)
+                rival = _rival(models[reference], form, device) if running else None
+                for point, unit in zip(points, units, strict=False):
+                    if journal.get(unit) is None:
+                        journal.add(unit, _measure(running, plain, rival, form, point, device, settings, timer))
+                        bar.update()
+                if journal.get(units[-1]) is None:
+                    journal.add(units[-1], [*absent, *(score(running, form) if score else [])])
+                    bar.update()
+            for unit in units[:-1]:
+                found.rows += journal.get(unit) or []
+            for row in journal.get(units[-1]) or []:
+                (found.rows if "absent" in row else found.scores).append(row)
+    return found
 
 
 # --- forms -------------------------------------------------------------------------------------------------------
@@ -184,17 +222,18 @@ class _Running:
     Attributes:
         size: bytes of its weights in memory or of its file.
         packed: the layers with 2:4 kernels.
-        proof: returns the entries of a row that show which kernels a call in OpenVINO ran; None in other forms.
+        proof: returns the entries of a row that show what multiplies: the operators of an ONNX file, the kernels of a
+            call in OpenVINO; None in other forms, whose calls PyTorch's profiler sees.
     """
 
     def __init__(self, trained: Trained, form: Form, device: torch.device) -> None:
         self.trained = trained
         self.packed: list[Linear24 | Int8Linear] = []
         self.proof: Callable[[], Row] | None = None
-        if form.way == "openvino":
-            self._call, self.size, self.proof = _openvino(trained, form)
-        elif form.way in EXPORTED:
-            self._call, self.size = (_onnx if form.way == "onnx" else _pt2e)(trained, form)
+        if form.way in ("onnx", "openvino"):
+            self._call, self.size, self.proof = (_onnx if form.way == "onnx" else _openvino)(trained, form)
+        elif form.way == "pt2e":
+            self._call, self.size = _pt2e(trained, form)
         else:
             model = _torch_model(trained, form, device)
             converted = [module for module in model.modules() if isinstance(module, (Linear24, Int8Linear))]
@@ -285,8 +324,10 @@ def is_feed_forward(name: str) -> bool:
     return module.endswith(FEED_FORWARD) and not module.endswith(ATTENTION_OUTPUT)
 
 
-def _onnx(trained: Trained, form: Form) -> tuple[Callable[..., dict[str, np.ndarray]], int]:
+def _onnx(trained: Trained, form: Form) -> tuple[Callable[..., dict[str, np.ndarray]], int, Callable[[], Row]]:
     try:
+        import onnx
+
         from nxm.export.onnx import open_session, write_int8, write_onnx
     except ImportError as missing:
         raise _AbsentError(f"the package {missing.name} is not installed: pip install 'nxm[export]'") from None
@@ -294,13 +335,14 @@ def _onnx(trained: Trained, form: Form) -> tuple[Callable[..., dict[str, np.ndar
         path = Path(folder, "model.onnx")
         (write_int8 if form.dtype == "int8" else write_onnx)(trained, path)
         session, size = open_session(path, cores()), path.stat().st_size
+        operators = products(sorted({node.op_type for node in onnx.load(path).graph.node}))
     names = [output.name for output in session.get_outputs()]
 
     def call(inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         found = session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()})
         return dict(zip(names, found, strict=True))
 
-    return call, size
+    return call, size, lambda: {"kernels": operators}
 
 
 def _openvino(trained: Trained, form: Form) -> tuple[Callable[..., dict[str, np.ndarray]], int, Callable[[], Row]]:
@@ -354,14 +396,13 @@ def _measure(
     form: Form,
     point: tuple[int, int],
     device: torch.device,
-    study: Study,
+    settings: Deployment,
     timer: Timer,
 ) -> list[Row]:
     """Return a row per model; when the machine cannot run the form at this point, each with the reason."""
     if not running:
         return []
     batch, length = point
-    settings = study.deployment
     try:
         for own in running.values():
             for layer in own.packed:
@@ -391,12 +432,14 @@ def _measure(
         row |= {"sentences_per_second": round(batch / median, 2), "tokens_per_second": round(batch * length / median)}
         row |= {"size_mib": round(own.size / 2**20, 2)}
         if form.kernel != "dense":
-            found = launched(calls[name], device)
+            found = quietly_launched(calls[name], device)
             proof = {"sparse_launches": sparse_launches(found), "packed": len(own.packed)}
             row |= {"kernels": sorted({each.name for each in found})} | proof
             row |= {"sparse_kernels": proof["sparse_launches"] == proof["packed"]}
-        if own.proof is not None:
+        elif own.proof is not None:
             row |= own.proof()
+        else:
+            row |= {"kernels": sorted(products(each.name for each in quietly_launched(calls[name], device)))}
         rows.append(row)
     return rows
 
@@ -421,7 +464,7 @@ def _answer(running: _Running, form: Form, device: torch.device, inputs: Mapping
 
 
 def _scores(
-    running: Mapping[str, _Running], form: Form, task: Task, data: DatasetDict, device: torch.device
+    running: Mapping[str, _Running], form: Form, *, task: Task, data: DatasetDict, device: torch.device
 ) -> list[Row]:
     """Return a row per model with its score on dev in this form, in percent points."""
     rows = []
