@@ -13,7 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nxm.compress.settings import Compression, supported
+from tqdm.auto import tqdm
+
+from nxm.compress.images import Picture, looks_like_image, open_file, open_picture
+from nxm.compress.settings import IMAGES, Compression, supported
 from nxm.compress.tables import Table
 from nxm.errors import UserError
 
@@ -42,6 +45,7 @@ TEXTS = (
     "query",
 )
 WORDS = ("tokens", "words")
+PICTURES = ("image", "img", "picture", "photo", "pixel_values", "image_path", "file_name", "filename", "path", "file")
 TAGS = ("tags", "ner_tags", "pos_tags", "labels", "label")
 LABELS = ("label", "labels", "class", "category", "target", "sentiment", "score", "rating", "stars", "intent", "y")
 MOST_CLASSES = 50  # more different integers are taken for scores, more different words for texts
@@ -51,10 +55,15 @@ _INTEGER = re.compile(r"[+-]?\d+")
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns that are read. `text`: one or two columns; `label`: one, or one for each 0/1 label."""
+    """The names of the columns that are read.
+
+    text: one or two columns; the column of images if `images`.
+    label: one, or one for each 0/1 label.
+    """
 
     text: tuple[str, ...]
     label: tuple[str, ...]
+    images: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,14 +71,14 @@ class Examples:
     """Labelled rows of one task.
 
     Attributes:
-        inputs: for each row its one or two texts; for token classification its words.
+        inputs: for each row its one or two texts; for token classification its words; or its image.
         labels: for each row the name of its class; a score; the names of its labels; or a name for each word.
         classes: the names of the classes in the order of the model's outputs; () for regression.
     """
 
     task: str
     columns: Columns
-    inputs: list[tuple[str, ...]]
+    inputs: list[tuple[Any, ...]]
     labels: list[Any]
     classes: tuple[str, ...]
     place: str
@@ -83,8 +92,13 @@ class Examples:
         return len(self.classes) or 1
 
     @property
-    def keys(self) -> list[tuple[str, ...]]:
-        """For each row its texts without surrounding space, a pair's in either order; duplicates have equal keys."""
+    def keys(self) -> list[tuple[Any, ...]]:
+        """For each row what makes it a duplicate of another with an equal key.
+
+        Its image, or its texts without surrounding space, a pair's in either order.
+        """
+        if self.task == IMAGES:
+            return self.inputs
         stripped = [tuple(text.strip() for text in texts) for texts in self.inputs]
         return [tuple(sorted(texts)) for texts in stripped] if len(self.columns.text) == 2 else stripped
 
@@ -102,7 +116,7 @@ class Examples:
         if self.task == "regression":
             return [float(label) for label in self.labels]
         number = {name: i for i, name in enumerate(self.classes)}
-        if self.task == "classification":
+        if self.task in ("classification", IMAGES):
             return [number[label] for label in self.labels]
         if self.task == "multi-label":
             return [[float(name in names) for name in self.classes] for names in self.labels]
@@ -113,11 +127,11 @@ def read_examples(table: Table, settings: Compression) -> Examples:
     """Return the examples of a table of training rows, with columns, task and classes found where they are not named.
 
     Raises:
-        UserError: a column is missing or cannot be told, a text is empty, a label is missing or unfit for the task, or
-            all rows have one class.
+        UserError: a column is missing or cannot be told, a text is empty, an image cannot be read, a label is missing
+            or unfit for the task, or all rows have one class.
     """
     columns = find_columns(table, settings)
-    task = settings.task or infer_task(table, columns)
+    task = settings.task or (IMAGES if columns.images else infer_task(table, columns))
     if len(columns.label) > 1 and task != "multi-label":
         raise UserError(f"--task {task}: has one label column, --label names {len(columns.label)}")
     inputs, labels = _inputs(table, columns, task), _labels(table, columns, task)
@@ -157,7 +171,7 @@ def find_columns(table: Table, settings: Compression) -> Columns:
     Raises:
         UserError: a named column is missing, or one that is not named cannot be told; the message lists the columns.
     """
-    for option, name in (("--text", settings.text), ("--text2", settings.text2)):
+    for option, name in (("--text", settings.text), ("--text2", settings.text2), ("--image", settings.image)):
         if name is not None:
             _require(table, name, option)
     for name in settings.label:
@@ -166,15 +180,38 @@ def find_columns(table: Table, settings: Compression) -> Columns:
         raise UserError("--text2 is the second text of a pair: name the first with --text")
     if not settings.text and not settings.label and {"question", "context", "answers"} <= set(table.columns):
         raise UserError(f"{table.place}: looks like question answering, which nxm compress does not do; {supported()}")
-    text = _named_texts(settings) or _find_texts(table, settings)
+    pictures = _find_pictures(table, settings)
+    text = pictures or _named_texts(settings) or _find_texts(table, settings)
     label = settings.label or _find_label(table, text)
     if shared := set(text) & set(label):
         raise UserError(f"{table.place}: the column '{min(shared)}' is named as text and as label")
-    return Columns(text, tuple(label))
+    return Columns(text, tuple(label), bool(pictures))
 
 
 def _named_texts(settings: Compression) -> tuple[str, ...]:
     return tuple(name for name in (settings.text, settings.text2) if name is not None)
+
+
+def _find_pictures(table: Table, settings: Compression) -> tuple[str, ...]:
+    """Return the column of images: the one that is named, or one that holds images if there is no text; () for none."""
+    if settings.image is not None:
+        if settings.text is not None or settings.task not in (None, IMAGES):
+            other = "--text" if settings.text is not None else f"--task {settings.task}"
+            raise UserError(f"--image is for image-classification and does not go with {other}")
+        return (settings.image,)
+    if settings.task not in (None, IMAGES) or settings.text is not None:
+        if settings.task == IMAGES:
+            raise UserError("--task image-classification: has images, which --image names, and no --text")
+        return ()
+    like = [name for name, cells in table.columns.items() if name not in settings.label and looks_like_image(cells[0])]
+    found = [name for name in like if name.lower().strip() in PICTURES] or like
+    if settings.task == IMAGES and len(found) != 1:
+        why = f"{_some(found)} may be the images" if found else "no column has images or names of their files"
+        raise UserError(f"{table.place}: {why}; name it with --image. Columns: {_some(table.columns)}")
+    files = len(found) == 1 and isinstance(table.columns[found[0]][0], str)
+    if len(found) != 1 or (settings.task is None and files and _by_lower_name(table).keys() & {*TEXTS, *WORDS}):
+        return ()
+    return tuple(found)
 
 
 def _find_texts(table: Table, settings: Compression) -> tuple[str, ...]:
@@ -313,7 +350,7 @@ def _number(cell: Any) -> int | float | None:
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
-def _column(table: Table, name: str) -> list[Any]:
+def _column(table: Table, name: str) -> Sequence[Any]:
     """Return a column's cells. Raises UserError if some are missing."""
     cells = table.columns[name]
     missing = [row for row, cell in enumerate(cells, start=1) if _is_missing(cell)]
@@ -331,7 +368,9 @@ def _is_missing(cell: Any) -> bool:
     return isinstance(cell, float) and math.isnan(cell)
 
 
-def _inputs(table: Table, columns: Columns, task: str) -> list[tuple[str, ...]]:
+def _inputs(table: Table, columns: Columns, task: str) -> list[tuple[Any, ...]]:
+    if task == IMAGES:
+        return [(picture,) for picture in _pictures(table, columns.text[0])]
     if task == "token-classification":
         if len(columns.text) != 1:
             raise UserError("--task token-classification: has one column of words, not a pair of texts")
@@ -344,6 +383,17 @@ def _inputs(table: Table, columns: Columns, task: str) -> list[tuple[str, ...]]:
                 raise UserError(f"{table.place}: column '{name}', row {row}: {cell!r:.60} is no text")
         texts.append(cells)
     return list(zip(*texts, strict=True))
+
+
+def _pictures(table: Table, name: str) -> list[Picture]:
+    """Return a column of images. Raises UserError, with the row or file, for one that cannot be read."""
+    cells, found = _column(table, name), []
+    for row in tqdm(range(len(cells)), desc="reading images", unit=" images", disable=None, leave=False):
+        if table.one_per_file:
+            found.append(open_file(table.folder / cells[row]))
+        else:
+            found.append(open_picture(cells, row, table.folder, f"{table.place}: column '{name}', row {row + 1}"))
+    return found
 
 
 def _lists(table: Table, name: str, what: str) -> list[list[str]]:
@@ -386,6 +436,10 @@ def _labels(table: Table, columns: Columns, task: str) -> list[Any]:
                     "regression needs numbers"
                 )
         return [float(value) for value in values]
+    if task == IMAGES:
+        for row, value in enumerate(values, start=1):
+            if isinstance(value, float) and not value.is_integer():
+                raise UserError(f"{table.place}: column '{name}', row {row}: {value} is no class; images have classes")
     return [_name(table, name, value) for value in values]
 
 
@@ -494,7 +548,7 @@ def _some(names: Iterable[str], most: int = 12) -> str:
 
 def strata(examples: Examples) -> list[str]:
     """Return for each row the group whose share is equal on both sides of a split: its class, or its set of labels."""
-    if examples.task == "classification":
+    if examples.task in ("classification", IMAGES):
         return list(examples.labels)
     if examples.task == "multi-label":
         return [" ".join(names) for names in examples.labels]

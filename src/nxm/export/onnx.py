@@ -81,7 +81,7 @@ def write_int8(
     Weights of a model without trained integers are quantised once: matrices symmetrically and per output channel, so
     that zeros stay zeros and the integers obey an N:M pattern too; embeddings per tensor. In a model that was trained
     on integers those matrices have their own codes and scales, a code in 8 bits, and all other weights stay in fp32.
-    Activations are quantised at each call, per tensor. Products of activations (attention) stay in fp32.
+    Activations are quantised at each call, per tensor. Products of activations (attention) and convolutions stay in fp32.
 
     Arguments, return value and errors are those of `write_onnx`, with `INT8_TOLERANCE`.
     """
@@ -90,7 +90,10 @@ def write_int8(
 
     def make(temporary: Path) -> None:
         with _prepared(trained, examples, temporary) as ready:
-            quantise = partial(quantize_dynamic, ready, temporary, per_channel=True, weight_type=QuantType.QInt8)
+            options = {"per_channel": True, "weight_type": QuantType.QInt8}
+            if convolutions := [node.name for node in onnx.load(ready).graph.node if node.op_type == "Conv"]:
+                options["nodes_to_exclude"] = convolutions  # ONNX Runtime has no kernel for them with signed weights
+            quantise = partial(quantize_dynamic, ready, temporary, **options)
             if not integers:
                 quantise()
                 return
@@ -322,7 +325,6 @@ def open_session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
 def _to_onnx(trained: Trained, examples: Sequence[Example], opset: int | None = None) -> onnx.ModelProto:
     # the exporter takes a dimension of size 1 as fixed, so show it two examples
     inputs = trained.encode([*examples[:2], *examples[:1]][:2])
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=trained.max_length)
     with warnings.catch_warnings(), without_cache(trained.model):
         warnings.simplefilter("ignore")  # deprecations inside torch, and shared names of dimensions
         program = torch.onnx.export(
@@ -331,7 +333,7 @@ def _to_onnx(trained: Trained, examples: Sequence[Example], opset: int | None = 
             kwargs=inputs,
             input_names=list(inputs),
             output_names=list(outputs(trained.model, inputs)),
-            dynamic_shapes={name: {0: batch, 1: length} for name in inputs},
+            dynamic_shapes=trained.dynamic_shapes(inputs),
             dynamo=True,
             opset_version=opset,
             verbose=False,
