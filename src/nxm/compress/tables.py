@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,18 @@ def _read_json_lines(path: Path, text: str) -> Table:
 
 
 def _from_arrow(table: pa.Table, place: str) -> Table:
-    return Table(place, {name: table.column(name).to_pylist() for name in table.column_names})
+    columns: dict[str, Sequence[Any]] = {name: table.column(name).to_pylist() for name in table.column_names}
+    if b"huggingface" not in (table.schema.metadata or {}):  # else `datasets` wrote it, with the names of classes
+        return Table(place, columns)
+    from datasets import Features
+
+    return Table(place, columns, _class_names(Features.from_arrow_schema(table.schema)))
+
+
+def _class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the names of the classes by column of `datasets`, of single classes and of lists of them."""
+    inner = {column: getattr(feature, "feature", feature) for column, feature in features.items()}
+    return {column: list(own.names) for column, own in inner.items() if hasattr(own, "names")}
 
 
 def _read_folder(path: Path, encoding: str) -> dict[str, Table]:
@@ -180,16 +191,13 @@ def _read_folder(path: Path, encoding: str) -> dict[str, Table]:
 def _from_dataset(dataset: Any, place: str, folder: Path) -> Table:
     from datasets import Image
 
-    names, columns = {}, {}
+    columns = {}
     for column, feature in dataset.features.items():
-        inner = getattr(feature, "feature", feature)  # of a list of classes
-        if hasattr(inner, "names"):
-            names[column] = list(inner.names)
         if isinstance(feature, Image):
             columns[column] = dataset.cast_column(column, Image(decode=False))[column]  # read from the disk row by row
         else:
             columns[column] = list(dataset[column])
-    return Table(place, columns, names, folder)
+    return Table(place, columns, _class_names(dataset.features), folder)
 
 
 # --- folders of images -------------------------------------------------------------------------------------------

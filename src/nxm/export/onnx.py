@@ -81,7 +81,7 @@ def write_int8(
     Weights of a model without trained integers are quantised once: matrices symmetrically and per output channel, so
     that zeros stay zeros and the integers obey an N:M pattern too; embeddings per tensor. In a model that was trained
     on integers those matrices have their own codes and scales, a code in 8 bits, and all other weights stay in fp32.
-    Activations are quantised at each call, per tensor. Products of activations (attention) and convolutions stay in fp32.
+    Activations are quantised at each call, per tensor. Products of activations (attention) stay in fp32.
 
     Arguments, return value and errors are those of `write_onnx`, with `INT8_TOLERANCE`.
     """
@@ -90,10 +90,7 @@ def write_int8(
 
     def make(temporary: Path) -> None:
         with _prepared(trained, examples, temporary) as ready:
-            options = {"per_channel": True, "weight_type": QuantType.QInt8}
-            if convolutions := [node.name for node in onnx.load(ready).graph.node if node.op_type == "Conv"]:
-                options["nodes_to_exclude"] = convolutions  # ONNX Runtime has no kernel for them with signed weights
-            quantise = partial(quantize_dynamic, ready, temporary, **options)
+            quantise = partial(quantize_dynamic, ready, temporary, per_channel=True, weight_type=QuantType.QInt8)
             if not integers:
                 quantise()
                 return
