@@ -27,6 +27,7 @@ from nxm.distillation.trainer import DistillationTrainer
 from nxm.errors import Diverged, UserError
 from nxm.files import write_text
 from nxm.methods.callback import MethodCallback
+from nxm.sets.saved import load_config, load_model
 from nxm.training.trainer import COMPLETE, LengthGroupedByEpoch
 
 CHECKPOINTS = 10  # over a training
@@ -131,7 +132,16 @@ def last_complete_checkpoint(scratch: Path) -> Path | None:
 
 
 class _Reproducible(Trainer):
-    """Batches whose order depends on seed and epoch alone, so that a resumed training sees the same ones."""
+    """A Trainer that resumes with the weights of the checkpoint and with the same batches.
+
+    Their order depends on seed and epoch alone.
+    """
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # transformers saves some architectures, such as ViT, under other names than they have in memory; the Trainer
+        # (5.23) looks for the latter in the file, finds none and goes on with the initial weights
+        folder, model = Path(resume_from_checkpoint), model or self.model
+        model.load_state_dict(load_model(folder, load_config(folder), torch.float32).state_dict())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = self.train_dataset
