@@ -136,8 +136,8 @@ def compress(
     task: Annotated[
         str | None,
         typer.Option(
-            help="classification, regression, multi-label, token-classification or image-classification; default: by "
-            "the data"
+            help="classification, regression, multi-label, token-classification, question-answering or "
+            "image-classification; default: by the data"
         ),
     ] = None,
     metric: Annotated[

@@ -12,10 +12,14 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from nxm.compress.score import LABELS
-from nxm.compress.settings import IMAGES
+from nxm.compress.settings import ANSWERS, IMAGES
 from nxm.durations import say_duration
 
-HEADS = {"token-classification": "TokenClassification", IMAGES: "ImageClassification"}
+HEADS = {
+    "token-classification": "TokenClassification",
+    ANSWERS: "QuestionAnswering",
+    IMAGES: "ImageClassification",
+}
 FEW_ROWS = 200  # held out: one is then half a point of accuracy
 
 _REPORT = """\

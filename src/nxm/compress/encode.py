@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from nxm.compress.answers import Window, windows_of
 from nxm.compress.examples import Examples
 from nxm.compress.images import Picture
 from nxm.distillation.loss import IGNORED_LABEL
@@ -34,19 +36,21 @@ Processor = PreTrainedTokenizerBase | BaseImageProcessor  # of texts, of images
 
 @dataclass(frozen=True)
 class Encoded:
-    """Rows in the order of the examples.
+    """Rows in the order of the examples; for questions a row per window.
 
     Attributes:
-        rows: columns `input_ids` and the tokenizer's others, or `image`, the image's number; `labels`; and `length`
-            in tokens, by which batches are formed (of images 1).
+        rows: columns `input_ids` and the tokenizer's others, or `image`, the image's number; `labels`, or
+            `start_positions` and `end_positions`; and `length` in tokens, by which batches are formed (of images 1).
         collate: takes rows as dicts and returns the model's inputs with labels, each (batch, ...): texts padded to the
             longest, images as the processor makes them.
-        cut: the number of texts that were longer than `max_length` and lost their end.
+        cut: the number of texts that were longer than `max_length` and lost their end, or have several windows.
+        windows: one per row for questions.
     """
 
     rows: Dataset
     collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]
     cut: int = 0
+    windows: Sequence[Window] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,6 +87,24 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, model: PreTra
     columns = accepted(model, found) | {"labels": labels, "length": [len(ids) for ids in found["input_ids"]]}
     pad = DataCollatorForTokenClassification(tokenizer) if words else DataCollatorWithPadding(tokenizer)
     return Encoded(Dataset.from_dict(columns), partial(_pad, pad), cut)
+
+
+def encode_questions(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_length: int
+) -> Encoded:
+    """Tokenise questions with windows of their contexts; a window is trained on the first of the right answers.
+
+    Raises:
+        UserError: a question leaves no room for its context.
+    """
+    questions, contexts = zip(*examples.inputs, strict=True)
+    found, windows = windows_of(questions, contexts, tokenizer, max_length, examples.place)
+    spans = [window.span(next(iter(examples.labels[window.row]), None)) for window in windows]
+    columns: dict[str, Any] = accepted(model, found)
+    columns |= {"start_positions": [first for first, _ in spans], "end_positions": [last for _, last in spans]}
+    columns["length"] = [len(ids) for ids in found["input_ids"]]
+    several = sum(count > 1 for count in Counter(window.row for window in windows).values())
+    return Encoded(Dataset.from_dict(columns), partial(_pad, DataCollatorWithPadding(tokenizer)), several, windows)
 
 
 def _pad(pad: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]], rows: Sequence[Mapping[str, Any]]) -> Any:

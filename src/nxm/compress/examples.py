@@ -15,8 +15,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from nxm.compress.answers import read_answers
 from nxm.compress.images import Picture, looks_like_image, open_file, open_picture
-from nxm.compress.settings import IMAGES, Compression, supported
+from nxm.compress.settings import ANSWERS, IMAGES, Compression
 from nxm.compress.tables import Table
 from nxm.errors import UserError
 
@@ -45,6 +46,7 @@ TEXTS = (
     "query",
 )
 WORDS = ("tokens", "words")
+SQUAD = ("question", "context", "answers")
 PICTURES = ("image", "img", "picture", "photo", "pixel_values", "image_path", "file_name", "filename", "path", "file")
 TAGS = ("tags", "ner_tags", "pos_tags", "labels", "label")
 LABELS = ("label", "labels", "class", "category", "target", "sentiment", "score", "rating", "stars", "intent", "y")
@@ -57,13 +59,14 @@ _INTEGER = re.compile(r"[+-]?\d+")
 class Columns:
     """The names of the columns that are read.
 
-    text: one or two columns; the column of images if `images`.
+    text: one or two columns; of questions and contexts; or of images.
     label: one, or one for each 0/1 label.
+    task: the task, if the columns tell it.
     """
 
     text: tuple[str, ...]
     label: tuple[str, ...]
-    images: bool = False
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,10 @@ class Examples:
 
     Attributes:
         inputs: for each row its one or two texts; for token classification its words; or its image.
-        labels: for each row the name of its class; a score; the names of its labels; or a name for each word.
-        classes: the names of the classes in the order of the model's outputs; () for regression.
+        labels: for each row the name of its class; a score; the names of its labels; a name for each word; or the
+            right answers (`nxm.compress.answers`), () for none.
+        classes: the names of the classes in the order of the model's outputs; () for scores and answers.
+        unanswerable: some training question has no answer.
     """
 
     task: str
@@ -82,6 +87,7 @@ class Examples:
     labels: list[Any]
     classes: tuple[str, ...]
     place: str
+    unanswerable: bool = False
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -89,16 +95,20 @@ class Examples:
     @property
     def num_labels(self) -> int:
         """Outputs of the model's head."""
+        if self.task == ANSWERS:
+            return 2  # the first and the last token
         return len(self.classes) or 1
 
     @property
     def keys(self) -> list[tuple[Any, ...]]:
         """For each row what makes it a duplicate of another with an equal key.
 
-        Its image, or its texts without surrounding space, a pair's in either order.
+        Its image, a question's context, or its texts without surrounding space, a pair's in either order.
         """
         if self.task == IMAGES:
             return self.inputs
+        if self.task == ANSWERS:
+            return [(context.strip(),) for _, context in self.inputs]
         stripped = [tuple(text.strip() for text in texts) for texts in self.inputs]
         return [tuple(sorted(texts)) for texts in stripped] if len(self.columns.text) == 2 else stripped
 
@@ -131,12 +141,13 @@ def read_examples(table: Table, settings: Compression) -> Examples:
             or unfit for the task, or all rows have one class.
     """
     columns = find_columns(table, settings)
-    task = settings.task or (IMAGES if columns.images else infer_task(table, columns))
+    task = settings.task or columns.task or infer_task(table, columns)
     if len(columns.label) > 1 and task != "multi-label":
         raise UserError(f"--task {task}: has one label column, --label names {len(columns.label)}")
     inputs, labels = _inputs(table, columns, task), _labels(table, columns, task)
-    classes = () if task == "regression" else _classes(table, columns, task, labels)
-    examples = Examples(task, columns, inputs, labels, classes, table.place)
+    classes = () if task in ("regression", ANSWERS) else _classes(table, columns, task, labels)
+    unanswerable = task == ANSWERS and not all(labels)
+    examples = Examples(task, columns, inputs, labels, classes, table.place, unanswerable)
     _refuse_one_class(examples)
     return examples
 
@@ -145,12 +156,18 @@ def read_more_examples(table: Table, like: Examples) -> Examples:
     """Return the examples of a held-out table with the columns, task and classes of the training rows.
 
     Raises:
-        UserError: as for `read_examples`, or a class does not occur in the training rows.
+        UserError: as for `read_examples`, or a class, or a question without an answer, does not occur in the training
+            rows.
     """
     for column in (*like.columns.text, *like.columns.label):
         _require(table, column, "the training rows have it")
     inputs, labels = _inputs(table, like.columns, like.task), _labels(table, like.columns, like.task)
-    if like.task != "regression":
+    if like.task == ANSWERS:
+        if not like.unanswerable and () in labels:
+            raise UserError(
+                f"{table.place}: row {labels.index(()) + 1}: the question has no answer; every one in {like.place} has"
+            )
+    elif like.task != "regression":
         known = set(like.classes)
         for row, label in enumerate(labels, start=1):
             unknown = sorted(set(_names(label)) - known)
@@ -178,14 +195,30 @@ def find_columns(table: Table, settings: Compression) -> Columns:
         _require(table, name, "--label")
     if settings.text2 is not None and settings.text is None:
         raise UserError("--text2 is the second text of a pair: name the first with --text")
-    if not settings.text and not settings.label and {"question", "context", "answers"} <= set(table.columns):
-        raise UserError(f"{table.place}: looks like question answering, which nxm compress does not do; {supported()}")
+    if settings.task == ANSWERS or _looks_like_squad(table, settings):
+        return _find_questions(table, settings)
     pictures = _find_pictures(table, settings)
     text = pictures or _named_texts(settings) or _find_texts(table, settings)
     label = settings.label or _find_label(table, text)
     if shared := set(text) & set(label):
         raise UserError(f"{table.place}: the column '{min(shared)}' is named as text and as label")
-    return Columns(text, tuple(label), bool(pictures))
+    return Columns(text, tuple(label), IMAGES if pictures else None)
+
+
+def _looks_like_squad(table: Table, settings: Compression) -> bool:
+    named = settings.task or settings.text or settings.label or settings.image
+    return not named and set(SQUAD) <= set(table.columns)
+
+
+def _find_questions(table: Table, settings: Compression) -> Columns:
+    """Return the columns of questions, contexts and answers: those that are named, else those of SQuAD."""
+    if len(settings.label) > 1:
+        raise UserError(f"--task {ANSWERS}: has one column of answers, --label names {len(settings.label)}")
+    question, context = settings.text or SQUAD[0], settings.text2 or SQUAD[1]
+    (answers,) = settings.label or SQUAD[2:]
+    for option, name in (("--text", question), ("--text2", context), ("--label", answers)):
+        _require(table, name, option)
+    return Columns((question, context), (answers,), ANSWERS)
 
 
 def _named_texts(settings: Compression) -> tuple[str, ...]:
@@ -414,6 +447,11 @@ def _lists(table: Table, name: str, what: str) -> list[list[str]]:
 
 
 def _labels(table: Table, columns: Columns, task: str) -> list[Any]:
+    if task == ANSWERS:
+        (name,), contexts = columns.label, table.columns[columns.text[1]]
+        rows = enumerate(zip(table.columns[name], contexts, strict=True), start=1)
+        place = f"{table.place}: column '{name}', row"
+        return [read_answers(cell, context, f"{place} {row}") for row, (cell, context) in rows]
     if task == "multi-label":
         return _label_sets(table, columns)
     name = columns.label[0]
@@ -515,6 +553,10 @@ def _refuse_one_class(examples: Examples) -> None:
         if len(set(examples.labels)) == 1:
             raise UserError(f"{where}: every label is {examples.labels[0]:g}; there is nothing to learn")
         return
+    if examples.task == ANSWERS:
+        if not any(examples.labels):
+            raise UserError(f"{where}: no question has an answer; there is nothing to learn")
+        return
     seen = sorted({name for label in examples.labels for name in _names(label)})
     if examples.task == "multi-label":
         if not seen:
@@ -547,9 +589,14 @@ def _some(names: Iterable[str], most: int = 12) -> str:
 
 
 def strata(examples: Examples) -> list[str]:
-    """Return for each row the group whose share is equal on both sides of a split: its class, or its set of labels."""
+    """Return for each row the group whose share is equal on both sides of a split.
+
+    Its class, its set of labels, or whether a question has an answer.
+    """
     if examples.task in ("classification", IMAGES):
         return list(examples.labels)
     if examples.task == "multi-label":
         return [" ".join(names) for names in examples.labels]
+    if examples.task == ANSWERS:
+        return ["answer" if answers else "none" for answers in examples.labels]
     return [""] * len(examples)

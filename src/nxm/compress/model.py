@@ -21,6 +21,7 @@ from torch import nn
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -31,7 +32,7 @@ from transformers import (
 )
 
 from nxm.compress.examples import Examples
-from nxm.compress.settings import IMAGES, supported
+from nxm.compress.settings import ANSWERS, IMAGES, supported
 from nxm.data.hub import open_repository
 from nxm.data.settings import Source
 from nxm.data.weights import check_tokenizer
@@ -44,8 +45,16 @@ from nxm.sets.saved import load_config, model_class, stored_tensors
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")  # of images
-HEADS = {"token-classification": "ForTokenClassification", IMAGES: "ForImageClassification"}
-LOADERS = {"token-classification": AutoModelForTokenClassification, IMAGES: AutoModelForImageClassification}
+HEADS = {
+    "token-classification": "ForTokenClassification",
+    ANSWERS: "ForQuestionAnswering",
+    IMAGES: "ForImageClassification",
+}
+LOADERS = {
+    "token-classification": AutoModelForTokenClassification,
+    ANSWERS: AutoModelForQuestionAnswering,
+    IMAGES: AutoModelForImageClassification,
+}
 WITH_TEACHER = "WithTeacher"  # ends the names of DeiT's and LeViT's heads for inference alone, which have no loss
 PROBLEMS = {
     "classification": "single_label_classification",
@@ -204,8 +213,8 @@ def load_tokenizer(origin: Origin, task: str) -> PreTrainedTokenizerBase:
         raise UserError(
             f"{origin.place}: the tokenizer has {len(tokenizer)} words, the model {words}: they do not belong together"
         )
-    if task == "token-classification" and not tokenizer.is_fast:
-        raise UserError(f"{origin.place}: token classification needs a fast tokenizer (tokenizer.json)")
+    if task in ("token-classification", ANSWERS) and not tokenizer.is_fast:
+        raise UserError(f"{origin.place}: {task} needs a fast tokenizer (tokenizer.json)")
     return tokenizer
 
 
@@ -228,6 +237,7 @@ def fitting_classes(config: PretrainedConfig, examples: Examples) -> tuple[str, 
     """Return the examples' classes in the order of a fine-tuned model's outputs; None if its head is for other labels.
 
     A head fits if the config names the class of a model for this task and
+    - (question answering) always;
     - (regression) it has one output and is not for classes;
     - its labels have the examples' names, but for case; it may have further ones; or
     - the examples' names are 0 ... n - 1 for its n outputs; or both are without names of their own.
@@ -235,6 +245,8 @@ def fitting_classes(config: PretrainedConfig, examples: Examples) -> tuple[str, 
     architecture = (config.architectures or [""])[0]
     if not architecture.endswith(HEADS.get(examples.task, "ForSequenceClassification")):
         return None
+    if examples.task == ANSWERS:
+        return ()
     problem = getattr(config, "problem_type", None)
     if examples.task == "regression":
         return () if config.num_labels == 1 and problem in (None, "regression") else None
@@ -263,6 +275,8 @@ def load_start(origin: Origin, examples: Examples, fresh: bool, seed: int) -> Pr
     if architecture.endswith(WITH_TEACHER):
         loader = getattr(transformers, architecture.removesuffix(WITH_TEACHER))
     names = dict(enumerate(examples.classes)) if examples.classes else {0: "score"}
+    if examples.task == ANSWERS:
+        names = {0: "start", 1: "end"}
     try:
         model = loader.from_pretrained(
             origin.folder,

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from nxm.compress.encode import Encoded, Processor, encode, encode_images, image_size, readable_length
+from nxm.compress.encode import Encoded, Processor, encode, encode_images, encode_questions, image_size, readable_length
 from nxm.compress.examples import Examples, read_examples, read_more_examples, strata
 from nxm.compress.model import Origin, find_model, fitting_classes, load_image_processor, load_start, load_tokenizer
 from nxm.compress.score import held_out_outcomes, metric_names
-from nxm.compress.settings import IMAGES, Compression
+from nxm.compress.settings import ANSWERS, IMAGES, Compression
 from nxm.compress.split import contradictions, hold_out, without
 from nxm.compress.tables import read_held_out_split, read_table
 from nxm.compress.train import Course, require_steps
@@ -185,7 +185,9 @@ def prepare(settings: Compression) -> tuple[Prepared, PreTrainedModel]:
 
 
 def read_rows(settings: Compression, notes: Notes) -> tuple[Examples, Examples, str]:
-    """Return the rows to train on, the held-out ones, and where these came from; no text or image is on both sides.
+    """Return the rows to train on, the held-out ones, and where these came from.
+
+    No text, context or image is on both sides.
 
     Raises:
         UserError: see `nxm.compress.tables` and `nxm.compress.examples`; or no row is left on one side.
@@ -194,9 +196,10 @@ def read_rows(settings: Compression, notes: Notes) -> tuple[Examples, Examples, 
     examples = read_examples(table, settings)
     for remark in table.remarks:
         notes.add(remark)
-    what = "image" if examples.task == IMAGES else "text"
+    what = {IMAGES: "image", ANSWERS: "context"}.get(examples.task, "text")
     if differing := contradictions(examples.inputs, examples.labels):
-        notes.add(f"{differing} {what}s occur more than once with different labels")
+        row, label = ("questions", "answers") if examples.task == ANSWERS else (f"{what}s", "labels")
+        notes.add(f"{differing} {row} occur more than once with different {label}")
     if settings.test:
         held = read_table(settings.test, settings.encoding)
     else:
@@ -236,6 +239,13 @@ def refuse_export_of_images(form: str | None) -> None:
 
 
 def _encode(examples: Examples, tokenizer: Any, model: PreTrainedModel, length: int, notes: Notes) -> Encoded:
+    if examples.task == ANSWERS:
+        encoded = encode_questions(examples, tokenizer, model, length)
+        if encoded.cut:
+            notes.add(
+                f"{examples.place}: {encoded.cut} of {len(examples)} contexts are read in windows of {length} tokens"
+            )
+        return encoded
     encoded = encode(examples, tokenizer, model, length)
     if encoded.cut:
         notes.add(
@@ -260,7 +270,7 @@ def _courses(settings: Compression, start: PreTrainedModel) -> tuple[Course, Cou
 def _announce(prepared: Prepared) -> None:
     rows = prepared.train_rows
     classes = f", {len(rows.classes)} classes: {_some(rows.classes)}" if rows.classes else ""
-    what = "image" if rows.columns.images else "text"
+    what = "image" if rows.task == IMAGES else "text"
     print(f"task: {rows.task}{classes} ({what}: {_some(rows.columns.text)}; label: {_some(rows.columns.label)})")
     print(f"rows: {len(rows)} to train, {len(prepared.test_rows)} held out ({prepared.held_out_place})")
     head = "is fine-tuned first" if prepared.fine_tunes else "has a head for these labels: start and teacher"

@@ -13,9 +13,10 @@ import numpy as np
 from datasets import Dataset
 from scipy import stats
 
+from nxm.compress.answers import best_answers, score_answer
 from nxm.compress.encode import Encoded
 from nxm.compress.examples import Examples
-from nxm.compress.settings import IMAGES
+from nxm.compress.settings import ANSWERS, IMAGES
 from nxm.distillation.loss import IGNORED_LABEL
 from nxm.errors import Diverged, UserError
 from nxm.export.trained import Answer
@@ -26,13 +27,16 @@ METRICS = {  # the first is the one that is compared, unless the settings name a
     "regression": ("spearman", "pearson"),
     "multi-label": ("micro_f1", "macro_f1", "exact_match"),
     "token-classification": ("entity_f1", "accuracy"),
+    ANSWERS: ("f1", "exact_match"),
     IMAGES: ("accuracy", "macro_f1"),
 }
+TARGETS = ("labels", "start_positions", "end_positions")  # columns that a model's answer does not need
 CLASSES = ("classification", IMAGES)  # tasks with one class per row
 LABELS = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",
+    "f1": "F1",
     "exact_match": "exact match",
     "entity_f1": "entity F1",
     "spearman": "Spearman's correlation",
@@ -71,9 +75,10 @@ def is_bio(classes: Sequence[str]) -> bool:
 
 
 def predict(answer: Answer, data: Encoded, batch: int = 64) -> list[np.ndarray]:
-    """Return a model's logits for each row, (labels,), or for token classification (words, labels), in the rows' order.
+    """Return a model's logits for each row, in the rows' order.
 
-    Batches have rows of similar lengths.
+    Their shape is (labels,); for token classification (words, labels); for windows of contexts (tokens, 2), of an
+    answer's first and last token. Batches have rows of similar lengths.
 
     Args:
         answer: a model's inputs by name -> its outputs by name.
@@ -86,11 +91,17 @@ def predict(answer: Answer, data: Encoded, batch: int = 64) -> list[np.ndarray]:
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch].tolist()
         part = [data.rows[i] for i in chosen]
-        logits = answer({name: tensor for name, tensor in data.collate(part).items() if name != "labels"})["logits"]
+        answers = answer({name: tensor for name, tensor in data.collate(part).items() if name not in TARGETS})
+        if data.windows:
+            logits = np.stack([answers["start_logits"], answers["end_logits"]], axis=-1)
+        else:
+            logits = answers["logits"]
         if not np.isfinite(logits).all():
             raise Diverged("the model's answers are not finite: training diverged (lower the learning rate)")
         for i, row, own in zip(chosen, part, logits, strict=True):
-            if own.ndim == 2:
+            if data.windows:
+                own = own[: row["length"]]
+            elif own.ndim == 2:
                 own = own[: len(row["labels"])][np.array(row["labels"]) != IGNORED_LABEL]
             found[i] = own
     return [found[i] for i in range(len(order))]
@@ -115,7 +126,11 @@ def outcomes(task: str, classes: Sequence[str], logits: Sequence[np.ndarray], ro
 
 
 def held_out_outcomes(examples: Examples, data: Encoded, answer: Answer) -> np.ndarray:
-    """Return the outcomes of a model, or of another form of it, on encoded examples."""
+    """Return the outcomes of a model, or of another form of it, on encoded examples: a row per example."""
+    if examples.task == ANSWERS:
+        contexts = [context for _, context in examples.inputs]
+        found = best_answers(contexts, data.windows, predict(answer, data), examples.unanswerable)
+        return np.array([score_answer(own, right) for own, right in zip(found, examples.labels, strict=True)])
     return outcomes(examples.task, examples.classes, predict(answer, data), data.rows)
 
 
@@ -133,6 +148,9 @@ def metrics(task: str, numbers: np.ndarray) -> dict[str, float]:
             "pearson": stats.pearsonr(found, truth).statistic,
         }
         return {name: 100 * float(value) for name, value in values.items()}
+    if task == ANSWERS:
+        exact_match, f1 = numbers.mean(axis=0)
+        return {"f1": 100 * float(f1), "exact_match": 100 * float(exact_match)}
     total = numbers.sum(axis=0)
     if task == "token-classification":
         correct, words, *entities = total

@@ -138,7 +138,9 @@ def _read_delimited(path: Path, text: str, kind: str) -> Table:
 
 
 def _read_json_lines(path: Path, text: str) -> Table:
-    rows = []
+    rows = _squad_rows(text)
+    if rows:
+        return Table(str(path), {name: [row[name] for row in rows] for name in rows[0]})
     for number, line in enumerate(text.split("\n"), start=1):  # str.splitlines also splits at U+2028, which texts have
         if line.strip():
             try:
@@ -150,6 +152,21 @@ def _read_json_lines(path: Path, text: str) -> Table:
             rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     return Table(str(path), {name: [row.get(name) for row in rows] for name in names})
+
+
+def _squad_rows(text: str) -> list[dict[str, Any]]:
+    """Return the questions of SQuAD's own file, one object with its articles; [] if the text is none."""
+    if '"paragraphs"' not in text:
+        return []
+    try:
+        return [
+            {"question": asked["question"], "context": paragraph["context"], "answers": asked["answers"]}
+            for article in json.loads(text)["data"]
+            for paragraph in article["paragraphs"]
+            for asked in paragraph["qas"]
+        ]
+    except (ValueError, KeyError, TypeError):
+        return []
 
 
 def _from_arrow(table: pa.Table, place: str) -> Table:
