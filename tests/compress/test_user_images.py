@@ -348,6 +348,9 @@ def test_a_processor_that_is_missing_or_does_not_fit_is_named(tmp_path):
     model = load_start(origin, examples, True, 0)
     with pytest.raises(UserError, match="makes images of 48 x 48 pixels, its model reads 32 x 32"):
         image_size(model, load_image_processor(origin), "m")
+    model.config.num_channels = 1
+    with pytest.raises(UserError, match=r"makes 3 channels \(RGB\), its model reads 1"):
+        image_size(model, load_image_processor(origin), "m")
     path = folder / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"do_resize": False}))
     with pytest.raises(UserError, match=r"makes images of different sizes \(31 x 47 and 480 x 640"):

@@ -155,12 +155,15 @@ def image_size(model: PreTrainedModel, processor: BaseImageProcessor, place: str
             f"{place}: its image processor makes images of different sizes ({found}), which form no batch: set a fixed "
             "size in preprocessor_config.json"
         )
-    (size,) = sizes
+    ((channels, height, width),) = sizes
+    read = getattr(model.config, "num_channels", channels)
+    if read != channels:
+        raise UserError(f"{place}: its image processor makes {channels} channels (RGB), its model reads {read}")
     wanted = getattr(model.config, "image_size", None)
     wanted = (wanted, wanted) if isinstance(wanted, int) else wanted
-    if wanted is not None and tuple(wanted) != size[1:]:
+    if wanted is not None and tuple(wanted) != (height, width):
         raise UserError(
-            f"{place}: its image processor makes images of {size[1]} x {size[2]} pixels, its model reads "
+            f"{place}: its image processor makes images of {height} x {width} pixels, its model reads "
             f"{wanted[0]} x {wanted[1]}: set the size in preprocessor_config.json"
         )
-    return size
+    return channels, height, width

@@ -194,7 +194,7 @@ def load_tokenizer(origin: Origin, task: str) -> PreTrainedTokenizerBase:
 
     Raises:
         UserError: it cannot be read, has no padding token or more words than the model, or is not a fast one where
-            words must be traced to tokens.
+            words must be traced to tokens, or pads on the left where answers have positions.
     """
     # RoBERTa's tokenizers take a list of words only so
     spaced = (
@@ -215,6 +215,8 @@ def load_tokenizer(origin: Origin, task: str) -> PreTrainedTokenizerBase:
         )
     if task in ("token-classification", ANSWERS) and not tokenizer.is_fast:
         raise UserError(f"{origin.place}: {task} needs a fast tokenizer (tokenizer.json)")
+    if task == ANSWERS and tokenizer.padding_side != "right":
+        raise UserError(f"{origin.place}: {task} needs a tokenizer that pads on the right; this one does on the left")
     return tokenizer
 
 
@@ -225,12 +227,11 @@ def load_image_processor(origin: Origin) -> BaseImageProcessor:
         UserError: it cannot be read.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(
+        return AutoImageProcessor.from_pretrained(
             origin.folder, local_files_only=True, trust_remote_code=False, backend="pil"
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise UserError(f"{origin.place}: the image processor cannot be read: {first_line(error)}") from None
-    return processor
 
 
 def fitting_classes(config: PretrainedConfig, examples: Examples) -> tuple[str, ...] | None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from nxm.compress.encode import Encoded, Processor, encode, encode_images, encode_questions, image_size, readable_length
+from nxm.compress.encode import Encoded, encode, encode_images, encode_questions, image_size, readable_length
 from nxm.compress.examples import Examples, read_examples, read_more_examples, strata
 from nxm.compress.model import Origin, find_model, fitting_classes, load_image_processor, load_start, load_tokenizer
 from nxm.compress.score import held_out_outcomes, metric_names
@@ -67,7 +67,7 @@ class Prepared:
     settings: Compression
     constraint: ConstraintSet
     origin: Origin
-    processor: Processor
+    processor: Any
     train_rows: Examples
     test_rows: Examples
     held_out_place: str
@@ -147,7 +147,7 @@ def prepare(settings: Compression) -> tuple[Prepared, PreTrainedModel]:
     if classes is not None:
         train_rows, test_rows = train_rows.with_classes(classes), test_rows.with_classes(classes)
     metrics = metric_names(train_rows.task, train_rows.classes, settings.metric)
-    processor = load_image_processor(origin) if images else load_tokenizer(origin, train_rows.task)
+    processor: Any = load_image_processor(origin) if images else load_tokenizer(origin, train_rows.task)
     start = load_start(origin, train_rows, classes is None, settings.seed)
     validate_targets(find_targets(start), constraint)
     size = image_size(start, processor, origin.place) if images else None
@@ -200,10 +200,11 @@ def read_rows(settings: Compression, notes: Notes) -> tuple[Examples, Examples, 
     if differing := contradictions(examples.inputs, examples.labels):
         row, label = ("questions", "answers") if examples.task == ANSWERS else (f"{what}s", "labels")
         notes.add(f"{differing} {row} occur more than once with different {label}")
-    if settings.test:
-        held = read_table(settings.test, settings.encoding)
-    else:
-        held = read_held_out_split(settings.train, settings.encoding)
+    held = (
+        read_table(settings.test, settings.encoding)
+        if settings.test
+        else read_held_out_split(settings.train, settings.encoding)
+    )
     if held is None:
         rows, held_rows = hold_out(examples.keys, strata(examples), settings.held_out, settings.seed)
         return examples.take(rows), examples.take(held_rows), f"of {settings.train}"

@@ -24,8 +24,7 @@ TaskName = Literal[
 Metric = Literal["accuracy", "macro_f1", "micro_f1", "f1", "exact_match", "entity_f1", "spearman", "pearson"]
 Format = Literal["onnx", "onnx-int8", "onnx-weight-only", "torch-int8", "torch-2of4", "packed"]
 TASKS: tuple[str, ...] = get_args(TaskName)
-IMAGES: TaskName = "image-classification"
-ANSWERS: TaskName = "question-answering"
+IMAGES, ANSWERS = "image-classification", "question-answering"
 
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?\s*(?:h|m|s|min)\s*)+")
 

@@ -266,10 +266,10 @@ def _read_classes(path: Path) -> Table | None:
             )
         files += images
         others += [file for file in _files(folder) if not _is_image(file)]
-    remarks = ()
+    remarks: tuple[str, ...] = ()
     if others:
         remarks = (f"{len(others)} files are left out, since their names are none of images, first {others[0]}",)
-    columns = {
+    columns: dict[str, Sequence[Any]] = {
         IMAGE: [file.relative_to(path).as_posix() for file in files],
         LABEL: [file.parent.name for file in files],
     }
