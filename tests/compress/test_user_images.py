@@ -223,6 +223,7 @@ def test_pillows_own_refusal_of_a_bomb_is_named(tmp_path):
         ("{outside}", "leads out of the table's folder"),
         ("https://example.org/a.png", "is an address: download the images into"),
         ("photos", "there is no file"),
+        ("x" * 5000 + ".png", "there is no file"),
     ],
 )
 def test_a_path_that_cannot_be_read_is_named_with_its_row(cell, message, tmp_path):

@@ -148,6 +148,10 @@ def _within(path: str, folder: Path, where: str) -> Path:
     file = Path(os.path.normpath(os.path.join(root, path)))
     if "\0" in path or not file.is_relative_to(root):
         raise UserError(f"{where}: '{path:.80}' leads out of the table's folder {folder}: put the images below it")
-    if not file.is_file():
-        raise UserError(f"{where}: there is no file {file}")
+    try:
+        found = file.is_file()
+    except OSError:  # such as a name that is too long
+        found = False
+    if not found:
+        raise UserError(f"{where}: there is no file {file!s:.300}")
     return folder / file.relative_to(root)

@@ -175,7 +175,11 @@ def _from_arrow(table: pa.Table, place: str) -> Table:
         return Table(place, columns)
     from datasets import Features
 
-    return Table(place, columns, _class_names(Features.from_arrow_schema(table.schema)))
+    try:
+        features = Features.from_arrow_schema(table.schema)
+    except (ValueError, KeyError, TypeError):  # of a later version; the columns can be read all the same
+        return Table(place, columns)
+    return Table(place, columns, _class_names(features))
 
 
 def _class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
