@@ -62,6 +62,28 @@ def reviews(rows: int = 80, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame({"text": texts, "label": np.where(good, "good", "bad")})
 
 
+QUESTION = "y ?"
+
+
+def questions(rows: int = 40, seed: int = 0, *, unanswerable: bool = False) -> list[dict[str, Any]]:
+    """Different contexts of single letters in SQuAD's layout; the answer is the "y" and the letter behind it.
+
+    unanswerable: every third context has no "y", and its question no answer.
+    """
+    random = np.random.default_rng(seed)
+    found = []
+    for row in range(rows):
+        letters = [chr(ord("i") + int(digit)) for digit in f"{row:03d}"]  # no two contexts are equal
+        words = [*random.choice(list("abcdefgh"), size=random.integers(4, 9)), *letters]
+        place = int(random.integers(0, len(words) - 1))
+        answers: dict[str, list[Any]] = {"text": [], "answer_start": []}
+        if not (unanswerable and row % 3 == 2):
+            words.insert(place, "y")
+            answers = {"text": [f"y {words[place + 1]}"], "answer_start": [2 * place]}
+        found.append({"question": QUESTION, "context": " ".join(words), "answers": answers})
+    return found
+
+
 def write_csv(path: Path, frame: pd.DataFrame) -> Path:
     """Write a table as CSV."""
     frame.to_csv(path, index=False)

@@ -123,18 +123,28 @@ def export(
 @app.command()
 def compress(
     model: Annotated[str, typer.Argument(help="a from_pretrained folder, or a model's name on the Hub")],
-    train: Annotated[Path, typer.Option(help="labelled rows: .csv, .tsv, .parquet, .jsonl or a folder of `datasets`")],
+    train: Annotated[
+        Path,
+        typer.Option(
+            help="labelled rows: .csv, .tsv, .parquet, .jsonl, a folder of `datasets`, or one with a sub-folder of "
+            "images per class"
+        ),
+    ],
     to: Annotated[str, typer.Option(help='the set in which the weights end: "2:4", "1:4", "2:4 int8", "int4"')] = "2:4",
     out: Annotated[Path | None, typer.Option(help="the output folder; default: the model's name and the set")] = None,
     test: Annotated[Path | None, typer.Option(help="held-out rows; default: rows of --train are held out")] = None,
     text: Annotated[str | None, typer.Option(help="the column of the text, or of the first of two")] = None,
     text2: Annotated[str | None, typer.Option(help="the column of the second text")] = None,
+    image: Annotated[str | None, typer.Option(help="the column of images, or of their paths")] = None,
     label: Annotated[
         list[str] | None, typer.Option(help="the column of the label; several: one 0/1 column for each label")
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="classification, regression, multi-label or token-classification; default: by the labels"),
+        typer.Option(
+            help="classification, regression, multi-label, token-classification, question-answering or "
+            "image-classification; default: by the data"
+        ),
     ] = None,
     metric: Annotated[
         str | None, typer.Option(help="the score to compare, such as macro_f1; default: the task's")
@@ -189,6 +199,7 @@ def compress(
         test=test,
         text=text,
         text2=text2,
+        image=image,
         task=task,
         metric=metric,
         recipe=recipe,

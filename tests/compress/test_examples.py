@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoImageProcessor
 
+from nxm.export.images import load_trained_on_images
 from nxm.export.trained import load_trained
 from user_data import reviews, save_tiny, write_csv
+from user_images import save_vision, write_folder
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -27,5 +31,18 @@ def test_an_example_runs_and_its_model_obeys(script, model, pattern, tmp_path):
     assert [str(constraint) for constraint, _ in claims] == [pattern]
 
 
+def test_the_example_of_images_runs_and_its_model_obeys(tmp_path):
+    model, data = save_vision(tmp_path / "tiny"), write_folder(tmp_path / "pets", rows=16)
+    command = [sys.executable, str(EXAMPLES / "image_classification.py"), str(model), str(data), "out"]
+    cache = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | cache, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    trained = load_trained_on_images(tmp_path / "out", processor)  # asserts the pattern
+    assert [str(constraint) for constraint, _ in trained.claims] == ["2:4"]
+    assert len(trained.sparse) == 12
+    assert trained.model.config.id2label == {0: "blue", 1: "red"}
+
+
 def test_every_example_has_a_test():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"trainer_callback", "own_csv"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"trainer_callback", "own_csv", "image_classification"}

@@ -89,7 +89,7 @@ def test_speed_is_the_median_step_without_the_first_and_leaves_the_model_alone(t
         call()
         return next(seconds)
 
-    rows = encode(examples, tokenizer, model, 32).rows
-    speed = measure_speed(model, tokenizer, rows, 16, Course("", 1, 1e-3, 0.1, 8, 0), timer)
+    data = encode(examples, tokenizer, model, 32)
+    speed = measure_speed(model, data, 16, Course("", 1, 1e-3, 0.1, 8, 0), timer)
     assert speed == Speed(step=3.0, forward=1.0, held_out=2.0)
     assert all(W.equal(before[name]) for name, W in model.state_dict().items())

@@ -100,3 +100,14 @@ def test_the_model_card_names_its_origin_and_the_class_that_loads_it():
     tagger = card.model_card(report(task="token-classification", hub_name=None))
     assert "AutoModelForTokenClassification" in tagger
     assert "base_model" not in tagger
+
+
+def test_the_card_of_a_model_of_images_speaks_of_images():
+    images = report(task="image-classification", length=None, image_size=[3, 32, 48], to="2:4 int8")
+    text = card.markdown(images)
+    assert "images of 32 x 48 pixels" in text
+    assert "images: te\\|xt; label: label" in text
+    assert "unlabelled images do not help" in text
+    assert "nxm export" not in text  # which is for models of texts
+    loads = "model, processor = AutoModelForImageClassification.from_pretrained"
+    assert loads in card.model_card(images)

@@ -7,15 +7,17 @@ import shutil
 
 import pytest
 import torch
-from transformers import BertConfig, ViTConfig, ViTForImageClassification
+from transformers import BertConfig
 
 from nxm.compress.encode import encode, readable_length
 from nxm.compress.examples import Columns, Examples
 from nxm.compress.model import find_model, fitting_classes, load_start, load_tokenizer
+from nxm.compress.settings import IMAGES
 from nxm.distillation.loss import IGNORED_LABEL
 from nxm.errors import UserError
 from tiny_models import save_model
 from user_data import distilbert_of, save_tagger, save_tiny
+from user_images import save_vision
 
 
 def examples(
@@ -54,11 +56,14 @@ def test_without_a_network_a_name_on_the_hub_says_so():  # conftest.py sets HF_H
         find_model("nonesuch/model")
 
 
-def test_other_kinds_of_models_are_refused_by_name(tmp_path):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    vision = save_model(tmp_path / "vit", ViTForImageClassification(ViTConfig(**sizes, image_size=16)), pattern=None)
+@pytest.mark.situation("nxm compress", "texts for a model of images, images for a model of texts", "refused")
+def test_a_model_of_another_kind_of_data_is_refused_by_name(tmp_path):
+    vision = save_vision(tmp_path / "vit")
     with pytest.raises(UserError, match=r"ViTForImageClassification reads pixel_values .*supported are classification"):
         find_model(str(vision))
+    text = save_tiny(tmp_path / "bert")
+    with pytest.raises(UserError, match="BertForSequenceClassification reads input_ids, the data are images"):
+        find_model(str(text), IMAGES)
 
 
 def test_a_tokenizer_that_cannot_pad_or_has_too_many_words_is_named(tmp_path):

@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from transformers import BertTokenizerFast
 
 from nxm.compress import score
+from nxm.compress.encode import Encoded
 from nxm.errors import Diverged, UserError
 
 
@@ -118,9 +119,15 @@ def test_predictions_are_in_the_order_of_the_rows_whatever_their_lengths(tokeniz
         }
     )
 
+    def collate(part: list[dict]) -> dict[str, torch.Tensor]:
+        return tokenizer.pad(
+            [{name: row[name] for name in row if name != "length"} for row in part], return_tensors="pt"
+        )
+
     def answer(inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         return {"logits": inputs["input_ids"][:, :1].numpy().astype(float)}
 
-    assert [own.item() for own in score.predict(answer, tokenizer, rows, batch=2)] == [0, 1, 2, 3, 4]
+    data = Encoded(rows, collate)
+    assert [own.item() for own in score.predict(answer, data, batch=2)] == [0, 1, 2, 3, 4]
     with pytest.raises(Diverged, match="not finite"):
-        score.predict(lambda inputs: {"logits": np.full((len(inputs["input_ids"]), 2), np.nan)}, tokenizer, rows)
+        score.predict(lambda inputs: {"logits": np.full((len(inputs["input_ids"]), 2), np.nan)}, data)

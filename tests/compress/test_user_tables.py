@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
@@ -91,6 +93,18 @@ def test_a_folder_with_splits_gives_its_training_and_validation_rows_and_the_nam
     assert table.names == {"label": ["no", "yes"]}
     assert held is not None
     assert held.columns["text"] == ["validation"]
+
+
+def test_a_parquet_file_of_datasets_gives_the_names_of_classes_and_one_of_a_later_version_its_rows(tmp_path):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    Dataset.from_dict({"text": ["a"], "label": [1]}, features).to_parquet(tmp_path / "data.parquet")
+    table = read_table(tmp_path / "data.parquet")
+    assert (table.columns, table.names) == ({"text": ["a"], "label": [1]}, {"label": ["no", "yes"]})
+    later = json.dumps({"info": {"features": {"text": {"_type": "Hologram"}}}})
+    arrow = pq.read_table(tmp_path / "data.parquet").replace_schema_metadata({"huggingface": later})
+    pq.write_table(arrow, tmp_path / "later.parquet")
+    again = read_table(tmp_path / "later.parquet")
+    assert (again.columns, again.names) == (table.columns, {})
 
 
 def test_a_file_has_no_held_out_split(tmp_path):

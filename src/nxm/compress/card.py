@@ -12,8 +12,14 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from nxm.compress.score import LABELS
+from nxm.compress.settings import ANSWERS, IMAGES
 from nxm.durations import say_duration
 
+HEADS = {
+    "token-classification": "TokenClassification",
+    ANSWERS: "QuestionAnswering",
+    IMAGES: "ImageClassification",
+}
 FEW_ROWS = 200  # held out: one is then half a point of accuracy
 
 _REPORT = """\
@@ -66,7 +72,7 @@ not zero. {{ check_words }}
 
 ## Speed on this machine
 
-{{ machine.cpu }}, {{ machine.cores }} cores, device {{ machine.device }}; texts of {{ length }} tokens.
+{{ machine.cpu }}, {{ machine.cores }} cores, device {{ machine.device }}; {{ inputs }}.
 
 | Form | Batch | Median ms | 10th to 90th percentile | Times as fast as dense | Products ran in |
 |:--|--:|--:|--:|--:|:--|
@@ -104,7 +110,7 @@ not zero. {{ check_words }}
 {% endfor %}
 {%- endif %}
 `settings.json` has the settings, `report.json` every number of this page. `model` is a `from_pretrained` folder: \
-`nxm check {{ folder }}/model` verifies it, `nxm export {{ folder }}/model ...` writes it in other formats.
+`nxm check {{ folder }}/model` verifies it, {{ export_words }}.
 """
 
 _MODEL_CARD = """\
@@ -129,9 +135,9 @@ On {{ rows.held_out }} held-out rows; task: {{ task }}{{ ", classes " ~ classes 
 {{ check.matrices }} matrices obey {{ to }}; config.json names them as `nxm_sparsity`.
 
 ```python
-from transformers import {{ loader }}, AutoTokenizer
+from transformers import {{ loader }}, {{ processor[0] }}
 
-model, tokenizer = {{ loader }}.from_pretrained("."), AutoTokenizer.from_pretrained(".")
+model, {{ processor[1] }} = {{ loader }}.from_pretrained("."), {{ processor[0] }}.from_pretrained(".")
 ```
 
 The data is the maker's own; its licence and that of the original model hold for this one.
@@ -225,14 +231,19 @@ def _words(report: Mapping[str, Any]) -> dict[str, Any]:
     dense = (
         "no dense training (the model has its head)" if not plan["dense_epochs"] else f"dense {plan['dense_epochs']}"
     )
-    token = report["task"] == "token-classification"
+    images = report["task"] == IMAGES
+    inputs = f"texts of {report['length']} tokens"
+    if images:
+        inputs = f"images of {report['image_size'][1]} x {report['image_size'][2]} pixels"
+    columns = [("images" if images else "text", report["columns"]["text"]), ("label", report["columns"]["label"])]
     return dict(report) | {
         "title": f"{report['model'].rstrip('/').rpartition('/')[2]}, compressed to {report['to']}",
         "verdict": verdict(report),
         "label": LABELS[metric],
         "others": "; ".join(pairs),
         "classes": _cell(", ".join(report["classes"][:12])) + (", ..." if len(report["classes"]) > 12 else ""),
-        "columns": _cell("; ".join(f"{name}: {', '.join(report['columns'][name])}" for name in ("text", "label"))),
+        "columns": _cell("; ".join(f"{name}: {', '.join(own)}" for name, own in columns)),
+        "inputs": inputs,
         "epochs": f"{dense}, compression {plan['epochs']}",
         "time": f"dense {say_duration(seconds['dense'])}, compression {say_duration(seconds['compress'])}",
         "check_words": "The scores are those of the saved model, loaded again"
@@ -240,7 +251,11 @@ def _words(report: Mapping[str, Any]) -> dict[str, Any]:
         "size_words": _size_words(report),
         "speed_words": _speed_words(report),
         "advice": _advice(report),
-        "loader": f"AutoModelFor{'Token' if token else 'Sequence'}Classification",
+        "export_words": "this command with `--export onnx` writes it as ONNX too and trains nothing again"
+        if images
+        else f"`nxm export {report['folder']}/model ...` writes it in other formats",
+        "loader": f"AutoModelFor{HEADS.get(report['task'], 'SequenceClassification')}",
+        "processor": ("AutoImageProcessor", "processor") if images else ("AutoTokenizer", "tokenizer"),
         "points": lambda value: f"{value:.2f}",
         "signed": lambda value: f"{value:+.2f}",
         "between": lambda score: f"{score['low']:.2f} to {score['high']:.2f}",
@@ -250,6 +265,11 @@ def _words(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _size_words(report: Mapping[str, Any]) -> str:
+    if report["task"] == IMAGES:
+        return (
+            "The file has zeros and integers as fp32 numbers; nxm stores models of images in no packed format. The "
+            "bits per weight are those that a format with positions and scales would take."
+        )
     if report["size"]["packed_bytes"]:
         return (
             "The model's own file stores the integers as fp32 numbers. `nxm export --to packed` stores them in the "
@@ -271,7 +291,7 @@ def _speed_words(report: Mapping[str, Any]) -> str:
     )
     if report["export"].get("format") in ("onnx-int8", "openvino-int8", "torch-int8"):
         text += " The export's gain, if any, comes from integers and the runtime, not from zeros."
-    if "2:4" in report["to"] or "1:4" in report["to"]:
+    if ("2:4" in report["to"] or "1:4" in report["to"]) and report["task"] != IMAGES:
         text += (
             " GPUs from NVIDIA's Ampere on have 2:4 kernels: `nxm export --to torch-2of4` writes the model for them, "
         )
@@ -303,7 +323,8 @@ def _advice(report: Mapping[str, Any]) -> list[str]:
         lines.append("Take a milder pattern, such as 2:4 in place of 1:4, or 3:4 in place of 2:4.")
     if report["recipe"] == "paper":
         lines.append("Take the default recipe, which learns from the dense model.")
-    lines.append("Give more training rows; unlabelled texts do not help here.")
+    what = "images" if report["task"] == IMAGES else "texts"
+    lines.append(f"Give more training rows; unlabelled {what} do not help here.")
     lines.append(
         "Try other learning rates: `--learning-rate` at half and twice the value in settings.json or report.json."
     )

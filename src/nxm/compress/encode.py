@@ -1,34 +1,59 @@
-"""Tokenised rows, as the Trainer takes them."""
+"""Rows as the Trainer takes them, and batches of them: tokens, or images that are read when their batch is."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    BaseImageProcessor,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from nxm.compress.answers import Window, windows_of
 from nxm.compress.examples import Examples
+from nxm.compress.images import Picture
 from nxm.distillation.loss import IGNORED_LABEL
 from nxm.distillation.trainer import accepted
 from nxm.errors import UserError
 from nxm.export.trained import Trained
 
 LONGEST = 512  # tokens by default, however many the model reads
+Processor = PreTrainedTokenizerBase | BaseImageProcessor  # of texts, of images
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokenised rows in the order of the examples.
+    """Rows in the order of the examples; for questions a row per window.
 
     Attributes:
-        rows: columns `input_ids` and the tokenizer's others, `labels`, and `length` in tokens.
-        cut: the number of rows that were longer than `max_length` and lost their end.
+        rows: columns `input_ids` and the tokenizer's others, or `image`, the image's number; `labels`, or
+            `start_positions` and `end_positions`; and `length` in tokens, by which batches are formed (of images 1).
+        collate: takes rows as dicts and returns the model's inputs with labels, each (batch, ...): texts padded to the
+            longest, images as the processor makes them.
+        cut: the number of texts that were longer than `max_length` and lost their end, or have several windows.
+        windows: one per row for questions.
     """
 
     rows: Dataset
-    cut: int
-    max_length: int
+    collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]
+    cut: int = 0
+    windows: Sequence[Window] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 def readable_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
@@ -60,7 +85,30 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, model: PreTra
     if words:
         labels = [_by_token(found.word_ids(i), own) for i, own in enumerate(labels)]
     columns = accepted(model, found) | {"labels": labels, "length": [len(ids) for ids in found["input_ids"]]}
-    return Encoded(Dataset.from_dict(columns), cut, max_length)
+    pad = DataCollatorForTokenClassification(tokenizer) if words else DataCollatorWithPadding(tokenizer)
+    return Encoded(Dataset.from_dict(columns), partial(_pad, pad), cut)
+
+
+def encode_questions(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_length: int
+) -> Encoded:
+    """Tokenise questions with windows of their contexts; a window is trained on the first of the right answers.
+
+    Raises:
+        UserError: a question leaves no room for its context.
+    """
+    questions, contexts = zip(*examples.inputs, strict=True)
+    found, windows = windows_of(questions, contexts, tokenizer, max_length, examples.place)
+    spans = [window.span(next(iter(examples.labels[window.row]), None)) for window in windows]
+    columns: dict[str, Any] = accepted(model, found)
+    columns |= {"start_positions": [first for first, _ in spans], "end_positions": [last for _, last in spans]}
+    columns["length"] = [len(ids) for ids in found["input_ids"]]
+    several = sum(count > 1 for count in Counter(window.row for window in windows).values())
+    return Encoded(Dataset.from_dict(columns), partial(_pad, DataCollatorWithPadding(tokenizer)), several, windows)
+
+
+def _pad(pad: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]], rows: Sequence[Mapping[str, Any]]) -> Any:
+    return pad([{name: value for name, value in row.items() if name != "length"} for row in rows])
 
 
 def _by_token(words: list[int | None], labels: list[int]) -> list[int]:
@@ -70,3 +118,52 @@ def _by_token(words: list[int | None], labels: list[int]) -> list[int]:
         own.append(IGNORED_LABEL if word is None or word == before else labels[word])
         before = word
     return own
+
+
+def encode_images(examples: Examples, processor: BaseImageProcessor) -> Encoded:
+    """Return images as rows; each is read and processed, always in the same way, when its batch is made."""
+    pictures = [picture for (picture,) in examples.inputs]
+    columns = {"image": range(len(pictures)), "labels": examples.targets(), "length": [1] * len(pictures)}
+    return Encoded(Dataset.from_dict(columns), partial(_read_batch, pictures, processor))
+
+
+def _read_batch(
+    pictures: Sequence[Picture], processor: BaseImageProcessor, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Tensor]:
+    images = [pictures[row["image"]].pixels() for row in rows]
+    return process(processor, images) | {"labels": torch.tensor([row["labels"] for row in rows])}
+
+
+def process(processor: BaseImageProcessor, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+    """Return `pixel_values`, fp32 (images, channels, height, width)."""
+    return {"pixel_values": processor(images=list(images), return_tensors="pt")["pixel_values"]}
+
+
+def image_size(model: PreTrainedModel, processor: BaseImageProcessor, place: str) -> tuple[int, int, int]:
+    """Return channels, height and width of what the processor makes of any image.
+
+    Raises:
+        UserError: they depend on the image, or are not those that the model reads.
+    """
+    sizes = {
+        tuple(process(processor, [Image.fromarray(np.zeros((height, width, 3), np.uint8))])["pixel_values"].shape[1:])
+        for height, width in ((480, 640), (640, 480), (31, 47))
+    }
+    if len(sizes) > 1:
+        found = " and ".join(sorted(" x ".join(map(str, size[1:])) for size in sizes))
+        raise UserError(
+            f"{place}: its image processor makes images of different sizes ({found}), which form no batch: set a fixed "
+            "size in preprocessor_config.json"
+        )
+    ((channels, height, width),) = sizes
+    read = getattr(model.config, "num_channels", channels)
+    if read != channels:
+        raise UserError(f"{place}: its image processor makes {channels} channels (RGB), its model reads {read}")
+    wanted = getattr(model.config, "image_size", None)
+    wanted = (wanted, wanted) if isinstance(wanted, int) else wanted
+    if wanted is not None and tuple(wanted) != (height, width):
+        raise UserError(
+            f"{place}: its image processor makes images of {height} x {width} pixels, its model reads "
+            f"{wanted[0]} x {wanted[1]}: set the size in preprocessor_config.json"
+        )
+    return channels, height, width

@@ -13,7 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nxm.compress.settings import Compression, supported
+from tqdm.auto import tqdm
+
+from nxm.compress.answers import read_answers
+from nxm.compress.images import Picture, looks_like_image, open_file, open_picture
+from nxm.compress.settings import ANSWERS, IMAGES, Compression
 from nxm.compress.tables import Table
 from nxm.errors import UserError
 
@@ -42,6 +46,8 @@ TEXTS = (
     "query",
 )
 WORDS = ("tokens", "words")
+SQUAD = ("question", "context", "answers")
+PICTURES = ("image", "img", "picture", "photo", "pixel_values", "image_path", "file_name", "filename", "path", "file")
 TAGS = ("tags", "ner_tags", "pos_tags", "labels", "label")
 LABELS = ("label", "labels", "class", "category", "target", "sentiment", "score", "rating", "stars", "intent", "y")
 MOST_CLASSES = 50  # more different integers are taken for scores, more different words for texts
@@ -51,10 +57,16 @@ _INTEGER = re.compile(r"[+-]?\d+")
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns that are read. `text`: one or two columns; `label`: one, or one for each 0/1 label."""
+    """The names of the columns that are read.
+
+    text: one or two columns; of questions and contexts; or of images.
+    label: one, or one for each 0/1 label.
+    task: the task, if the columns tell it.
+    """
 
     text: tuple[str, ...]
     label: tuple[str, ...]
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,17 +74,20 @@ class Examples:
     """Labelled rows of one task.
 
     Attributes:
-        inputs: for each row its one or two texts; for token classification its words.
-        labels: for each row the name of its class; a score; the names of its labels; or a name for each word.
-        classes: the names of the classes in the order of the model's outputs; () for regression.
+        inputs: for each row its one or two texts; for token classification its words; or its image.
+        labels: for each row the name of its class; a score; the names of its labels; a name for each word; or the
+            right answers (`nxm.compress.answers`), () for none.
+        classes: the names of the classes in the order of the model's outputs; () for scores and answers.
+        unanswerable: some training question has no answer.
     """
 
     task: str
     columns: Columns
-    inputs: list[tuple[str, ...]]
+    inputs: list[tuple[Any, ...]]
     labels: list[Any]
     classes: tuple[str, ...]
     place: str
+    unanswerable: bool = False
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -80,11 +95,20 @@ class Examples:
     @property
     def num_labels(self) -> int:
         """Outputs of the model's head."""
+        if self.task == ANSWERS:
+            return 2  # the first and the last token
         return len(self.classes) or 1
 
     @property
-    def keys(self) -> list[tuple[str, ...]]:
-        """For each row its texts without surrounding space, a pair's in either order; duplicates have equal keys."""
+    def keys(self) -> list[tuple[Any, ...]]:
+        """For each row what makes it a duplicate of another with an equal key.
+
+        Its image, a question's context, or its texts without surrounding space, a pair's in either order.
+        """
+        if self.task == IMAGES:
+            return self.inputs
+        if self.task == ANSWERS:
+            return [(context.strip(),) for _, context in self.inputs]
         stripped = [tuple(text.strip() for text in texts) for texts in self.inputs]
         return [tuple(sorted(texts)) for texts in stripped] if len(self.columns.text) == 2 else stripped
 
@@ -102,7 +126,7 @@ class Examples:
         if self.task == "regression":
             return [float(label) for label in self.labels]
         number = {name: i for i, name in enumerate(self.classes)}
-        if self.task == "classification":
+        if self.task in ("classification", IMAGES):
             return [number[label] for label in self.labels]
         if self.task == "multi-label":
             return [[float(name in names) for name in self.classes] for names in self.labels]
@@ -113,16 +137,17 @@ def read_examples(table: Table, settings: Compression) -> Examples:
     """Return the examples of a table of training rows, with columns, task and classes found where they are not named.
 
     Raises:
-        UserError: a column is missing or cannot be told, a text is empty, a label is missing or unfit for the task, or
-            all rows have one class.
+        UserError: a column is missing or cannot be told, a text is empty, an image cannot be read, a label is missing
+            or unfit for the task, or all rows have one class.
     """
     columns = find_columns(table, settings)
-    task = settings.task or infer_task(table, columns)
+    task = settings.task or columns.task or infer_task(table, columns)
     if len(columns.label) > 1 and task != "multi-label":
         raise UserError(f"--task {task}: has one label column, --label names {len(columns.label)}")
     inputs, labels = _inputs(table, columns, task), _labels(table, columns, task)
-    classes = () if task == "regression" else _classes(table, columns, task, labels)
-    examples = Examples(task, columns, inputs, labels, classes, table.place)
+    classes = () if task in ("regression", ANSWERS) else _classes(table, columns, task, labels)
+    unanswerable = task == ANSWERS and not all(labels)
+    examples = Examples(task, columns, inputs, labels, classes, table.place, unanswerable)
     _refuse_one_class(examples)
     return examples
 
@@ -131,12 +156,18 @@ def read_more_examples(table: Table, like: Examples) -> Examples:
     """Return the examples of a held-out table with the columns, task and classes of the training rows.
 
     Raises:
-        UserError: as for `read_examples`, or a class does not occur in the training rows.
+        UserError: as for `read_examples`, or a class, or a question without an answer, does not occur in the training
+            rows.
     """
     for column in (*like.columns.text, *like.columns.label):
         _require(table, column, "the training rows have it")
     inputs, labels = _inputs(table, like.columns, like.task), _labels(table, like.columns, like.task)
-    if like.task != "regression":
+    if like.task == ANSWERS:
+        if not like.unanswerable and () in labels:
+            raise UserError(
+                f"{table.place}: row {labels.index(()) + 1}: the question has no answer; every one in {like.place} has"
+            )
+    elif like.task != "regression":
         known = set(like.classes)
         for row, label in enumerate(labels, start=1):
             unknown = sorted(set(_names(label)) - known)
@@ -157,24 +188,63 @@ def find_columns(table: Table, settings: Compression) -> Columns:
     Raises:
         UserError: a named column is missing, or one that is not named cannot be told; the message lists the columns.
     """
-    for option, name in (("--text", settings.text), ("--text2", settings.text2)):
+    for option, name in (("--text", settings.text), ("--text2", settings.text2), ("--image", settings.image)):
         if name is not None:
             _require(table, name, option)
     for name in settings.label:
         _require(table, name, "--label")
     if settings.text2 is not None and settings.text is None:
         raise UserError("--text2 is the second text of a pair: name the first with --text")
-    if not settings.text and not settings.label and {"question", "context", "answers"} <= set(table.columns):
-        raise UserError(f"{table.place}: looks like question answering, which nxm compress does not do; {supported()}")
-    text = _named_texts(settings) or _find_texts(table, settings)
+    if settings.task == ANSWERS or _looks_like_squad(table, settings):
+        return _find_questions(table, settings)
+    pictures = _find_pictures(table, settings)
+    text = pictures or _named_texts(settings) or _find_texts(table, settings)
     label = settings.label or _find_label(table, text)
     if shared := set(text) & set(label):
         raise UserError(f"{table.place}: the column '{min(shared)}' is named as text and as label")
-    return Columns(text, tuple(label))
+    return Columns(text, tuple(label), IMAGES if pictures else None)
+
+
+def _looks_like_squad(table: Table, settings: Compression) -> bool:
+    named = settings.task or settings.text or settings.label or settings.image
+    return not named and set(SQUAD) <= set(table.columns)
+
+
+def _find_questions(table: Table, settings: Compression) -> Columns:
+    """Return the columns of questions, contexts and answers: those that are named, else those of SQuAD."""
+    if len(settings.label) > 1:
+        raise UserError(f"--task {ANSWERS}: has one column of answers, --label names {len(settings.label)}")
+    question, context = settings.text or SQUAD[0], settings.text2 or SQUAD[1]
+    (answers,) = settings.label or SQUAD[2:]
+    for option, name in (("--text", question), ("--text2", context), ("--label", answers)):
+        _require(table, name, option)
+    return Columns((question, context), (answers,), ANSWERS)
 
 
 def _named_texts(settings: Compression) -> tuple[str, ...]:
     return tuple(name for name in (settings.text, settings.text2) if name is not None)
+
+
+def _find_pictures(table: Table, settings: Compression) -> tuple[str, ...]:
+    """Return the column of images: the one that is named, or one that holds images if there is no text; () for none."""
+    if settings.image is not None:
+        if settings.text is not None or settings.task not in (None, IMAGES):
+            other = "--text" if settings.text is not None else f"--task {settings.task}"
+            raise UserError(f"--image is for image-classification and does not go with {other}")
+        return (settings.image,)
+    if settings.task not in (None, IMAGES) or settings.text is not None:
+        if settings.task == IMAGES:
+            raise UserError("--task image-classification: has images, which --image names, and no --text")
+        return ()
+    like = [name for name, cells in table.columns.items() if name not in settings.label and looks_like_image(cells[0])]
+    found = [name for name in like if name.lower().strip() in PICTURES] or like
+    if settings.task == IMAGES and len(found) != 1:
+        why = f"{_some(found)} may be the images" if found else "no column has images or names of their files"
+        raise UserError(f"{table.place}: {why}; name it with --image. Columns: {_some(table.columns)}")
+    files = len(found) == 1 and isinstance(table.columns[found[0]][0], str)
+    if len(found) != 1 or (settings.task is None and files and _by_lower_name(table).keys() & {*TEXTS, *WORDS}):
+        return ()
+    return tuple(found)
 
 
 def _find_texts(table: Table, settings: Compression) -> tuple[str, ...]:
@@ -313,7 +383,7 @@ def _number(cell: Any) -> int | float | None:
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
-def _column(table: Table, name: str) -> list[Any]:
+def _column(table: Table, name: str) -> Sequence[Any]:
     """Return a column's cells. Raises UserError if some are missing."""
     cells = table.columns[name]
     missing = [row for row, cell in enumerate(cells, start=1) if _is_missing(cell)]
@@ -331,7 +401,9 @@ def _is_missing(cell: Any) -> bool:
     return isinstance(cell, float) and math.isnan(cell)
 
 
-def _inputs(table: Table, columns: Columns, task: str) -> list[tuple[str, ...]]:
+def _inputs(table: Table, columns: Columns, task: str) -> list[tuple[Any, ...]]:
+    if task == IMAGES:
+        return [(picture,) for picture in _pictures(table, columns.text[0])]
     if task == "token-classification":
         if len(columns.text) != 1:
             raise UserError("--task token-classification: has one column of words, not a pair of texts")
@@ -344,6 +416,17 @@ def _inputs(table: Table, columns: Columns, task: str) -> list[tuple[str, ...]]:
                 raise UserError(f"{table.place}: column '{name}', row {row}: {cell!r:.60} is no text")
         texts.append(cells)
     return list(zip(*texts, strict=True))
+
+
+def _pictures(table: Table, name: str) -> list[Picture]:
+    """Return a column of images. Raises UserError, with the row or file, for one that cannot be read."""
+    cells, found = _column(table, name), []
+    for row in tqdm(range(len(cells)), desc="reading images", unit=" images", disable=None, leave=False):
+        if table.one_per_file:
+            found.append(open_file(table.folder / cells[row]))
+        else:
+            found.append(open_picture(cells, row, table.folder, f"{table.place}: column '{name}', row {row + 1}"))
+    return found
 
 
 def _lists(table: Table, name: str, what: str) -> list[list[str]]:
@@ -364,6 +447,11 @@ def _lists(table: Table, name: str, what: str) -> list[list[str]]:
 
 
 def _labels(table: Table, columns: Columns, task: str) -> list[Any]:
+    if task == ANSWERS:
+        (name,), contexts = columns.label, table.columns[columns.text[1]]
+        rows = enumerate(zip(table.columns[name], contexts, strict=True), start=1)
+        place = f"{table.place}: column '{name}', row"
+        return [read_answers(cell, context, f"{place} {row}") for row, (cell, context) in rows]
     if task == "multi-label":
         return _label_sets(table, columns)
     name = columns.label[0]
@@ -386,6 +474,10 @@ def _labels(table: Table, columns: Columns, task: str) -> list[Any]:
                     "regression needs numbers"
                 )
         return [float(value) for value in values]
+    if task == IMAGES:
+        for row, value in enumerate(values, start=1):
+            if isinstance(value, float) and not value.is_integer():
+                raise UserError(f"{table.place}: column '{name}', row {row}: {value} is no class; images have classes")
     return [_name(table, name, value) for value in values]
 
 
@@ -461,6 +553,10 @@ def _refuse_one_class(examples: Examples) -> None:
         if len(set(examples.labels)) == 1:
             raise UserError(f"{where}: every label is {examples.labels[0]:g}; there is nothing to learn")
         return
+    if examples.task == ANSWERS:
+        if not any(examples.labels):
+            raise UserError(f"{where}: no question has an answer; there is nothing to learn")
+        return
     seen = sorted({name for label in examples.labels for name in _names(label)})
     if examples.task == "multi-label":
         if not seen:
@@ -493,9 +589,14 @@ def _some(names: Iterable[str], most: int = 12) -> str:
 
 
 def strata(examples: Examples) -> list[str]:
-    """Return for each row the group whose share is equal on both sides of a split: its class, or its set of labels."""
-    if examples.task == "classification":
+    """Return for each row the group whose share is equal on both sides of a split.
+
+    Its class, its set of labels, or whether a question has an answer.
+    """
+    if examples.task in ("classification", IMAGES):
         return list(examples.labels)
     if examples.task == "multi-label":
         return [" ".join(names) for names in examples.labels]
+    if examples.task == ANSWERS:
+        return ["answer" if answers else "none" for answers in examples.labels]
     return [""] * len(examples)

@@ -11,22 +11,28 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    BaseImageProcessor,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from nxm.compress.examples import Examples
-from nxm.compress.settings import supported
+from nxm.compress.settings import ANSWERS, IMAGES, supported
 from nxm.data.hub import open_repository
 from nxm.data.settings import Source
 from nxm.data.weights import check_tokenizer
@@ -38,8 +44,21 @@ from nxm.models.save import MODEL_FILES
 from nxm.sets.saved import load_config, model_class, stored_tensors
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")  # of images
+HEADS = {
+    "token-classification": "ForTokenClassification",
+    ANSWERS: "ForQuestionAnswering",
+    IMAGES: "ForImageClassification",
+}
+LOADERS = {
+    "token-classification": AutoModelForTokenClassification,
+    ANSWERS: AutoModelForQuestionAnswering,
+    IMAGES: AutoModelForImageClassification,
+}
+WITH_TEACHER = "WithTeacher"  # ends the names of DeiT's and LeViT's heads for inference alone, which have no loss
 PROBLEMS = {
     "classification": "single_label_classification",
+    IMAGES: "single_label_classification",
     "regression": "regression",
     "multi-label": "multi_label_classification",
 }
@@ -50,7 +69,7 @@ class Origin:
     """The user's model before it is loaded.
 
     Attributes:
-        folder: holds config.json, safetensors and the tokenizer.
+        folder: holds config.json, safetensors and the tokenizer or the image processor.
         place: the folder, or the Hub's name with the commit.
         sha256: over the config and the weights.
     """
@@ -61,12 +80,12 @@ class Origin:
     sha256: str
 
 
-def find_model(name: str) -> Origin:
+def find_model(name: str, task: str = "classification") -> Origin:
     """Return the model in a folder, or that of the Hub, which is downloaded and compared with the Hub's checksums.
 
     Raises:
-        UserError: there is no such folder and the Hub does not deliver, the folder has no safetensors or no tokenizer,
-            or the model reads something other than texts.
+        UserError: there is no such folder and the Hub does not deliver, the folder has no safetensors, no tokenizer or
+            (for images) no image processor, or the model reads something other than the task's data.
     """
     path = Path(name)
     if path.is_dir():
@@ -74,26 +93,40 @@ def find_model(name: str) -> Origin:
     elif path.exists() or name.startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(name):
         raise UserError(f"model {name}: there is no such folder, and it is no name of a model on the Hub (owner/name)")
     else:
-        folder, place = _from_hub(name)
+        folder, place = _from_hub(name, task)
     _check_files((entry.name for entry in folder.iterdir()), place)
     if is_packed(folder):
         raise UserError(f"{place}: is a packed checkpoint; give the model that was packed")
     config = load_config(folder)
     if shrink.read_structure(config) is not None:
         raise UserError(f"{place}: is a shrunk model, which nxm compress does not take; use the Trainer's callback")
-    architecture = model_class(config)
-    if architecture is not None and architecture.main_input_name != "input_ids":
-        raise UserError(
-            f"{place}: {architecture.__name__} reads {architecture.main_input_name} (images or sound); {supported()}"
-        )
+    _check_kind(config, task, place)
+    _check_processor((entry.name for entry in folder.iterdir()), task, place)
     digest = hashlib.sha256(sha256_file(folder / "config.json").encode())
     for file in sorted(set(stored_tensors(folder).values())):
         digest.update(sha256_file(file).encode())
     return Origin(folder, place, config, digest.hexdigest())
 
 
-def _from_hub(name: str) -> tuple[Path, str]:
-    wanted = [*MODEL_FILES, "LICENSE*"]
+def _check_kind(config: PretrainedConfig, task: str, place: str) -> None:
+    """Raise UserError unless the model reads what the task's rows are: texts or images."""
+    architecture = model_class(config)
+    if architecture is None:
+        return
+    reads, name = architecture.main_input_name, architecture.__name__
+    if task == IMAGES and reads != "pixel_values":
+        raise UserError(f"{place}: {name} reads {reads}, the data are images: give a model of images, such as a ViT")
+    if task != IMAGES and reads == "pixel_values":
+        raise UserError(
+            f"{place}: {name} reads pixel_values (images), the data are texts; for images give a folder with one "
+            f"sub-folder per class, or a table with a column of image files (--image); {supported()}"
+        )
+    if task != IMAGES and reads != "input_ids":
+        raise UserError(f"{place}: {name} reads {reads} (images or sound); {supported()}")
+
+
+def _from_hub(name: str, task: str) -> tuple[Path, str]:
+    wanted = [*MODEL_FILES, *PROCESSOR_FILES, "LICENSE*"]
     try:
         repository = open_repository(Source(source="hub", name=name), "model")
     except UserError as error:
@@ -103,6 +136,7 @@ def _from_hub(name: str) -> tuple[Path, str]:
         raise UserError(f"{error}. {help_}") from None
     files = [file for file in repository.files if any(fnmatchcase(file, pattern) for pattern in wanted)]
     _check_files(files, repository.place)
+    _check_processor(files, task, repository.place)
     return repository.obtain(files), repository.place
 
 
@@ -129,7 +163,7 @@ def _from_cache(name: str) -> tuple[Path, str] | None:
 
 
 def _check_files(names: Iterable[str], place: str) -> None:
-    """Raise UserError unless the files of a model folder have config, safetensors and a vocabulary."""
+    """Raise UserError unless the files of a model folder have config and safetensors."""
     names = set(names)
     if "config.json" not in names:
         raise UserError(f"{place}: no model folder: config.json is missing; save_pretrained writes it")
@@ -140,7 +174,18 @@ def _check_files(names: Iterable[str], place: str) -> None:
             f"{place}: there is no model.safetensors; {found}. nxm reads safetensors and never a pickle (.bin, .pt): "
             "load the model where you trust it and save it with save_pretrained"
         )
-    if not names & {"spiece.model", "sentencepiece.bpe.model", "spm.model", "tokenizer.model"}:
+
+
+def _check_processor(names: Iterable[str], task: str, place: str) -> None:
+    """Raise UserError unless the files of a model folder have a vocabulary, or (for images) a processor's settings."""
+    names = set(names)
+    if task == IMAGES:
+        if not names & set(PROCESSOR_FILES):
+            raise UserError(
+                f"{place}: there is no {PROCESSOR_FILES[0]}, which says how images become numbers; save the image "
+                "processor of the model with save_pretrained"
+            )
+    elif not names & {"spiece.model", "sentencepiece.bpe.model", "spm.model", "tokenizer.model"}:
         check_tokenizer(names, place)
 
 
@@ -149,7 +194,7 @@ def load_tokenizer(origin: Origin, task: str) -> PreTrainedTokenizerBase:
 
     Raises:
         UserError: it cannot be read, has no padding token or more words than the model, or is not a fast one where
-            words must be traced to tokens.
+            words must be traced to tokens, or pads on the left where answers have positions.
     """
     # RoBERTa's tokenizers take a list of words only so
     spaced = (
@@ -168,23 +213,41 @@ def load_tokenizer(origin: Origin, task: str) -> PreTrainedTokenizerBase:
         raise UserError(
             f"{origin.place}: the tokenizer has {len(tokenizer)} words, the model {words}: they do not belong together"
         )
-    if task == "token-classification" and not tokenizer.is_fast:
-        raise UserError(f"{origin.place}: token classification needs a fast tokenizer (tokenizer.json)")
+    if task in ("token-classification", ANSWERS) and not tokenizer.is_fast:
+        raise UserError(f"{origin.place}: {task} needs a fast tokenizer (tokenizer.json)")
+    if task == ANSWERS and tokenizer.padding_side != "right":
+        raise UserError(f"{origin.place}: {task} needs a tokenizer that pads on the right; this one does on the left")
     return tokenizer
+
+
+def load_image_processor(origin: Origin) -> BaseImageProcessor:
+    """Return the model's image processor, as Pillow and numpy compute it on every machine.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(
+            origin.folder, local_files_only=True, trust_remote_code=False, backend="pil"
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise UserError(f"{origin.place}: the image processor cannot be read: {first_line(error)}") from None
 
 
 def fitting_classes(config: PretrainedConfig, examples: Examples) -> tuple[str, ...] | None:
     """Return the examples' classes in the order of a fine-tuned model's outputs; None if its head is for other labels.
 
     A head fits if the config names the class of a model for this task and
+    - (question answering) always;
     - (regression) it has one output and is not for classes;
     - its labels have the examples' names, but for case; it may have further ones; or
     - the examples' names are 0 ... n - 1 for its n outputs; or both are without names of their own.
     """
     architecture = (config.architectures or [""])[0]
-    kind = "ForTokenClassification" if examples.task == "token-classification" else "ForSequenceClassification"
-    if not architecture.endswith(kind):
+    if not architecture.endswith(HEADS.get(examples.task, "ForSequenceClassification")):
         return None
+    if examples.task == ANSWERS:
+        return ()
     problem = getattr(config, "problem_type", None)
     if examples.task == "regression":
         return () if config.num_labels == 1 and problem in (None, "regression") else None
@@ -208,9 +271,13 @@ def load_start(origin: Origin, examples: Examples, fresh: bool, seed: int) -> Pr
         UserError: transformers has no such head for this model, or its files are damaged.
     """
     set_seed(seed)
-    token = examples.task == "token-classification"
-    loader = AutoModelForTokenClassification if token else AutoModelForSequenceClassification
+    loader: Any = LOADERS.get(examples.task, AutoModelForSequenceClassification)
+    architecture = (origin.config.architectures or [""])[0]
+    if architecture.endswith(WITH_TEACHER):
+        loader = getattr(transformers, architecture.removesuffix(WITH_TEACHER))
     names = dict(enumerate(examples.classes)) if examples.classes else {0: "score"}
+    if examples.task == ANSWERS:
+        names = {0: "start", 1: "end"}
     try:
         model = loader.from_pretrained(
             origin.folder,

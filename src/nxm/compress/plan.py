@@ -6,18 +6,20 @@ import copy
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from datasets import Dataset
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from nxm.compress.train import Course, collator, device
+from nxm.compress.encode import Encoded
+from nxm.compress.train import Course, device
 from nxm.distillation.trainer import accepted
 from nxm.durations import say_duration
 from nxm.errors import UserError
 from nxm.measure.timing import Timer, time_call
 from nxm.training.trainer import LengthGroupedByEpoch
+
+Batch = list[dict[str, Any]]  # rows
 
 TIMED_STEPS = 4  # the first also warms up, and does not count
 MARGIN = 1.25  # of the estimate, which a busy machine exceeds
@@ -55,13 +57,14 @@ class Plan:
 
 def measure_speed(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset,
+    data: Encoded,
     held_out: int,
     course: Course,
     timer: Timer = time_call,
 ) -> Speed:
     """Time a few optimizer steps of a copy of the model on training rows, and forward passes over the same batches.
+
+    Both include the making of the batch, for which images are read.
 
     Args:
         held_out: number of held-out rows, each of which is scored a few times.
@@ -71,39 +74,34 @@ def measure_speed(
     torch.nn.Module.to(copied, place)
     copied.train()
     optimizer = torch.optim.AdamW(copied.parameters(), lr=1e-9)
-    batches = _batches(copied, tokenizer, rows, course, place)
+    batches = _batches(data, course)
 
-    def step(inputs: dict[str, Tensor]) -> None:
-        copied(**inputs).loss.backward()
+    def answer(rows: Batch) -> Any:
+        inputs = accepted(copied, data.collate(rows))
+        return copied(**{name: tensor.to(place) for name, tensor in inputs.items()})
+
+    def step(rows: Batch) -> None:
+        answer(rows).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
     @torch.no_grad()
-    def forward(inputs: dict[str, Tensor]) -> None:
-        copied(**inputs)
+    def forward(rows: Batch) -> None:
+        answer(rows)
 
     step_seconds, forward_seconds = (_median(call, batches, place, timer) for call in (step, forward))
-    return Speed(step_seconds, forward_seconds, forward_seconds * held_out / course.batch(len(rows)))
+    return Speed(step_seconds, forward_seconds, forward_seconds * held_out / course.batch(len(data)))
 
 
-def _batches(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, course: Course, place: torch.device
-) -> list[dict[str, Tensor]]:
-    batch = course.batch(len(rows))
-    order = list(LengthGroupedByEpoch(list(rows["length"]), batch, course.seed))
-    pad, columns = collator(tokenizer, rows), rows.remove_columns("length")
+def _batches(data: Encoded, course: Course) -> list[Batch]:
+    batch = course.batch(len(data))
+    order = list(LengthGroupedByEpoch(list(data.rows["length"]), batch, course.seed))
     starts = [(i % (len(order) // batch)) * batch for i in range(TIMED_STEPS)]
-    found = [pad([columns[i] for i in order[start : start + batch]]) for start in starts]
-    return [{name: tensor.to(place) for name, tensor in accepted(model, inputs).items()} for inputs in found]
+    return [[data.rows[i] for i in order[start : start + batch]] for start in starts]
 
 
-def _median(
-    call: Callable[[dict[str, Tensor]], None],
-    batches: Sequence[dict[str, Tensor]],
-    place: torch.device,
-    timer: Timer,
-) -> float:
-    seconds = [timer(lambda inputs=inputs: call(inputs), place) for inputs in batches]  # type: ignore[misc]
+def _median(call: Callable[[Batch], None], batches: Sequence[Batch], place: torch.device, timer: Timer) -> float:
+    seconds = [timer(lambda rows=rows: call(rows), place) for rows in batches]  # type: ignore[misc]
     return statistics.median(seconds[1:])
 
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedModel
 
-from nxm.compress.encode import Encoded, encode, readable_length
+from nxm.compress.encode import Encoded, encode, encode_images, encode_questions, image_size, readable_length
 from nxm.compress.examples import Examples, read_examples, read_more_examples, strata
-from nxm.compress.model import Origin, find_model, fitting_classes, load_start, load_tokenizer
+from nxm.compress.model import Origin, find_model, fitting_classes, load_image_processor, load_start, load_tokenizer
 from nxm.compress.score import held_out_outcomes, metric_names
-from nxm.compress.settings import Compression
+from nxm.compress.settings import ANSWERS, IMAGES, Compression
 from nxm.compress.split import contradictions, hold_out, without
 from nxm.compress.tables import read_held_out_split, read_table
 from nxm.compress.train import Course, require_steps
 from nxm.errors import UserError
-from nxm.export.trained import Answer
+from nxm.export.images import load_trained_on_images
+from nxm.export.trained import Answer, Trained, load_trained
 from nxm.files import sha256_tree
 from nxm.machine import versions
 from nxm.models.targets import find_targets, validate_targets
@@ -31,6 +33,7 @@ from nxm.sets.nm import NM
 WIDE = 512  # hidden size above which learning rates are those of the base models
 LEARNING_RATES = {"small": (1e-4, 2e-4), "base": (4e-5, 8e-5)}  # dense, compressed; studies glue and plus-base
 WARMUP = {"dense": 0.1, "compress": 0.3}  # at these learning rates compression needs the slow one
+IMAGE_FORMATS = ("onnx", "onnx-int8")  # of nxm.export.images
 FEW_STEPS = 100  # the studies' shortest trainings have some 300
 
 
@@ -54,7 +57,9 @@ class Prepared:
         train_rows, test_rows: examples with the classes in the order of the model's outputs.
         held_out_place: where the held-out rows came from.
         head_fits: the model has a head for these labels.
-        train, test: the tokenised rows.
+        processor: the tokenizer, or the processor of images.
+        train, test: the rows as the Trainer takes them.
+        image_size: channels, height and width of what the model reads; None for texts.
         dense_course, course: of the fine-tuning and of the compression.
         metrics: the names of the metrics, the one to compare first.
     """
@@ -62,13 +67,14 @@ class Prepared:
     settings: Compression
     constraint: ConstraintSet
     origin: Origin
-    tokenizer: PreTrainedTokenizerBase
+    processor: Any
     train_rows: Examples
     test_rows: Examples
     held_out_place: str
     head_fits: bool
     train: Encoded
     test: Encoded
+    image_size: tuple[int, int, int] | None
     dense_course: Course
     course: Course
     metrics: tuple[str, ...]
@@ -93,9 +99,15 @@ class Prepared:
         """Return the user's model with its head, a new one the same each time."""
         return load_start(self.origin, self.train_rows, not self.head_fits, self.settings.seed)
 
+    def load_saved(self, folder: Path) -> Trained:
+        """Return a model that this run saved. Raises UserError if it is damaged or has left its set."""
+        if isinstance(self.processor, BaseImageProcessor):
+            return load_trained_on_images(folder, self.processor)
+        return load_trained(folder)
+
     def outcomes(self, answer: Answer) -> np.ndarray:
         """Return the outcomes (`nxm.compress.score`) of a model, or of another form of it, on the held-out rows."""
-        return held_out_outcomes(self.test_rows, self.test.rows, self.tokenizer, answer)
+        return held_out_outcomes(self.test_rows, self.test, answer)
 
     def identity(self) -> dict[str, Any]:
         """Return, as JSON, all that decides the result: settings, checksums of data and model, versions."""
@@ -106,9 +118,15 @@ class Prepared:
                 "sha256 of --train": sha256_tree(settings.train),
                 "sha256 of --test": sha256_tree(settings.test) if settings.test else None,
                 "sha256 of MODEL": self.origin.sha256,
+                **({"sha256 of the images": self._images()} if self.task == IMAGES else {}),
             },
             "versions": versions(),
         }
+
+    def _images(self) -> str:
+        """Return a checksum of all images, which a table only names."""
+        pictures = [picture for rows in (self.train_rows, self.test_rows) for (picture,) in rows.inputs]
+        return hashlib.sha256("".join(picture.digest for picture in pictures).encode()).hexdigest()
 
 
 def prepare(settings: Compression) -> tuple[Prepared, PreTrainedModel]:
@@ -121,35 +139,45 @@ def prepare(settings: Compression) -> tuple[Prepared, PreTrainedModel]:
     constraint = parse_set(settings.to)
     refuse_export(settings.export, constraint)
     train_rows, test_rows, place = read_rows(settings, notes)
-    origin = find_model(settings.model)
+    images = train_rows.task == IMAGES
+    if images:
+        refuse_export_of_images(settings.export)
+    origin = find_model(settings.model, train_rows.task)
     classes = fitting_classes(origin.config, train_rows)
     if classes is not None:
         train_rows, test_rows = train_rows.with_classes(classes), test_rows.with_classes(classes)
     metrics = metric_names(train_rows.task, train_rows.classes, settings.metric)
-    tokenizer = load_tokenizer(origin, train_rows.task)
+    processor: Any = load_image_processor(origin) if images else load_tokenizer(origin, train_rows.task)
     start = load_start(origin, train_rows, classes is None, settings.seed)
     validate_targets(find_targets(start), constraint)
-    length = readable_length(start, tokenizer, settings.max_length)
-    train, test = (_encode(rows, tokenizer, start, length, notes) for rows in (train_rows, test_rows))
+    size = image_size(start, processor, origin.place) if images else None
+    if images and settings.max_length is not None:
+        raise UserError(f"max_length = {settings.max_length}: is for texts; images have the size that the model reads")
+    if images:
+        train, test = encode_images(train_rows, processor), encode_images(test_rows, processor)
+    else:
+        length = readable_length(start, processor, settings.max_length)
+        train, test = (_encode(rows, processor, start, length, notes) for rows in (train_rows, test_rows))
     dense_course, course = _courses(settings, start)
     prepared = Prepared(
         settings,
         constraint,
         origin,
-        tokenizer,
+        processor,
         train_rows,
         test_rows,
         place,
         classes is not None,
         train,
         test,
+        size,
         dense_course,
         course,
         metrics,
         notes,
     )
-    require_steps(len(train.rows), course, 2)  # ADMM's half must have a projection
-    steps = course.steps_per_epoch(len(train.rows)) * course.epochs
+    require_steps(len(train), course, 2)  # ADMM's half must have a projection
+    steps = course.steps_per_epoch(len(train)) * course.epochs
     if steps < FEW_STEPS:
         notes.add(f"only {steps} optimizer steps of compression: more epochs or rows would do better")
     _announce(prepared)
@@ -157,24 +185,35 @@ def prepare(settings: Compression) -> tuple[Prepared, PreTrainedModel]:
 
 
 def read_rows(settings: Compression, notes: Notes) -> tuple[Examples, Examples, str]:
-    """Return the rows to train on, the held-out ones, and where these came from; no text is on both sides.
+    """Return the rows to train on, the held-out ones, and where these came from.
+
+    No text, context or image is on both sides.
 
     Raises:
         UserError: see `nxm.compress.tables` and `nxm.compress.examples`; or no row is left on one side.
     """
-    examples = read_examples(read_table(settings.train, settings.encoding), settings)
+    table = read_table(settings.train, settings.encoding)
+    examples = read_examples(table, settings)
+    for remark in table.remarks:
+        notes.add(remark)
+    what = {IMAGES: "image", ANSWERS: "context"}.get(examples.task, "text")
     if differing := contradictions(examples.inputs, examples.labels):
-        notes.add(f"{differing} texts occur more than once with different labels")
-    held = read_table(settings.test, settings.encoding) if settings.test else read_held_out_split(settings.train)
+        row, label = ("questions", "answers") if examples.task == ANSWERS else (f"{what}s", "labels")
+        notes.add(f"{differing} {row} occur more than once with different {label}")
+    held = (
+        read_table(settings.test, settings.encoding)
+        if settings.test
+        else read_held_out_split(settings.train, settings.encoding)
+    )
     if held is None:
         rows, held_rows = hold_out(examples.keys, strata(examples), settings.held_out, settings.seed)
         return examples.take(rows), examples.take(held_rows), f"of {settings.train}"
     test = read_more_examples(held, examples)
     rows = without(examples.keys, test.keys)
     if len(rows) == 0:
-        raise UserError(f"{settings.train}: every text is in {held.place} too: nothing is left to train on")
+        raise UserError(f"{settings.train}: every {what} is in {held.place} too: nothing is left to train on")
     if len(rows) < len(examples):
-        notes.add(f"{len(examples) - len(rows)} training rows are left out: their texts are held out too")
+        notes.add(f"{len(examples) - len(rows)} training rows are left out: their {what}s are held out too")
     return examples.take(rows), test, held.place
 
 
@@ -200,9 +239,20 @@ def refuse_export(form: str | None, constraint: ConstraintSet) -> None:
             raise UserError(f"--export {form}: needs the package {package}: pip install 'nxm[export]'")
 
 
-def _encode(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, length: int, notes: Notes
-) -> Encoded:
+def refuse_export_of_images(form: str | None) -> None:
+    """Raise UserError, before hours of training, for a format in which models of images cannot be written."""
+    if form not in (None, *IMAGE_FORMATS):
+        raise UserError(f"--export {form}: is for models of texts; images have {' and '.join(IMAGE_FORMATS)}")
+
+
+def _encode(examples: Examples, tokenizer: Any, model: PreTrainedModel, length: int, notes: Notes) -> Encoded:
+    if examples.task == ANSWERS:
+        encoded = encode_questions(examples, tokenizer, model, length)
+        if encoded.cut:
+            notes.add(
+                f"{examples.place}: {encoded.cut} of {len(examples)} contexts are read in windows of {length} tokens"
+            )
+        return encoded
     encoded = encode(examples, tokenizer, model, length)
     if encoded.cut:
         notes.add(
@@ -227,7 +277,8 @@ def _courses(settings: Compression, start: PreTrainedModel) -> tuple[Course, Cou
 def _announce(prepared: Prepared) -> None:
     rows = prepared.train_rows
     classes = f", {len(rows.classes)} classes: {_some(rows.classes)}" if rows.classes else ""
-    print(f"task: {rows.task}{classes} (text: {_some(rows.columns.text)}; label: {_some(rows.columns.label)})")
+    what = "image" if rows.task == IMAGES else "text"
+    print(f"task: {rows.task}{classes} ({what}: {_some(rows.columns.text)}; label: {_some(rows.columns.label)})")
     print(f"rows: {len(rows)} to train, {len(prepared.test_rows)} held out ({prepared.held_out_place})")
     head = "is fine-tuned first" if prepared.fine_tunes else "has a head for these labels: start and teacher"
     print(f"model: {prepared.origin.place}; {head}", flush=True)

@@ -20,7 +20,8 @@ from nxm.compress.score import compare, constant_answer, metrics
 from nxm.compress.train import device
 from nxm.errors import UserError, first_line
 from nxm.export.formats import export
-from nxm.export.trained import Trained, load_trained, outputs
+from nxm.export.images import TrainedOnImages
+from nxm.export.trained import Trained, outputs
 from nxm.files import write_json, write_text
 from nxm.machine import machine, versions
 from nxm.models.packed import stored_bits
@@ -30,7 +31,7 @@ from nxm.sets.saved import report as check_matrices
 from nxm.sets.saved import stored_tensors
 
 SAME_SCORE = {"cpu": 1e-6, "cuda": 0.05}  # points; on a GPU sums need not have the same order each time
-SAMPLE = 64  # training texts on which an export is compared and calibrated
+SAMPLE = 64  # training texts or images on which an export is compared and calibrated
 
 
 def make_report(prepared: Prepared, plan: Plan, dense_folder: Path | None, compressed_folder: Path) -> dict[str, Any]:
@@ -44,16 +45,18 @@ def make_report(prepared: Prepared, plan: Plan, dense_folder: Path | None, compr
         AssertionError: the saved model is not the one that was trained, which would be an error of nxm.
     """
     settings, task, metric = prepared.settings, prepared.task, prepared.metrics[0]
+    columns = prepared.train_rows.columns
     earlier = folder.read_json(prepared.out / folder.REPORT)
-    compressed = load_trained(compressed_folder)  # asserts the pattern
+    compressed = prepared.load_saved(compressed_folder)  # asserts the pattern
     if dense_folder is None:
-        dense = Trained(prepared.origin.folder, prepared.load_start().eval(), prepared.tokenizer, [])
+        dense = Trained(prepared.origin.folder, prepared.load_start().eval(), prepared.processor, [])
     else:
-        dense = load_trained(dense_folder)
+        dense = prepared.load_saved(dense_folder)
     before, after = (prepared.outcomes(partial(outputs, speed.moved(own, device()))) for own in (dense, compressed))
     old, new, difference = compare(task, metric, before, after)
-    exported, opened = _export(prepared, compressed_folder, old.value)
-    length = speed.typical_length(prepared.test.rows["length"])
+    exported, opened = _export(prepared, compressed, old.value)
+    length = None if prepared.image_size else speed.typical_length(prepared.test.rows["length"])
+    size: Any = prepared.image_size or length
     drop = max(old.value - new.value, exported.get("drop", -np.inf))
     allowed = settings.max_drop is None or drop <= settings.max_drop + 1e-9
     report = {
@@ -62,7 +65,7 @@ def make_report(prepared: Prepared, plan: Plan, dense_folder: Path | None, compr
         "folder": str(prepared.out),
         "task": task,
         "classes": list(prepared.train_rows.classes),
-        "columns": {name: list(own) for name, own in asdict(prepared.train_rows.columns).items()},
+        "columns": {"text": list(columns.text), "label": list(columns.label)},
         "rows": {"train": len(prepared.train_rows), "held_out": len(prepared.test_rows)},
         "held_out_place": prepared.held_out_place,
         "to": str(prepared.constraint),
@@ -83,7 +86,8 @@ def make_report(prepared: Prepared, plan: Plan, dense_folder: Path | None, compr
         "export": exported,
         "size": _size(prepared, compressed, dense.folder),
         "length": length,
-        "latency": speed.measure(dense, compressed, opened, length) + _absent(exported, length),
+        "image_size": prepared.image_size,
+        "latency": speed.measure(dense, compressed, opened, size) + _absent(exported, length),
         "gate": {"max_drop": settings.max_drop, "drop": drop, "passed": allowed and "refused" not in exported},
         "plan": asdict(plan),
         "seconds": {name: _seconds(prepared, name, earlier) for name in ("dense", "compress")},
@@ -119,16 +123,22 @@ def _check(
     return {"matrices": len(found), "obeying": len(found), "density": density, "compared": compared}
 
 
-def _export(prepared: Prepared, model: Path, dense_score: float) -> tuple[dict[str, Any], dict[str, speed.Opened]]:
+def _export(
+    prepared: Prepared, compressed: Trained, dense_score: float
+) -> tuple[dict[str, Any], dict[str, speed.Opened]]:
     """Write the export that is wanted and open it; return its size, score and drop, or why there is none."""
     form = prepared.settings.export
     if form is None:
         return {}, {}
-    place, texts = prepared.out / folder.EXPORTS[form], prepared.out / "work" / "texts.txt"
-    write_text(texts, "\n".join(_sentences(prepared)) + "\n")
+    place = prepared.out / folder.EXPORTS[form]
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the report says it
-            export(model, place, form, texts=None if form == "packed" else texts, force=place.exists())
+        if isinstance(compressed, TrainedOnImages):
+            _export_images(prepared, compressed, place)
+        else:
+            texts = prepared.out / "work" / "texts.txt"
+            write_text(texts, "\n".join(_sentences(prepared)) + "\n")
+            with contextlib.redirect_stdout(io.StringIO()):  # the report says it
+                export(compressed.folder, place, form, texts=None if form == "packed" else texts, force=place.exists())
     except UserError as error:
         prepared.notes.add(f"the export to {form} was refused: {first_line(error)}")
         return {"format": form, "refused": first_line(error)}, {}
@@ -143,7 +153,16 @@ def _export(prepared: Prepared, model: Path, dense_score: float) -> tuple[dict[s
     return described | {"score": found, "drop": dense_score - found}, {f"exported, {form}": opened}
 
 
-def _absent(exported: Mapping[str, Any], length: int) -> list[dict[str, Any]]:
+def _export_images(prepared: Prepared, compressed: TrainedOnImages, place: Path) -> None:
+    """Write a model of images as ONNX, compared on some training images."""
+    from nxm.export.onnx import write_int8, write_onnx
+
+    write = write_onnx if prepared.settings.export == "onnx" else write_int8
+    images = [picture.pixels() for (picture,) in prepared.train_rows.inputs[:SAMPLE]]
+    write(compressed, place, images, force=place.exists())
+
+
+def _absent(exported: Mapping[str, Any], length: int | None) -> list[dict[str, Any]]:
     """Return a row with the reason if an export cannot be run on this machine."""
     if "absent" not in exported:
         return []
@@ -168,7 +187,7 @@ def _size(prepared: Prepared, compressed: Trained, dense: Path) -> dict[str, Any
     return {
         "dense_bytes": _stored(dense),
         "compressed_bytes": whole,
-        "packed_bytes": whole - 4 * entries + bits // 8 if integers else None,
+        "packed_bytes": whole - 4 * entries + bits // 8 if integers and not prepared.image_size else None,
         "bits_per_weight": bits / entries,
         "share": entries / sum(W.numel() for W in compressed.model.parameters()),
     }

@@ -25,7 +25,7 @@ from nxm.compress.settings import make_settings
 from nxm.compress.train import train
 from nxm.durations import say_duration
 from nxm.errors import UserError
-from nxm.export.trained import load_trained, outputs
+from nxm.export.trained import outputs
 from nxm.files import check_room, new_file, write_json, write_text
 from nxm.methods.admm.callback import AdmmCallback
 from nxm.methods.admm.settings import BEST_ADMM, Admm
@@ -116,9 +116,9 @@ def compress_model(
 
 def _make_plan(prepared: Prepared, start: PreTrainedModel) -> Plan:
     """Time a few steps, print the plan and return it. Raises UserError if the budget or the disk is too small."""
-    settings, rows, course = prepared.settings, prepared.train.rows, prepared.course
-    speed = measure_speed(start, prepared.tokenizer, rows, len(prepared.test.rows), course)
-    steps, budget = course.steps_per_epoch(len(rows)), settings.budget_seconds
+    settings, course = prepared.settings, prepared.course
+    speed = measure_speed(start, prepared.train, len(prepared.test), course)
+    steps, budget = course.steps_per_epoch(len(prepared.train)), settings.budget_seconds
     dense_epochs = settings.dense_epochs if prepared.fine_tunes else 0
     plan = make_plan(speed, steps, dense_epochs, settings.epochs, settings.recipe == "best", budget)
     print(
@@ -138,9 +138,9 @@ def _fine_tune(prepared: Prepared, start: PreTrainedModel, plan: Plan) -> Path |
     place, scratch = prepared.out / "dense", prepared.out / "work" / "dense"
     if not place.is_dir():
         course = dataclasses.replace(prepared.dense_course, epochs=plan.dense_epochs)
-        seconds = train(start, prepared.tokenizer, prepared.train.rows, course, scratch)
+        seconds = train(start, prepared.processor, prepared.train, course, scratch)
         _write_seconds(prepared, "dense", seconds)
-        save_model(start.cpu(), prepared.tokenizer, place)
+        save_model(start.cpu(), prepared.processor, place)
     shutil.rmtree(scratch, ignore_errors=True)
     return place
 
@@ -168,8 +168,8 @@ def _compress(prepared: Prepared, plan: Plan) -> Path:
             teacher = _dense(prepared)
         seconds = train(
             model,
-            prepared.tokenizer,
-            prepared.train.rows,
+            prepared.processor,
+            prepared.train,
             dataclasses.replace(prepared.course, epochs=plan.epochs),
             scratch,
             callback=AdmmCallback(prepared.constraint, PAPER if teacher is None else BEST_ADMM),
@@ -181,13 +181,13 @@ def _compress(prepared: Prepared, plan: Plan) -> Path:
         found = prepared.outcomes(partial(outputs, model.eval()))
         with new_file(prepared.out / "work" / folder.OUTCOMES) as path, path.open("wb") as file:
             np.save(file, found, allow_pickle=False)
-        save_model(model.cpu(), prepared.tokenizer, place)
+        save_model(model.cpu(), prepared.processor, place)
     shutil.rmtree(scratch, ignore_errors=True)
     return place
 
 
 def _dense(prepared: Prepared) -> PreTrainedModel:
-    return load_trained(prepared.out / "dense").model if prepared.fine_tunes else prepared.load_start()
+    return prepared.load_saved(prepared.out / "dense").model if prepared.fine_tunes else prepared.load_start()
 
 
 def _write_seconds(prepared: Prepared, name: str, seconds: float) -> None:

@@ -6,16 +6,17 @@ takes rows with replacement, the same ones for both models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset
 from scipy import stats
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
+from nxm.compress.answers import best_answers, score_answer
+from nxm.compress.encode import Encoded
 from nxm.compress.examples import Examples
+from nxm.compress.settings import ANSWERS, IMAGES
 from nxm.distillation.loss import IGNORED_LABEL
 from nxm.errors import Diverged, UserError
 from nxm.export.trained import Answer
@@ -26,11 +27,16 @@ METRICS = {  # the first is the one that is compared, unless the settings name a
     "regression": ("spearman", "pearson"),
     "multi-label": ("micro_f1", "macro_f1", "exact_match"),
     "token-classification": ("entity_f1", "accuracy"),
+    ANSWERS: ("f1", "exact_match"),
+    IMAGES: ("accuracy", "macro_f1"),
 }
+TARGETS = ("labels", "start_positions", "end_positions")  # columns that a model's answer does not need
+CLASSES = ("classification", IMAGES)  # tasks with one class per row
 LABELS = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",
+    "f1": "F1",
     "exact_match": "exact match",
     "entity_f1": "entity F1",
     "spearman": "Spearman's correlation",
@@ -68,10 +74,11 @@ def is_bio(classes: Sequence[str]) -> bool:
     return "O" in classes and len(classes) > 1 and all(name == "O" or name[:2] in ("B-", "I-") for name in classes)
 
 
-def predict(answer: Answer, tokenizer: PreTrainedTokenizerBase, rows: Dataset, batch: int = 64) -> list[np.ndarray]:
-    """Return a model's logits for each row, (labels,), or for token classification (words, labels), in the rows' order.
+def predict(answer: Answer, data: Encoded, batch: int = 64) -> list[np.ndarray]:
+    """Return a model's logits for each row, in the rows' order.
 
-    Batches have rows of similar lengths.
+    Their shape is (labels,); for token classification (words, labels); for windows of contexts (tokens, 2), of an
+    answer's first and last token. Batches have rows of similar lengths.
 
     Args:
         answer: a model's inputs by name -> its outputs by name.
@@ -79,20 +86,24 @@ def predict(answer: Answer, tokenizer: PreTrainedTokenizerBase, rows: Dataset, b
     Raises:
         Diverged: a logit is NaN or infinite.
     """
-    order = np.argsort(rows["length"], kind="stable")
-    columns = [name for name in tokenizer.model_input_names if name in rows.column_names]
+    order = np.argsort(data.rows["length"], kind="stable")
     found: dict[int, np.ndarray] = {}
     for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
-        part = rows.select(chosen)
-        inputs: Mapping[str, Tensor] = tokenizer.pad(part.select_columns(columns).to_list(), return_tensors="pt")
-        logits = answer(dict(inputs))["logits"]
+        chosen = order[start : start + batch].tolist()
+        part = [data.rows[i] for i in chosen]
+        answers = answer({name: tensor for name, tensor in data.collate(part).items() if name not in TARGETS})
+        if data.windows:
+            logits = np.stack([answers["start_logits"], answers["end_logits"]], axis=-1)
+        else:
+            logits = answers["logits"]
         if not np.isfinite(logits).all():
             raise Diverged("the model's answers are not finite: training diverged (lower the learning rate)")
-        for row, own, labels in zip(chosen.tolist(), logits, part["labels"], strict=True):
-            if own.ndim == 2:
-                own = own[: len(labels)][np.array(labels) != IGNORED_LABEL]
-            found[row] = own
+        for i, row, own in zip(chosen, part, logits, strict=True):
+            if data.windows:
+                own = own[: row["length"]]
+            elif own.ndim == 2:
+                own = own[: len(row["labels"])][np.array(row["labels"]) != IGNORED_LABEL]
+            found[i] = own
     return [found[i] for i in range(len(order))]
 
 
@@ -105,7 +116,7 @@ def outcomes(task: str, classes: Sequence[str], logits: Sequence[np.ndarray], ro
     answers, truth = np.stack(logits), np.asarray(labels)
     if task == "regression":
         return np.column_stack([answers[:, 0], truth]).astype(float)
-    if task == "classification":
+    if task in CLASSES:
         named = np.eye(answers.shape[1])
         found, true = named[answers.argmax(1)], named[truth]
         return np.concatenate([found * true, found, true], axis=1)
@@ -114,11 +125,13 @@ def outcomes(task: str, classes: Sequence[str], logits: Sequence[np.ndarray], ro
     return np.concatenate([found * true, found, true, exact], axis=1)
 
 
-def held_out_outcomes(
-    examples: Examples, rows: Dataset, tokenizer: PreTrainedTokenizerBase, answer: Answer
-) -> np.ndarray:
-    """Return the outcomes of a model, or of another form of it, on tokenised examples."""
-    return outcomes(examples.task, examples.classes, predict(answer, tokenizer, rows), rows)
+def held_out_outcomes(examples: Examples, data: Encoded, answer: Answer) -> np.ndarray:
+    """Return the outcomes of a model, or of another form of it, on encoded examples: a row per example."""
+    if examples.task == ANSWERS:
+        contexts = [context for _, context in examples.inputs]
+        found = best_answers(contexts, data.windows, predict(answer, data), examples.unanswerable)
+        return np.array([score_answer(own, right) for own, right in zip(found, examples.labels, strict=True)])
+    return outcomes(examples.task, examples.classes, predict(answer, data), data.rows)
 
 
 def metrics(task: str, numbers: np.ndarray) -> dict[str, float]:
@@ -135,6 +148,9 @@ def metrics(task: str, numbers: np.ndarray) -> dict[str, float]:
             "pearson": stats.pearsonr(found, truth).statistic,
         }
         return {name: 100 * float(value) for name, value in values.items()}
+    if task == ANSWERS:
+        exact_match, f1 = numbers.mean(axis=0)
+        return {"f1": 100 * float(f1), "exact_match": 100 * float(exact_match)}
     total = numbers.sum(axis=0)
     if task == "token-classification":
         correct, words, *entities = total
@@ -143,7 +159,7 @@ def metrics(task: str, numbers: np.ndarray) -> dict[str, float]:
     hits, found, true = (total[:-1] if task == "multi-label" else total).reshape(3, -1)
     occurring = (found + true) > 0
     macro = float(np.mean(2 * hits[occurring] / (found + true)[occurring])) if occurring.any() else 0.0
-    if task == "classification":
+    if task in CLASSES:
         return {"accuracy": 100 * float(hits.sum() / len(numbers)), "macro_f1": 100 * macro}
     return {
         "micro_f1": 100 * _f1(hits.sum(), found.sum(), true.sum()),
@@ -175,7 +191,7 @@ def compare(
 
 def constant_answer(task: str, numbers: np.ndarray) -> float | None:
     """Return the accuracy in points of always answering the most frequent class; None for tasks without classes."""
-    if task != "classification":
+    if task not in CLASSES:
         return None
     return 100 * float(numbers.sum(axis=0).reshape(3, -1)[2].max() / len(numbers))
 

@@ -13,12 +13,20 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from nxm.config import NonNegative, Positive, PositiveInt, Seed, Settings, explain_all
 from nxm.errors import UserError
 
-TaskName = Literal["classification", "regression", "multi-label", "token-classification"]
-Metric = Literal["accuracy", "macro_f1", "micro_f1", "exact_match", "entity_f1", "spearman", "pearson"]
+TaskName = Literal[
+    "classification",
+    "regression",
+    "multi-label",
+    "token-classification",
+    "question-answering",
+    "image-classification",
+]
+Metric = Literal["accuracy", "macro_f1", "micro_f1", "f1", "exact_match", "entity_f1", "spearman", "pearson"]
 Format = Literal[
     "onnx", "onnx-int8", "onnx-weight-only", "openvino", "openvino-int8", "torch-int8", "torch-2of4", "packed"
 ]
 TASKS: tuple[str, ...] = get_args(TaskName)
+IMAGES, ANSWERS = "image-classification", "question-answering"
 
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?\s*(?:h|m|s|min)\s*)+")
 
@@ -53,20 +61,23 @@ class Compression(Settings):
 
     Attributes:
         model: a folder saved by `save_pretrained`, or the name of a model on the Hub.
-        train: labelled rows: a .csv, .tsv, .parquet, .jsonl or .json (lines) file, or a folder of `datasets`.
+        train: labelled rows: a .csv, .tsv, .parquet, .jsonl or .json (lines) file, a folder of `datasets`, or a folder
+            with a sub-folder of images per class.
         to: the constraint set in which the weights of the Transformer blocks end: "2:4", "1:4", "2:4 int8", "int4".
         out: the output folder; None: the model's name and the set.
         test: held-out rows like `train`; None: rows of `train` are held out.
-        text, text2, label: names of columns; None and (): found by their names. Several labels: one 0/1 column each.
+        text, text2, image, label: names of columns; None and (): found by their names. Several labels: one 0/1 column
+            each. `image`: paths of images, relative to the table's folder, or images of `datasets`.
         task: None: inferred from the label column.
-        metric: the score that is compared and gated; None: accuracy, Spearman's correlation, micro-F1, or for tags
-            entity F1 (accuracy where the tags are not BIO).
+        metric: the score that is compared and gated; None: accuracy, Spearman's correlation, micro-F1, for answers F1,
+            or for tags entity F1 (accuracy where the tags are not BIO).
         recipe: "best": NxM+ (a dense teacher, ADMM with `BEST_ADMM`); "paper": NxMTransformer's own, without a teacher.
         fine_tune: fine-tune first even if the model has a head for these labels.
         dense_epochs, epochs: passes over the training rows to fine-tune the dense model, and to compress it.
         dense_learning_rate, learning_rate: peaks of the two schedules; None: by the model's width, as in the studies.
         batch_size: examples per optimizer step.
-        max_length: tokens after which a text is cut; None: as many as the model reads, at most 512.
+        max_length: tokens after which a text is cut, or a context goes on in another window; None: as many as the model
+            reads, at most 512.
         held_out: the share of rows held out where there is no `test`, at most 2,000 rows.
         seed: of the split, the new head, the order of the batches and dropout.
         encoding: of text files.
@@ -82,6 +93,7 @@ class Compression(Settings):
     test: Path | None = None
     text: str | None = None
     text2: str | None = None
+    image: str | None = None
     label: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
     task: TaskName | None = None
     metric: Metric | None = None
@@ -125,7 +137,7 @@ def make_settings(values: Mapping[str, Any]) -> Compression:
     Raises:
         UserError: a name is unknown, a value impossible, or one that is needed is missing; all problems at once.
     """
-    unsupported = {"question-answering": "question answering", "embeddings": "sentence embeddings", "images": "images"}
+    unsupported = {"embeddings": "sentence embeddings"}
     task = values.get("task")
     if task is not None and task not in TASKS:
         raise UserError(

@@ -74,13 +74,17 @@ def open_export(path: Path, form: str, tokens: int) -> Opened:
 
 
 def measure(
-    dense: Trained, compressed: Trained, exported: Mapping[str, Opened], length: int, timer: Timer = time_call
+    dense: Trained,
+    compressed: Trained,
+    exported: Mapping[str, Opened],
+    size: int | tuple[int, int, int],
+    timer: Timer = time_call,
 ) -> list[Row]:
     """Return a row per form and batch size; all forms are timed in the same rounds (`nxm.measure.timing`).
 
     Args:
         exported: opened exports by name; one that fails on these inputs has a row with the reason.
-        length: tokens of each text.
+        size: tokens of each text, or channels, height and width of each image.
     """
     place = device()
     models = {DENSE: dense, COMPRESSED: compressed}
@@ -88,9 +92,10 @@ def measure(
     answers |= {name: opened.answer for name, opened in exported.items()}
     known = {name: opened.products for name, opened in exported.items()}
     rows: list[Row] = []
+    length = size if isinstance(size, int) else None
     try:
         for batch in BATCHES:
-            inputs = random_inputs(dense, batch, length)
+            inputs = random_images(batch, size) if isinstance(size, tuple) else random_inputs(dense, batch, size)
             calls, absent = _runnable(answers, inputs)
             rows += [{"form": name, "batch": batch, "length": length, "absent": why} for name, why in absent.items()]
             seconds = time_interleaved(
@@ -105,6 +110,12 @@ def measure(
         for trained in models.values():
             moved(trained, torch.device("cpu"))
     return rows
+
+
+def random_images(batch: int, size: tuple[int, int, int]) -> dict[str, Tensor]:
+    """Return images of noise as a processor makes them: `pixel_values`, fp32 (batch, *size) within -1 and 1."""
+    draw = torch.Generator().manual_seed(0)
+    return {"pixel_values": 2 * torch.rand((batch, *size), generator=draw) - 1}
 
 
 def moved(trained: Trained, place: torch.device) -> Any:

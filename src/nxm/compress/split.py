@@ -44,7 +44,7 @@ def hold_out(
         divisible = [members for members in by_stratum.values() if len(members) > 1]
         if not divisible:
             raise UserError(
-                f"{len(keys)} rows with {len(groups)} different texts: none can be held out to score the model; give "
+                f"{len(keys)} rows with {len(groups)} different inputs: none can be held out to score the model; give "
                 "more rows, or a file with held-out ones (--test)"
             )
         largest = max(divisible, key=lambda members: len(members))

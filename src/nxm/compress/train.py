@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from torch.utils.data import Sampler
 from transformers import (
-    DataCollatorForTokenClassification,
-    DataCollatorWithPadding,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -26,10 +22,12 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from nxm.compress.encode import Encoded, Processor
 from nxm.distillation.trainer import DistillationTrainer
 from nxm.errors import Diverged, UserError
 from nxm.files import write_text
 from nxm.methods.callback import MethodCallback
+from nxm.sets.saved import load_config, load_model
 from nxm.training.trainer import COMPLETE, LengthGroupedByEpoch
 
 CHECKPOINTS = 10  # over a training
@@ -62,8 +60,8 @@ class Course:
 
 def train(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset,
+    processor: Processor,
+    data: Encoded,
     course: Course,
     scratch: Path,
     *,
@@ -77,13 +75,13 @@ def train(
     interruption.
 
     Args:
-        rows: with the columns of `nxm.compress.encode`.
+        processor: the tokenizer or the image processor, which checkpoints have too.
         teacher, noise: see `DistillationTrainer`; without a teacher it is plain training.
 
     Raises:
         UserError: the method cannot be applied to this model, or the loss is not finite (`Diverged`).
     """
-    batch, steps = course.batch(len(rows)), course.steps_per_epoch(len(rows)) * course.epochs
+    batch, steps = course.batch(len(data)), course.steps_per_epoch(len(data)) * course.epochs
     args = TrainingArguments(
         output_dir=str(scratch),
         num_train_epochs=course.epochs,
@@ -101,6 +99,7 @@ def train(
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=course.seed,
+        remove_unused_columns=False,  # `collate` knows what the model takes
     )
     checkpoint = last_complete_checkpoint(scratch)
     before = float((checkpoint / COMPLETE).read_text(encoding="utf-8")) if checkpoint else 0.0
@@ -108,9 +107,9 @@ def train(
     options: dict[str, Any] = {
         "model": model,
         "args": args,
-        "train_dataset": rows,
-        "processing_class": tokenizer,
-        "data_collator": collator(tokenizer, rows),
+        "train_dataset": data.rows,
+        "processing_class": processor,
+        "data_collator": data.collate,
         "callbacks": [*([callback] if callback else []), shown, MarkComplete(before)],
     }
     if teacher is None:
@@ -126,13 +125,6 @@ def train(
     return before + time.perf_counter() - started
 
 
-def collator(tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> Any:
-    """Return what pads a batch to its longest row, and the labels too where each token has one."""
-    labels = rows[0]["labels"]
-    per_token = isinstance(labels, list) and isinstance(labels[0], int)
-    return DataCollatorForTokenClassification(tokenizer) if per_token else DataCollatorWithPadding(tokenizer)
-
-
 def last_complete_checkpoint(scratch: Path) -> Path | None:
     """Return the last checkpoint whose every file was written; None if there is none."""
     whole = [mark.parent for mark in scratch.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
@@ -140,10 +132,18 @@ def last_complete_checkpoint(scratch: Path) -> Path | None:
 
 
 class _Reproducible(Trainer):
-    """Batches whose order depends on seed and epoch alone, so that a resumed training sees the same ones."""
+    """A Trainer that resumes with the weights of the checkpoint and with the same batches.
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
-        # the Trainer may have taken the column of lengths out of the dataset that it gives here
+    Their order depends on seed and epoch alone.
+    """
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # transformers saves some architectures, such as ViT, under other names than they have in memory; the Trainer
+        # (5.23) looks for the latter in the file, finds none and goes on with the initial weights
+        folder, model = Path(resume_from_checkpoint), model or self.model
+        model.load_state_dict(load_model(folder, load_config(folder), torch.float32).state_dict())
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = self.train_dataset
         return LengthGroupedByEpoch(list(rows["length"]), self.args.train_batch_size, self.args.seed)
 

@@ -322,7 +322,6 @@ def open_session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
 def _to_onnx(trained: Trained, examples: Sequence[Example], opset: int | None = None) -> onnx.ModelProto:
     # the exporter takes a dimension of size 1 as fixed, so show it two examples
     inputs = trained.encode([*examples[:2], *examples[:1]][:2])
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=trained.max_length)
     with warnings.catch_warnings(), without_cache(trained.model):
         warnings.simplefilter("ignore")  # deprecations inside torch, and shared names of dimensions
         program = torch.onnx.export(
@@ -331,7 +330,7 @@ def _to_onnx(trained: Trained, examples: Sequence[Example], opset: int | None = 
             kwargs=inputs,
             input_names=list(inputs),
             output_names=list(outputs(trained.model, inputs)),
-            dynamic_shapes={name: {0: batch, 1: length} for name in inputs},
+            dynamic_shapes=trained.dynamic_shapes(inputs),
             dynamo=True,
             opset_version=opset,
             verbose=False,

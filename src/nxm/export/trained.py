@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,6 +100,11 @@ class Trained:
         accepted = inspect.signature(self.model.forward).parameters
         return {name: tensor for name, tensor in batch.items() if name in accepted}
 
+    def dynamic_shapes(self, inputs: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
+        """Return the dimensions that an exported program leaves open, by input: batch and length."""
+        batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=self.max_length)
+        return {name: {0: batch, 1: length} for name in inputs}
+
     def unsupported(self, reason: str) -> UserError:
         """Return the error for a model that an export does not support."""
         return UserError(
@@ -138,6 +144,15 @@ def load_trained(folder: Path) -> Trained:
             "sentences need; set tokenizer.pad_token and model.config.pad_token_id, for example to those of the end of "
             "a sentence, and save both"
         )
+    assert_claims(model, claims, folder)
+    return Trained(folder, model.eval(), tokenizer, claims)
+
+
+def assert_claims(model: PreTrainedModel, claims: Sequence[Claim], folder: Path) -> None:
+    """Raise UserError unless the matrices obey config.json's claims; their -0.0 become 0.0.
+
+    Packers count -0.0 as a value.
+    """
     weights = dict(model.named_parameters())
     for constraint, names in claims:
         if missing := [name for name in names if name not in weights]:
@@ -145,8 +160,7 @@ def load_trained(folder: Path) -> Trained:
         assert_pattern({name: weights[name] for name in names}, constraint, str(folder))
         with torch.no_grad():
             for name in names:
-                weights[name].add_(0.0)  # -0.0 + 0.0 is +0.0; packers count -0.0 as a value
-    return Trained(folder, model.eval(), tokenizer, claims)
+                weights[name].add_(0.0)  # -0.0 + 0.0 is +0.0
 
 
 def assert_pattern(weights: Mapping[str, Tensor], constraint: ConstraintSet, where: str) -> None:
