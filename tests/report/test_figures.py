@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 from PIL import Image
 
 from nxm import report
@@ -72,6 +73,7 @@ def test_an_axis_of_similarities_has_at_least_two_numbers_and_room_for_the_value
 def test_every_run_has_a_unique_look_in_colour_and_in_grey() -> None:
     looks = list(labels.RUNS.values())
     assert len({look.marker for look in looks}) == len({look.color for look in looks}) == len(looks)
+    assert all(MarkerStyle(look.marker).is_filled() for look in looks)  # seaborn draws no others beside them
     dashed = [look.dashes for look in looks if look is not labels.look("distil")]  # drawn as dense is: a grey of it
     assert len(set(dashed)) == len(dashed)
 

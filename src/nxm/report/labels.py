@@ -51,7 +51,7 @@ RUNS = {  # in the order they are shown
     "sr_ste_plus": Look("SR-STE+", "#882255", ">", (0, (3, 1, 1, 1, 1, 1))),
     "distil_nxm_plus": Look("Student, NxM+", "#117733", "8", (0, (1, 2.5))),
     "holoformer": Look("HoloFormer", "#661100", "*", (0, (7, 1))),
-    "nxm_half": Look("NxM+, half the steps", "#6699CC", "1", (0, (1, 3))),
+    "nxm_half": Look("NxM+, half the steps", "#6699CC", (9, 1, 0), (0, (1, 3))),
     "nxm_then_qat": Look("NxM+, then QAT", "#AA4499", (4, 1, 45), (0, (4, 3))),
     "nxm_then_rounding": Look("NxM+, then rounded", "#44AA99", (5, 0, 180), (0, (3, 3))),
     "qat": Look("QAT", "#999933", (3, 1, 0), (0, (2, 3))),

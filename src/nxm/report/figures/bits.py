@@ -15,6 +15,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from nxm.report import captions, labels, published, statistics, storage, style
 from nxm.report.evidence import Evidence
 
+_LOWEST = 0.85  # of the dense score: what is worse is written at the edge, so that the rest has room
+
 
 @dataclass(frozen=True)
 class Point:
@@ -84,21 +86,24 @@ def _widths(axes: Axes, evidence: Evidence, points: list[Point], tasks: list[str
     """Draw a curve for each run that has variants with other widths and the same zeros."""
     curves: dict[str, list[Point]] = {}
     for point in points:
-        zeros = point.pattern.partition("int")[0]
-        same = [own for own in points if own.name == point.run]
-        if not same or zeros == same[0].pattern.partition("int")[0]:
+        own = next((each for each in points if each.name == point.run), point)
+        # a variant with the run's own width differs in something else
+        if point is own or (point.width != own.width and _zeros(point) == _zeros(own)):
             curves.setdefault(point.run, []).append(point)
-    curves = {
-        run: sorted({own.width: own for own in reversed(curve)}.values(), key=lambda own: own.bits)
-        for run, curve in curves.items()
-    }
+    curves = {run: sorted(curve, key=lambda point: point.bits) for run, curve in curves.items()}
     curves = {run: curve for run, curve in curves.items() if len(curve) > 1}
     names = statistics.in_order(curves, labels.RUNS)
+    runs = [run for run in evidence.results if run.task in tasks]
+    dense = statistics.method_score(runs, "dense", tasks)
+    lowest = _LOWEST * dense.mean if dense is not None else 0.0
     for k, run in enumerate(names):
         look, curve = labels.look(run), curves[run]
         aside = 1.018 ** (k - (len(names) - 1) / 2)  # so that the intervals of equal bits do not cover each other
         x = np.array([point.bits for point in curve]) * aside
         axes.plot(x, [point.score for point in curve], **look.line())
+        for place, point in zip(x, curve, strict=True):
+            if point.score < lowest:
+                _name_what_is_below(axes, place, point, lowest, look.color)
         barred = [(own, point) for own, point in zip(x, curve, strict=True) if point.low is not None]
         axes.vlines(
             [own for own, _ in barred],
@@ -107,8 +112,8 @@ def _widths(axes: Axes, evidence: Evidence, points: list[Point], tasks: list[str
             color=look.color,
             linewidth=1.2,
         )
-    runs = [run for run in evidence.results if run.task in tasks]
-    dense = statistics.method_score(runs, "dense", tasks)
+    if any(point.score < lowest for curve in curves.values() for point in curve):
+        axes.set_ylim(bottom=lowest)
     if dense is not None:
         style.reference(axes, dense.mean, f"dense\n{dense.mean:.1f}")
         axes.plot(
@@ -131,6 +136,24 @@ def _widths(axes: Axes, evidence: Evidence, points: list[Point], tasks: list[str
     axes.set(title="Fewer bits", xlabel="Bits a weight (logarithmic)", ylabel=f"{metric} × 100")
     entries: list[Line2D] = style.handles([labels.look(run) for run in names], line=True)
     axes.legend(handles=entries, loc="lower right")
+
+
+def _name_what_is_below(axes: Axes, x: float, point: Point, lowest: float, color: str) -> None:
+    """Write a score that lies below the panel at its edge, with an arrow."""
+    axes.annotate(
+        f"{point.score:.0f} ↓",
+        (x, lowest),
+        xytext=(3, 4),
+        textcoords="offset points",
+        fontsize=8,
+        color=color,
+        annotation_clip=False,
+    )
+
+
+def _zeros(point: Point) -> str:
+    """Return the pattern of a point's zeros, such as 2:4; an empty text without one."""
+    return point.pattern.partition("int")[0].strip()
 
 
 def _recipes(axes: Axes, evidence: Evidence, points: list[Point], tasks: list[str], width: int) -> None:
@@ -157,10 +180,11 @@ def _recipes(axes: Axes, evidence: Evidence, points: list[Point], tasks: list[st
     ]
     style.seeds(axes, pd.DataFrame(by_seed), names)
     style.points(axes, pd.DataFrame(rows).astype({"low": float, "high": float}), looks, names)
-    zeros = {point.name: point.pattern.partition("int")[0].strip() for point in points}
+    zeros = {point.name: _zeros(point) for point in points}
     usual = max(zeros.values(), key=list(zeros.values()).count)
     texts = [
-        labels.run_label(name) + ("" if zeros[name] == usual else f" ({zeros[name] or f'without {usual}'})")
+        labels.run_label(name)
+        + ("" if zeros[name] == usual or "/" in name else f" ({zeros[name] or f'without {usual}'})")
         for name in names
     ]
     axes.set_yticks(
