@@ -45,7 +45,7 @@ def test_another_seed_holds_out_other_rows_and_a_limit_holds():
 
 
 def test_too_few_texts_to_hold_out_any_are_an_error():
-    with pytest.raises(UserError, match=r"2 rows with 1 different texts: none can be held out .* \(--test\)"):
+    with pytest.raises(UserError, match=r"2 rows with 1 different inputs: none can be held out .* \(--test\)"):
         hold_out(["same", "same"], ["x", "x"], 0.2, 0)
     with pytest.raises(UserError, match="none can be held out"):
         hold_out(["a", "b"], ["x", "y"], 0.2, 0)
