@@ -233,9 +233,11 @@ def bench(
     ] = None,
     out: Annotated[Path, typer.Option(help="the folder for the result")] = Path("bench"),
     budget: Annotated[float, typer.Option(help="seconds to spend; what is worth least is left out")] = 600.0,
-    batches: Annotated[str, typer.Option(help="of models: numbers of texts, comma-separated")] = "1,8",
-    lengths: Annotated[str, typer.Option(help="of models: tokens of each text, comma-separated")] = "32,128",
-    parts: Annotated[str, typer.Option(help="without models: comma-separated")] = "proof,card,products,encoders,blocks",
+    batches: Annotated[str | None, typer.Option(help="of models: numbers of texts; default: 1,8")] = None,
+    lengths: Annotated[str | None, typer.Option(help="of models: tokens of each text; default: 32,128")] = None,
+    parts: Annotated[
+        str | None, typer.Option(help="without models: some of proof,card,products,encoders,blocks; default: all")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="without models: list the units, measure nothing")] = False,
     force: Annotated[bool, typer.Option("--force", help="without models: measure again what a result has")] = False,
 ) -> None:
@@ -246,21 +248,31 @@ def bench(
     dense and 2:4. After a kill, and with what was cut, a call with the same --out goes on.
     """
     if models:
-        if dry_run or force:
-            raise UserError("--dry-run and --force are for a bench without models")
+        if idle := _given({"--parts": parts, "--dry-run": dry_run, "--force": force}):
+            raise UserError(f"{idle}: for a bench without models alone; leave it out, or the models")
         from nxm.measure.saved import bench_models
 
-        numbers = {"batch_sizes": _numbers("--batches", batches), "lengths": _numbers("--lengths", lengths)}
+        numbers = {
+            "batch_sizes": _numbers("--batches", batches or "1,8"),
+            "lengths": _numbers("--lengths", lengths or "32,128"),
+        }
         bench_models(models, out, device_name=device, budget=budget, **numbers)
         return
-    from nxm.measure.bench.run import list_units, run_bench
+    if idle := _given({"--batches": batches, "--lengths": lengths}):
+        raise UserError(f"{idle}: for a bench of models alone; leave it out, or name a model")
+    from nxm.measure.bench.run import PARTS, list_units, run_bench
 
-    names = [part.strip() for part in parts.split(",")]
+    names = list(PARTS) if parts is None else [part.strip() for part in parts.split(",")]
     place = device or "cuda"
     if dry_run:
         list_units(place, names, budget)
     else:
         run_bench(out / f"{place}.json", place, budget=budget, parts=names, force=force)
+
+
+def _given(options: dict[str, str | bool | None]) -> str:
+    """Return the options that have a value, for messages."""
+    return ", ".join(name for name, value in options.items() if value)
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -207,7 +207,7 @@ def test_speedups_are_over_the_dense_model_in_the_same_rounds(folder: Path, stud
     for own in (reference, running["nxm"]):
         own.call = lambda inputs, own=own: lambda: seconds[id(own)]  # type: ignore[method-assign]
     measure = partial(forms._measure, running, reference)
-    given = (forms.REFERENCE, (1, 8), CPU, study, lambda call, device: float(call()))
+    given = (forms.REFERENCE, (1, 8), CPU, SETTINGS, lambda call, device: float(call()))
     (row,) = measure(None, *given)
     assert row["speedup_over_dense_fp32"] == 2.0
     assert "speedup_over_dense_same_form" not in row
@@ -225,7 +225,7 @@ def test_a_point_that_the_machine_cannot_run_has_a_row_with_the_reason(folder: P
     def out_of_memory(call: Call, device: torch.device) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nand more")
 
-    (row,) = forms._measure(running, reference, None, forms.REFERENCE, (1, 8), CPU, study, out_of_memory)
+    (row,) = forms._measure(running, reference, None, forms.REFERENCE, (1, 8), CPU, SETTINGS, out_of_memory)
     assert row["absent"] == "CUDA out of memory. Tried to allocate"
     assert (row["model"], row["batch"], row["length"]) == ("nxm", 1, 8)
 
@@ -240,7 +240,7 @@ def test_2of4_forms_count_a_sparse_kernel_per_packed_matrix(folder: Path, study:
         running, absent = forms._prepare({"nxm": models["nxm"]}, form, CPU)
         assert absent == []
         rival = forms._rival(models["dense"], form, CPU)
-        (row,) = forms._measure(running, reference, rival, form, (2, 8), CPU, study, unit_timer)
+        (row,) = forms._measure(running, reference, rival, form, (2, 8), CPU, SETTINGS, unit_timer)
     assert row["packed"] == len(find_targets(models["nxm"].model))
     assert (row["sparse_launches"], row["sparse_kernels"]) == (0, False)
     assert row["speedup_over_dense_same_form"] == 1.0

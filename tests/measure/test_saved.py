@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from nxm import Integers, UserError
+from nxm.cli import app
 from nxm.export.packed import write_packed
 from nxm.measure import saved
 from nxm.models.targets import find_targets
@@ -127,7 +129,24 @@ def test_one_model_twice_is_refused_and_another_file_is_not_replaced(folders, tm
     with pytest.raises(UserError, match="is named twice; name each model once"):
         saved.bench_models([folders[0], folders[0]], tmp_path / "out", **SMALL)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/models-cpu.json").write_text("mine")
-    with pytest.raises(UserError, match=r"models-cpu\.json.*is no such result"):
+    (tmp_path / "out/models-cpu.json").write_bytes(b"mine \xff")
+    with pytest.raises(UserError, match=r"models-cpu\.json.*was not written by nxm bench"):
         saved.bench_models(folders, tmp_path / "out", timer=timer, **SMALL)
-    assert (tmp_path / "out/models-cpu.json").read_text() == "mine"
+    assert (tmp_path / "out/models-cpu.json").read_bytes() == b"mine \xff"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["--batches", "1"], "--batches"),
+        (["--lengths", "8"], "--lengths"),
+        (["model", "--parts", "card"], "--parts"),
+        (["model", "--force"], "--force"),
+        (["model", "--dry-run"], "--dry-run"),
+    ],
+)
+@pytest.mark.situation("bench", "an option of models without a model, or the other way round", "refused")
+def test_an_option_that_would_do_nothing_is_refused(arguments, option):
+    done = CliRunner().invoke(app, ["bench", *arguments])
+    assert done.exit_code == 1
+    assert f"{option}: for a bench" in done.stderr

@@ -156,7 +156,7 @@ def run_deployment(study: Study, device_name: str, folder: Path, timer: Timer | 
 
 @dataclass
 class Measured:
-    """What was measured: rows of times or with the reason why there is none, rows of scores, and units left out."""
+    """The outcome of a measurement: rows of times or of the reason for none, rows of scores, and units left out."""
 
     rows: list[Row]
     scores: list[Row]

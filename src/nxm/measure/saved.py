@@ -17,7 +17,6 @@ from nxm.machine import cores, libraries, machine
 from nxm.measure.forms import Form, measure_forms
 from nxm.measure.journal import Journal
 from nxm.measure.timing import Row, Timer, time_call
-from nxm.sets.saved import stored_tensors
 from nxm.study.settings import Deployment
 
 FORMS = {
@@ -66,7 +65,7 @@ def bench_models(
             raise UserError(f"{name} takes different whole numbers above 0, such as 1,8, not {list(numbers)}")
     names = _names(folders)
     path = out / f"models-{device.type}.json"
-    check_place(path, lambda existing: None if MARK in existing.read_text(encoding="utf-8") else "is no such result")
+    check_place(path, lambda existing: None if _is_own(existing) else "was not written by nxm bench")
     torch.set_num_threads(cores())
     models = {name: load_trained(folder) for name, folder in zip(names, folders, strict=True)}
     readable = {name: trained.max_length for name, trained in models.items()}
@@ -122,6 +121,10 @@ def table(rows: Sequence[Row], first: str) -> pd.DataFrame:
     )
 
 
+def _is_own(path: Path) -> bool:
+    return path.is_file() and f'"{MARK}"' in path.read_text(encoding="utf-8", errors="replace")
+
+
 def _names(folders: Sequence[Path]) -> list[str]:
     """Return short names of folders: their last part, with more parts where two have the same."""
     whole = [folder.resolve() for folder in folders]
@@ -134,10 +137,9 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def _weights_of(folder: Path) -> str:
-    """Return the checksum of a folder's weights, or of its only file of them."""
-    files = sorted(folder.glob("*.safetensors")) or sorted(set(stored_tensors(folder).values()))
-    return ",".join(sha256_file(path) for path in files)
+def _weights_of(folder: Path) -> dict[str, str]:
+    """Return the checksums of a folder's files of weights, by name: several if it is sharded."""
+    return {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def _form(row: Row) -> str:
