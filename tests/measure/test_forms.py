@@ -198,7 +198,7 @@ def test_a_form_whose_outputs_differ_is_absent_with_the_reason(
     assert not any(row["dtype"] == "bf16" for row in file["scores"])
 
 
-def test_speedups_are_over_the_dense_model_in_the_same_rounds(folder: Path, study: Study) -> None:
+def test_speedups_are_over_the_dense_model_in_the_same_rounds(folder: Path) -> None:
     models = {name: load_trained(folder / f"models/rte/{name}/seed3") for name in ("dense", "nxm")}
     reference = forms._Running(models["dense"], forms.REFERENCE, CPU)
     running, absent = forms._prepare({"nxm": models["nxm"]}, forms.REFERENCE, CPU)
@@ -217,7 +217,7 @@ def test_speedups_are_over_the_dense_model_in_the_same_rounds(folder: Path, stud
     assert (row["speedup_over_dense_fp32"], row["speedup_over_dense_same_form"]) == (2.0, 1.5)
 
 
-def test_a_point_that_the_machine_cannot_run_has_a_row_with_the_reason(folder: Path, study: Study) -> None:
+def test_a_point_that_the_machine_cannot_run_has_a_row_with_the_reason(folder: Path) -> None:
     models = {name: load_trained(folder / f"models/rte/{name}/seed3") for name in ("dense", "nxm")}
     reference = forms._Running(models["dense"], forms.REFERENCE, CPU)
     running, _ = forms._prepare({"nxm": models["nxm"]}, forms.REFERENCE, CPU)
@@ -230,7 +230,7 @@ def test_a_point_that_the_machine_cannot_run_has_a_row_with_the_reason(folder: P
     assert (row["model"], row["batch"], row["length"]) == ("nxm", 1, 8)
 
 
-def test_2of4_forms_count_a_sparse_kernel_per_packed_matrix(folder: Path, study: Study, monkeypatch) -> None:
+def test_2of4_forms_count_a_sparse_kernel_per_packed_matrix(folder: Path, monkeypatch) -> None:
     """On a stand-in no kernel is sparse by its name, so the proof must fail."""
     monkeypatch.setattr(forms, "why_no_gpu", lambda device: None)
     models = {name: load_trained(folder / f"models/rte/{name}/seed3") for name in ("dense", "nxm")}
