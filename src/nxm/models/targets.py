@@ -145,9 +145,7 @@ def _depths(model: nn.Module) -> set[int]:
     return {depth for depth in depths if isinstance(depth, int)}
 
 
-def validate_targets(
-    targets: dict[str, nn.Parameter], constraint: ConstraintSet | Mapping[str, ConstraintSet]
-) -> None:
+def validate_targets(targets: dict[str, nn.Parameter], constraint: ConstraintSet | Mapping[str, ConstraintSet]) -> None:
     """Check that weights can be trained into a constraint set, or each into its own.
 
     Raises:

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nxm.errors import UserError
+from nxm.sets import DENSE
 from nxm.sets.base import ConstraintSet
-
-DENSE = "dense"  # the text of no set
 
 
 @dataclass(frozen=True)
