@@ -20,7 +20,7 @@ from imports import ROOT, SRC, closure, modules
 from nxm.methods import METHODS
 from nxm.study.code import GROUPS, code_path
 from nxm.study.plan import PLAN, VALUES, composed, trainings
-from nxm.study.settings import Run, Study, load_study
+from nxm.study.settings import Allocate, Run, Study, load_study
 from nxm.study.studies import studies, study_folder
 
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -43,6 +43,7 @@ IGNORED = frozenset(
 PREPARED = {"nxm.data.prepare"}  # of whom reads what the stage `prepare` wrote, which is a dependency itself
 PERMUTATION = {"nxm.models.permute"}
 SHRUNK = {f"nxm.models.{name}" for name in ("cost", "roles", "shrink", "structure")}
+ALLOCATION = {"nxm.training.sensitivity"}
 TEACHING = {"nxm.distillation.loss", "nxm.distillation.noise", "nxm.distillation.trainer"}
 # Stage -> modules that count there though they are ignored elsewhere
 FOLLOWED = {
@@ -59,7 +60,7 @@ FOLLOWED = {
 SPARED = {
     "compare": PREPARED,
     "report": {"nxm.study.code"},  # it writes no plan
-    "benchmark": PREPARED | PERMUTATION | SHRUNK,  # of models that are not shrunk
+    "benchmark": PREPARED | PERMUTATION | SHRUNK | ALLOCATION,  # of models that are not shrunk, with one set
     "deployment": PREPARED | {"nxm.models.save", "nxm.data.tables"},  # tables are read for `nxm export --data` alone
 }
 
@@ -155,6 +156,10 @@ def test_a_training_depends_on_the_code_that_it_imports(name):
         entry = plan[training.stage][training.key]
         mine = {entry["set"], entry["algorithm"], entry["callback"], entry["permutation"]} - {code_path("training")}
         depends = {path.removeprefix(f"{study.root}/") for path in mine} | set(GROUPS["training"])
+        allocated = isinstance(run.set, Allocate)
+        if allocated:
+            assert entry["set"] == code_path("allocation")
+            depends = depends - {code_path("allocation")} | set(GROUPS["allocation"])
         for group in ("teaching", "structure"):
             if entry[group] != code_path("training"):
                 assert entry[group] == code_path(group)
@@ -164,10 +169,11 @@ def test_a_training_depends_on_the_code_that_it_imports(name):
         spared |= set() if run.teacher else TEACHING
         spared |= set() if run.permute else PERMUTATION
         spared |= set() if shrunk else SHRUNK
+        spared |= set() if allocated else ALLOCATION
         starts = {ROOT / "stages/train.py"}
         if run.method:
             starts.add(module_file(f"nxm.methods.{run.method}.callback"))
-        if run.set:
+        if run.set and not allocated:
             starts.add(ROOT / removed_root(entry["set"], study.root))
         needed = files(closure(starts, IGNORED | spared))
         shared = {"src/nxm/methods/held.py", "src/nxm/methods/importance.py"}  # of methods, though not of every one

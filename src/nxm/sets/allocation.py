@@ -1,4 +1,4 @@
-"""A constraint set for each matrix: the problem is then minimise f(W) subject to W_i in S_i, each i with its own S_i."""
+"""A constraint set for each matrix: minimise f(W) subject to W_i in S_i, where every matrix i has an S_i of its own."""
 
 from __future__ import annotations
 

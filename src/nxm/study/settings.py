@@ -137,8 +137,8 @@ class Run(Settings):
     def _an_allocation_is_measured_on_a_trained_model(self) -> Run:
         if isinstance(self.set, Allocate) and self.start == "pretrained":
             raise ValueError(
-                "set: sensitivities are measured on the model that the run starts from, and 'pretrained' has no trained "
-                "head: start from a run, such as dense"
+                "set: sensitivities are measured on the model that the run starts from, and 'pretrained' has no "
+                "trained head: start from a run, such as dense"
             )
         return self
 
