@@ -425,7 +425,7 @@ MIXED = {"bits": 2.8, "choices": ["2:4 int4", "2:4 int3", "int4", "dense"]}
 def test_a_run_with_a_set_for_each_matrix_depends_on_the_code_of_all_sets(values, tmp_path):
     values["runs"]["nxm"] |= {"set": MIXED, "start": "dense"}
     values["variants"] = {"nxm/smaller": {"values": {"set": MIXED | {"bits": 2.6}}}}
-    stages, spelled = planned(parse_study(values, "params.yaml"), tmp_path)
+    stages, spelled = made(parse_study(values, "params.yaml"), tmp_path)
     assert stages["nxm"]["stsb-nxm-seed0"]["set"] == "code/allocation.json"
     assert stages["asp"]["stsb-asp-seed0"]["set"] == "./src/nxm/sets/nm.py"
     assert '"bits": 2.8' in spelled["nxm-stsb-nxm-seed0"]

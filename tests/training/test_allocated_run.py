@@ -1,4 +1,4 @@
-"""A run of a study that chooses a set for each matrix: measured at the start, recorded, saved, resumed, started from."""
+"""A run of a study that chooses a set for each matrix: measured, recorded, saved, resumed, started from."""
 
 from __future__ import annotations
 
