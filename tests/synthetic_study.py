@@ -217,7 +217,7 @@ _BLOCK = {
 def make_allocated(layers: int = 6) -> list[Result]:
     """The dense model, and a run with a set for each matrix and a variant with a smaller budget; two seeds."""
     found = [make_result("holoformer", run="dense", seed=seed, score=82.0 + seed) for seed in (1, 2)]
-    for variant, budget, score in ((None, 3.5, 82.0), ("smaller", 2.8, 80.0)):
+    for variant, budget, score in ((None, 4.0, 82.0), ("smaller", 3.3, 80.0)):
         for seed in (1, 2):
             made = make_result("holoformer", run="mixed", variant=variant, seed=seed, score=score + seed)
             made = with_set(made, f"mixed, {budget:g} bits")
@@ -241,7 +241,7 @@ def _allocation(layers: int, budget: float, seed: int) -> AllocationRecord:
             base = 1e-4 * (layer + 1) * (4 if "value" in place or "output" in place else 1) * draw.uniform(0.5, 2)
             rises = {"2:4 int8": base, "2:4 int4": 1.5 * base, "2:4 int3": 4 * base, "int4": 0.4 * base, "dense": 0.0}
             rises["int4"] -= 2e-5  # noise: a loss may fall
-            choice = "int4" if 4 * base > 2e-3 * (4 - budget) else "2:4 int3" if budget < 3 else "2:4 int4"
+            choice = "int4" if 4 * base > 2e-3 * (4.5 - budget) else "2:4 int3" if budget < 3.5 else "2:4 int4"
             bits = set_bits(choice, (rows, columns))
             name = f"bert.encoder.layer.{layer}.{place}.weight"
             matrices.append(

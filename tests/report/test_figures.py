@@ -142,7 +142,7 @@ def test_sensitivity_marks_the_set_of_every_matrix_on_the_rises(layers: int) -> 
             assert {choice: rises[row, column] for row, choice in enumerate(shown)} == matrix.rises
             assert shown[int(marked[column])] == matrix.choice
     text = texts_of(figure)
-    assert all(word in text for word in ("Layer 1", f"Layer {layers}", "Query", "FFN 2", "of 3.5", "teacher's logits"))
+    assert all(word in text for word in ("Layer 1", f"Layer {layers}", "Query", "FFN 2", "of 4", "teacher's logits"))
 
 
 def test_sensitivity_colours_grow_darker_with_the_rise() -> None:

@@ -406,7 +406,7 @@ def test_the_allocation_table_has_the_set_the_bits_and_the_rise_of_every_matrix(
     matrix = next(own for own in record_of.matrices if own.matrix.endswith("1.attention.self.value.weight"))
     assert (own["set"], own["bits"], own["rise"]) == (matrix.choice, matrix.bits, matrix.rise)
     total = table.shown.iloc[12]
-    assert (total["Matrix"], total["Bits a weight"]) == ("All, of 3.5 bits", f"{first[0].allocation.bits:.2f}")
+    assert (total["Matrix"], total["Bits a weight"]) == ("All, of 4 bits", f"{first[0].allocation.bits:.2f}")
     assert "Of seed 1; the other seeds are in the CSV file." in table.notes
 
 
@@ -414,7 +414,7 @@ def test_the_bits_table_counts_what_an_allocation_takes() -> None:
     results = make_allocated()
     table = report.load("tables", "table_bits").make(Evidence("holoformer", results, None))
     rows = table.numbers.set_index("run")
-    assert rows.loc["mixed", "set"] == "mixed, 3.5 bits"
+    assert rows.loc["mixed", "set"] == "mixed, 4 bits"
     taken = [run.allocation.bits for run in results if run.full_name == "mixed" and run.allocation is not None]
     assert rows.loc["mixed", "bits_per_weight"] == pytest.approx(max(taken), rel=1e-5)
 

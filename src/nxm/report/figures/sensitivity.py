@@ -140,4 +140,4 @@ def _look() -> dict[str, object]:
 
 
 def _mark() -> Line2D:
-    return Line2D([], [], label="the set of this matrix", **_look())
+    return Line2D([], [], label="set chosen for the matrix", **_look())
