@@ -13,9 +13,9 @@ from nxm.data.tasks import TASKS
 from nxm.durations import say_duration
 from nxm.environment import JOBS, PLAN, STARTED
 from nxm.errors import UserError
+from nxm.sets import DENSE
 from nxm.study.plan import Training, composed, trainings
 from nxm.study.results import Result, place_of, read_study, result_path
-from nxm.sets import DENSE
 from nxm.study.settings import Allocate, Study
 
 # Cost of an example in units of the dense model's: a student has half the layers; a teacher only has a forward pass
