@@ -21,7 +21,7 @@ from nxm.study.code import code_path
 from nxm.study.settings import MODELS_DEPLOYED, Allocate, Run, Study, Targets, say_value
 
 if TYPE_CHECKING:
-    from nxm.sets.nm import NM
+    from nxm.sets.base import ConstraintSet
 
 PLAN, VALUES = "plan.yaml", "values.json"
 WEIGHTS = "data/source/weights"  # of the stage `fetch`
@@ -251,7 +251,7 @@ def _code_of_set(run: Run, training: Training, study: Study, widths: list[int]) 
     return code_path("allocation")
 
 
-def pattern_to_permute(notation: str | Allocate, where: str = "") -> NM:
+def pattern_to_permute(notation: str | Allocate, where: str = "") -> ConstraintSet:
     """Return the N:M set that channels are reordered for: the run's own, or the only one of its choices.
 
     Args:
@@ -260,18 +260,17 @@ def pattern_to_permute(notation: str | Allocate, where: str = "") -> NM:
     Raises:
         UserError: the set is no N:M set, or the choices have several patterns or none.
     """
-    from nxm.sets import parse_set  # imports torch, which commands without work to do must not wait for
-    from nxm.sets.nm import NM
+    from nxm.sets import kind_of, parse_set  # imports torch, which commands without work to do must not wait for
 
     if not isinstance(notation, Allocate):
         constraint = parse_set(notation)
-        if not isinstance(constraint, NM):
+        if kind_of(constraint) != "nm":
             raise UserError(
                 f"{where}permute = true is for N:M sets such as 2:4, not for '{notation}': set permute to false"
             )
         return constraint
     patterns = [parse_set(choice).zero_patterns for choice in notation.choices if choice != DENSE]
-    found = {pattern for pattern in patterns if isinstance(pattern, NM)}
+    found = {pattern for pattern in patterns if pattern is not None and kind_of(pattern) == "nm"}
     if len(found) != 1:
         raise UserError(
             f"{where}permute = true reorders channels for one N:M pattern, and the choices of set have "

@@ -20,6 +20,7 @@ from nxm.methods.callback import MethodCallback
 from nxm.models.student import every_other_layer
 from nxm.sets import parse_set
 from nxm.sets.allocation import Allocation
+from nxm.sets.nm import NM
 from nxm.study.plan import Training, model_path, pattern_to_permute, start_path
 from nxm.study.settings import Allocate, Run, Study
 from nxm.training.load import load_model, load_tokenizer
@@ -94,7 +95,9 @@ def _permute_(model: PreTrainedModel, study: Study, run: Run) -> None:
     from nxm.models.permute import permute_
 
     assert run.set is not None  # as Run has checked
-    permute_(model, pattern_to_permute(run.set), study.targets.include, study.targets.exclude)
+    constraint = pattern_to_permute(run.set)
+    assert isinstance(constraint, NM)
+    permute_(model, constraint, study.targets.include, study.targets.exclude)
 
 
 def describe_start(study: Study, run: Run) -> str:

@@ -130,7 +130,9 @@ def _widths(axes: Axes, evidence: Evidence, points: list[Point], tasks: list[str
             markeredgewidth=0.9,
             zorder=2.5,
         )
-    ticks = sorted({round(point.bits, 2) for curve in curves.values() for point in curve})
+    drawn = [point for curve in curves.values() for point in curve]
+    even = [point for point in drawn if point.width is not None] or drawn  # the others may lie close to these
+    ticks = sorted({round(point.bits, 2) for point in even})
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
