@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nxm import NM, Allocation, Integers, UserError, allocate, find_targets, loss_on
+from nxm import NM, Allocation, Integers, UserError, allocate, find_targets, loss_on, parse_set
 from nxm.methods.allocation import choose, measure, read_choices, solve
 from nxm.models.packed import stored_bits
 from tiny_training import Pad, new_model, parity_data, weights_of
@@ -39,6 +39,35 @@ def test_the_solution_is_that_of_brute_force(seed):
         chosen = np.arange(n_matrices), places
         assert int(bits[chosen].sum()) <= budget
         assert math.fsum(rises[chosen]) == pytest.approx(brute_force(rises, bits, budget)[0], rel=1e-9, abs=1e-15)
+
+
+def dynamic_programming(rises: np.ndarray, bits: np.ndarray, budget: int) -> float:
+    """The smallest sum of rises within the budget, by the best sum for each size so far."""
+    unit = int(np.gcd.reduce(bits, axis=None))
+    best = np.full(budget // unit + 1, np.inf)
+    best[0] = 0.0
+    for own, sizes in zip(rises, bits // unit, strict=True):
+        longer = np.full_like(best, np.inf)
+        for rise, size in zip(own, sizes, strict=True):
+            longer[size:] = np.minimum(longer[size:], best[: len(best) - size] + rise)
+        best = longer
+    return float(best.min())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_for_a_model_of_six_layers_the_solution_is_that_of_dynamic_programming(seed):
+    random = np.random.default_rng(seed)
+    sets = [parse_set(text) for text in ("2:4 int8", "2:4 int4", "2:4 int3", "1:4 int4", "1:4 int3", "int4", "int3")]
+    shapes = [*[(384, 384)] * 4, (1536, 384), (384, 1536)] * 6
+    bits = np.array([[stored_bits(own, shape) for own in sets] for shape in shapes])
+    scale = 10.0 ** random.uniform(-6, -2, size=(len(shapes), 1))
+    rises = scale / (bits / bits.max()) ** 2 + random.normal(scale=1e-6, size=bits.shape)
+    for bits_per_weight in (1.6, 2.0, 3.0):
+        budget = math.floor(bits_per_weight * sum(rows * columns for rows, columns in shapes))
+        places = solve(rises, bits, budget)
+        chosen = np.arange(len(shapes)), places
+        assert int(bits[chosen].sum()) <= budget
+        assert math.fsum(rises[chosen]) == pytest.approx(dynamic_programming(rises, bits, budget), rel=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(6))
