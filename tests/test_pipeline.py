@@ -46,7 +46,7 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1800)]  # the first test
 
 def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     """Plain DVC in the study's folder, as a user may run it."""
-    return call(folder / SMOKE, sys.executable, "-m", "dvc", *arguments)
+    return call(folder / SMOKE, sys.executable, "-m", "dvc", *arguments, PYTHONPATH=str(folder / "src"))
 
 
 def nxm(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -373,7 +373,7 @@ def test_a_diverging_training_stops_with_the_step_and_leaves_no_result(finished)
     edited(params, "dense: {epochs: 3, learning_rate: 0.003", "dense: {epochs: 3, learning_rate: 1e30")
     try:
         script = ("stages/train.py", "baseline@mnli-dense-seed7")
-        done = call(folder / SMOKE, sys.executable, f"../../{script[0]}", script[1])
+        done = call(folder / SMOKE, sys.executable, f"../../{script[0]}", script[1], PYTHONPATH=str(folder / "src"))
     finally:
         params.write_text(before)
     assert done.returncode == 1

@@ -25,12 +25,18 @@ def draw(evidence: Evidence) -> Figure:
         style.footnote(figure, captions.caption(evidence, ""))
         return figure
     figure, grid = style.canvas(style.TWO_COLUMNS, 3.4 * len(files) + 1.2, len(files), 2)
+    shrunk = any(run.structure is not None for run in evidence.results)
     noisy = 0
     for (left, right), file in zip(grid, files, strict=True):
         rows = largest(file["rows"])
         noisy += sum(row["noisy"] for row in rows)
-        _same_form(left, evidence, rows, tasks, file["device"].upper())
-        _fastest_forms(right, rows, file["scores"], file["device"].upper())
+        _same_form(left, evidence, rows, tasks)
+        _fastest_forms(right, rows, file["scores"])
+        for axes, form in ((left, "PyTorch fp32"), (right, "each in its fastest form")):
+            axes.set(title=f"{file['device'].upper()}: {form}", xlabel="Speed-up over dense in fp32 (×)")
+            axes.set_ylabel("% of the dense score")
+            if shrunk:
+                axes.axvline(published.MLPRUNING_SPEED_UP, color=labels.GREY, linestyle=(0, (1, 2)), linewidth=1.0)
     _legend(figure, files)
     batch, length = max((row["batch"], row["length"]) for row in files[0]["rows"] if "median_ms" in row)
     style.footnote(
@@ -39,7 +45,8 @@ def draw(evidence: Evidence) -> Figure:
             evidence,
             f"Speed-up over the dense model in PyTorch fp32, {batch} × {length} tokens. Left: mean over seeds with "
             f"95 % intervals. Right: the fastest form that costs its model at most {LOST:g} point, scores of one seed. "
-            "Line: no point is both faster and better. Dotted: MLPruning's published speed-up (not measured here).",
+            "Line: no point is both faster and better."
+            + (" Dotted: MLPruning's published speed-up (not measured here)." if shrunk else ""),
             tasks,
             more=[f"{noisy} times have a spread over 10 %." if noisy else "", *absences(files)],
         ),
@@ -56,7 +63,7 @@ def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return best[::-1]
 
 
-def _same_form(axes: Axes, evidence: Evidence, rows: list[Row], tasks: list[str], device: str) -> None:
+def _same_form(axes: Axes, evidence: Evidence, rows: list[Row], tasks: list[str]) -> None:
     """Draw every model in PyTorch fp32: what was removed, and nothing else, makes it faster."""
     points = []
     for row in filter(is_plain, rows):
@@ -68,10 +75,10 @@ def _same_form(axes: Axes, evidence: Evidence, rows: list[Row], tasks: list[str]
         if share.low is not None and share.high is not None and row["model"] != "dense":
             axes.vlines(speed, share.low, share.high, color=look.color, linewidth=1.2, zorder=2)
         axes.plot(speed, share.value, linestyle="", zorder=3, **_mark(look.color, look.marker))
-    _finish(axes, points, f"{device}: PyTorch fp32")
+    _finish(axes, points)
 
 
-def _fastest_forms(axes: Axes, rows: list[Row], scores: list[Row], device: str) -> None:
+def _fastest_forms(axes: Axes, rows: list[Row], scores: list[Row]) -> None:
     dense = next((score["score"] for score in scores if score["model"] == "dense" and is_plain(score)), None)
     points = []
     for model, (row, score) in fastest_forms(rows, scores).items():
@@ -81,26 +88,26 @@ def _fastest_forms(axes: Axes, rows: list[Row], scores: list[Row], device: str) 
         points.append(point)
         axes.plot(*point, linestyle="", zorder=3, **_mark(look.color, look.marker))
         axes.annotate(
-            described(row).removeprefix("PyTorch "),
+            described(row),
             point,
             xytext=(5, -3),
             textcoords="offset points",
             fontsize=8,
             color=style.INK,
         )
-    _finish(axes, points, f"{device}: each in its fastest form")
+    _finish(axes, points)
 
 
-def _finish(axes: Axes, points: list[tuple[float, float]], title: str) -> None:
-    axes.set(title=title, xlabel="Speed-up over dense in fp32 (×)", ylabel="% of the dense score")
+def _finish(axes: Axes, points: list[tuple[float, float]]) -> None:
     if not points:
         style.missing(axes, "No model was timed and scored in these forms.")
         return
     axes.axhline(100, color=style.INK, linewidth=1.0, linestyle=(0, (5, 2)), zorder=1)
-    axes.axvline(published.MLPRUNING_SPEED_UP, color=labels.GREY, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
     axes.step(*zip(*front(points), strict=True), where="pre", color=labels.GREY, linewidth=0.8, zorder=1.5)
     style.log_scale(axes, "x")
     axes.margins(0.15)
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high * (high / low) ** 0.2)  # room for the names right of the marks
 
 
 def _mark(color: str, marker: Any) -> dict[str, Any]:
