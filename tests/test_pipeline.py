@@ -493,22 +493,22 @@ def test_an_experiment_of_dvc_runs_what_its_value_changes_and_is_shown_beside_th
     for command in ([*git, "add", "-A"], [*git, "commit", "-qm", "before"]):
         subprocess.run(command, cwd=folder, check=True)
     before = (folder / SMOKE / SCORES).read_text()
-    done = dvc(folder, "exp", "run", "--name", "decay", "-S", "runs.sr_ste_plus.decay=3e-3")
+    done = dvc(folder, "exp", "run", "--name", "slow", "-S", "runs.sr_ste_plus.learning_rate=1e-5")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "Ran experiment(s): decay" in done.stdout
+    assert "Ran experiment(s): slow" in done.stdout
     trained = [line for line in done.stdout.splitlines() if "stages/train.py" in line]
     assert len(trained) == 1
     assert trained[0].endswith("compress@mnli-sr_ste_plus-seed0")
     assert "up to date" in dvc(folder, "status").stdout
-    assert read_result(folder / SMOKE / "results/mnli/sr_ste_plus/seed0.json").hyperparameters["decay"] == 3e-3
+    assert read_result(folder / SMOKE / "results/mnli/sr_ste_plus/seed0.json").hyperparameters["learning_rate"] == 1e-5
     commit, experiment = (json.loads(text)["mnli"] for text in (before, (folder / SMOKE / SCORES).read_text()))
     assert {name for name in commit if commit[name] != experiment[name]} == {"sr_ste_plus"}
     found = json.loads(dvc(folder, "metrics", "diff", "--json").stdout)[SCORES]
     assert found["mnli.sr_ste_plus"]["old"] == commit["sr_ste_plus"]
     assert found["mnli.sr_ste_plus"]["new"] == experiment["sr_ste_plus"]
     shown = dvc(folder, "exp", "show", "--only-changed", "--csv").stdout
-    assert "decay" in shown
-    assert "runs.sr_ste_plus.decay" in shown.splitlines()[0]
+    assert "slow" in shown
+    assert "runs.sr_ste_plus.learning_rate" in shown.splitlines()[0]
     page = dvc(folder, "plots", "diff", "HEAD", "--json")
     assert {"HEAD", "workspace"} <= set(re.findall(r'"rev": "(\w+)"', page.stdout))
 
