@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from nxm.compress.encode import Encoded, encode, encode_images, encode_questions, image_size, readable_length
+from nxm.compress.encode import Encoded, encode, encode_images, encode_questions, readable_length
 from nxm.compress.examples import Examples, read_examples, read_more_examples, strata
 from nxm.compress.model import Origin, find_model, fitting_classes, load_image_processor, load_start, load_tokenizer
 from nxm.compress.score import held_out_outcomes, metric_names
@@ -20,7 +20,7 @@ from nxm.compress.split import contradictions, hold_out, without
 from nxm.compress.tables import read_held_out_split, read_table
 from nxm.compress.train import Course, require_steps
 from nxm.errors import UserError
-from nxm.export.images import load_trained_on_images
+from nxm.export.images import image_size, load_trained_on_images
 from nxm.export.trained import Answer, Trained, load_trained
 from nxm.files import sha256_tree
 from nxm.machine import versions
