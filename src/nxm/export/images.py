@@ -163,7 +163,7 @@ def read_labelled_images(path: Path, trained: TrainedOnImages) -> LabelledImages
         if file.parent.parent != path or file.parent.name not in classes:
             raise UserError(
                 f"{file}: --data for a model of images is a folder with one sub-folder of images for each class of the "
-                f"model: {', '.join(list(classes)[:8])}"
+                f"model: {', '.join(sorted(classes, key=classes.__getitem__)[:8])}"
             )
     return LabelledImages(path, tuple(map(open_file, files)), np.array([classes[file.parent.name] for file in files]))
 
