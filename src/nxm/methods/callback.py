@@ -382,7 +382,8 @@ class SparsityCallback(MethodCallback):
         if getattr(model, "config", None) is not None:
             prefix, owner = _owner_of_config(model)
             names = [name.removeprefix(prefix) for name in self.targets if name.startswith(prefix)]
-            write_pattern(model.config, self.constraint, names, dict(owner.named_parameters()))
+            if names:  # else the config is that of a part without targets
+                write_pattern(model.config, self.constraint, names, dict(owner.named_parameters()))
 
 
 def _owner_of_config(model: nn.Module) -> tuple[str, nn.Module]:
