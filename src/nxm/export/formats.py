@@ -105,7 +105,7 @@ def export(
     trained = _load(folder)
     judge = _judge(trained, data, task, max_drop)
     if to != "torch-2of4":
-        error = _writer(to)(trained, out, examples, force=force, judge=judge)
+        error = writer(to)(trained, out, examples, force=force, judge=judge)
         size = sum(path.stat().st_size for path in (out.iterdir() if to in FOLDERS else [out]))
         print(f"{out}: {size / 2**20:.1f} MiB, {100 * size / _bytes(folder):.0f} % of the source")
         print(f"outputs agree with the model's on {len(examples)} examples to {error:.1e} (relative)")
@@ -154,7 +154,12 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def _writer(to: str) -> Callable[..., float]:
+def writer(to: str) -> Callable[..., float]:
+    """Return the function that writes a loaded model in a format, such as `nxm.export.onnx.write_onnx`.
+
+    Raises:
+        UserError: it needs a package that is not installed.
+    """
     try:
         if to == "torch-int8":
             from nxm.export.x86 import write_x86
