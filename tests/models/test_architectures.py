@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 from torch import nn
 
-from nxm import NM, AdmmCallback, UserError, find_targets
+from nxm import NM, AdmmCallback, AspCallback, UserError, find_targets
 from nxm.models.targets import find_stack, find_stacks, left_dense
 from nxm.sets.saved import load_config, load_matrices, read_pattern, report, restore_renamed
 from tiny_training import Pad, assert_equal, trainer_for, weights_of
@@ -267,10 +267,10 @@ class Inputs(Pad):
         }[self.kind]
 
 
-def trainer_of(model, kind, data, folder):
+def trainer_of(model, kind, data, folder, callback=None):
     changes = {"max_steps": 12, "save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4}
     changes |= {"prediction_loss_only": True, "remove_unused_columns": False}
-    trainer = trainer_for(model, data, folder, [AdmmCallback(NM(2, 4))], **changes)
+    trainer = trainer_for(model, data, folder, [callback or AdmmCallback(NM(2, 4))], **changes)
     trainer.data_collator = Inputs(kind)
     return trainer
 
@@ -303,6 +303,17 @@ def test_a_training_obeys_reports_and_resumes(name, tiny_data, tmp_path):
     again = trainer_of(resumed, kind, tiny_data, tmp_path / "run")
     again.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-4"))
     assert_equal(resumed.state_dict(), model.state_dict())
+
+
+def test_another_method_resumes_under_other_names_too(tiny_data, tmp_path):
+    ends = []
+    for checkpoint in (None, str(tmp_path / "checkpoint-8")):  # the second is the first one's
+        torch.manual_seed(0)
+        model = hf.ViTForImageClassification(TRAINED["vit"][1])
+        trainer = trainer_of(model, "image", tiny_data, tmp_path, AspCallback(NM(2, 4)))
+        trainer.train(resume_from_checkpoint=checkpoint)
+        ends.append(weights_of(model))
+    assert_equal(ends[1], ends[0])
 
 
 @pytest.mark.situation("training", "load_best_model_at_end: ViT and others under other names than in memory", "works")
