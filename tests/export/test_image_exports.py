@@ -137,11 +137,12 @@ def test_what_images_cannot_have_is_refused_before_anything_is_written(vit, phot
 
 
 def test_images_are_read_in_the_order_of_their_paths(tmp_path):
-    for name, value in (("b/1.png", 20), ("a/2.jpg", 10), ("c.txt", 0)):
+    for name, value in (("b/1.png", 20), ("a/2.jpg", 10), ("c.txt", 0), ("b/3.png", 30)):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         if path.suffix == ".txt":
             path.write_text("no image")
         else:
             Image.new("RGB", (8, 8), (value, value, value)).save(path)
-    assert [image.getpixel((0, 0))[0] for image in read_images(tmp_path)] == [10, 20]
+    assert [image.getpixel((0, 0))[0] for image in read_images(tmp_path)] == [10, 20, 30]
+    assert [image.getpixel((0, 0))[0] for image in read_images(tmp_path, most=2)] == [10, 20]

@@ -22,6 +22,7 @@ from nxm.models.load import load
 from nxm.sets.saved import load_config, model_class, read_patterns
 
 FORMATS = ("onnx", "onnx-int8", "openvino", "openvino-int8")  # that models of images can be exported to
+MOST_EXAMPLES = 64  # images that outputs are compared on, all in one batch
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,15 @@ def noise(count: int = 8) -> list[Image.Image]:
     return [Image.fromarray(random.integers(0, 256, size=(64 + i, 96, 3), dtype=np.uint8)) for i in range(count)]
 
 
-def read_images(path: Path) -> list[Image.Image]:
-    """Return the images below a folder, in the order of their paths.
+def read_images(path: Path, most: int = MOST_EXAMPLES) -> list[Image.Image]:
+    """Return images below a folder, in the order of their paths: all, or `most` of them, evenly spread over it.
 
     Raises:
         UserError: there is no such folder, it has no image, or one is damaged (`nxm.data.images.decode`).
     """
-    return [open_file(file).pixels() for file in _files(path)]
+    files = _files(path)
+    count = min(most, len(files))
+    return [open_file(files[i * len(files) // count]).pixels() for i in range(count)]
 
 
 def _files(path: Path) -> list[Path]:
