@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor
+from typer.testing import CliRunner
 
 from nxm import NM, UserError, find_targets, load
+from nxm.cli import app
 from nxm.export.formats import export
 from nxm.export.images import load_with_processor, make_image_judge, read_images, read_labelled_images
 from nxm.export.onnx import open_onnx
@@ -59,11 +61,13 @@ def test_an_onnx_file_answers_like_the_model_for_any_number_of_images(to, error,
 @pytest.mark.situation("export", "a model of images (ViT) to openvino and openvino-int8", "works")
 @pytest.mark.skipif(NO_OPENVINO, reason="OpenVINO is not installed")
 @pytest.mark.parametrize("to", ["openvino", "openvino-int8"])
-def test_an_openvino_folder_answers_like_the_model(to, vit, photos, tmp_path, capsys):
+def test_an_openvino_folder_answers_like_the_model(to, vit, photos, tmp_path):
     from nxm.export.openvino import open_openvino
 
-    export(vit, tmp_path / "vit", to, images=photos, data=photos)
-    assert "outputs agree with the model's on 12 examples" in capsys.readouterr().out
+    command = ["export", str(vit), str(tmp_path / "vit"), "--to", to, "--images", str(photos), "--data", str(photos)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "outputs agree with the model's on 12 examples" in done.output
     program, trained = open_openvino(tmp_path / "vit"), load_with_processor(vit)
     inputs = trained.encode([picture(True, 1)])
     with torch.no_grad():
