@@ -275,7 +275,7 @@ def trainer_of(model, kind, data, folder, callback=None):
     return trainer
 
 
-@pytest.mark.situation("models", "the score reported in training is the saved model's, of all of these", "works")
+@pytest.mark.situation("models", "the score that a training reports is the saved model's, of every family", "works")
 @pytest.mark.situation("training", "resumed: ViT and others that are saved under other names than in memory", "works")
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_training_obeys_reports_and_resumes(name, tiny_data, tmp_path):

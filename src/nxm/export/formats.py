@@ -132,10 +132,9 @@ def _judge(trained: Trained, data: Path | None, task: str | None, max_drop: floa
 
 def _refuse_for_images(folder: Path, to: str, texts: Path | None, images: Path | None, task: str | None) -> None:
     """Raise UserError for what models of images do not have."""
-    if to not in (*FORMATS, "packed"):
+    if to not in (*FORMATS, "packed"):  # which says itself that names in the file must be those in memory
         raise UserError(
-            f"{folder}: reads images, and --to {to} is for models of texts; models of images have {', '.join(FORMATS)} "
-            "and packed"
+            f"{folder}: reads images, and --to {to} is for models of texts; models of images have {', '.join(FORMATS)}"
         )
     if texts:
         raise UserError(f"--texts is for models of texts, and {folder} reads images; for these there is --images")
