@@ -9,6 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nxm.activations.callback import ActivationsCallback
+    from nxm.activations.inputs import quantise_inputs
+    from nxm.activations.settings import Activations
     from nxm.compress.run import compress_model
     from nxm.compress.settings import Compression
     from nxm.distillation.settings import DISTILLATION, Distillation
@@ -42,6 +45,8 @@ _HOMES = {
     "ADMM": "nxm.methods.admm.algorithm",
     "BEST_ADMM": "nxm.methods.admm.settings",
     "ActivationNorms": "nxm.methods.importance",
+    "Activations": "nxm.activations.settings",
+    "ActivationsCallback": "nxm.activations.callback",
     "AdamSecondMoment": "nxm.methods.importance",
     "DISTILLATION": "nxm.distillation.settings",
     "Distillation": "nxm.distillation.settings",
@@ -72,6 +77,7 @@ _HOMES = {
     "load": "nxm.models.load",
     "parse_set": "nxm.sets",
     "permute_": "nxm.models.permute",
+    "quantise_inputs": "nxm.activations.inputs",
     "shrink": "nxm.models.shrink",
     "structure_of": "nxm.models.structure",
 }
@@ -82,6 +88,8 @@ __all__ = [
     "DISTILLATION",
     "NM",
     "ActivationNorms",
+    "Activations",
+    "ActivationsCallback",
     "AdamSecondMoment",
     "Admm",
     "AdmmCallback",
@@ -110,6 +118,7 @@ __all__ = [
     "load",
     "parse_set",
     "permute_",
+    "quantise_inputs",
     "shrink",
     "structure_of",
 ]

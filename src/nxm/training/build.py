@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate.utils import set_seed
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from nxm.data.settings import Source
 from nxm.data.tasks import Task, get_task
@@ -27,7 +27,11 @@ from nxm.training.load import load_model, load_tokenizer
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a training. `start` and `teacher_path` are the folders of the models."""
+    """The parts of a training. `start` and `teacher_path` are the folders of the models.
+
+    Attributes:
+        callbacks: `callback`, that of the method, and what stands beside it.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -35,6 +39,7 @@ class Parts:
     teacher: PreTrainedModel | None
     teacher_path: Path | None
     callback: MethodCallback | None
+    callbacks: tuple[TrainerCallback, ...]
 
 
 def build(study: Study, training: Training, run: Run, mean_label: float | None) -> Parts:
@@ -57,7 +62,9 @@ def build(study: Study, training: Training, run: Run, mean_label: float | None) 
         _permute_(model, study, run)
     teacher_path = model_path(study, training, run.teacher) if run.teacher else None
     teacher = load_teacher(teacher_path, task, run)
-    return Parts(model, load_tokenizer(start), start, teacher, teacher_path, make_callback(study, run))
+    callback = make_callback(study, run)
+    callbacks = (*([callback] if callback else []), *_integer_activations(model, study, run))
+    return Parts(model, load_tokenizer(start), start, teacher, teacher_path, callback, callbacks)
 
 
 def load_teacher(folder: Path | None, task: Task, run: Run) -> PreTrainedModel | None:
@@ -74,6 +81,17 @@ def make_callback(study: Study, run: Run) -> MethodCallback | None:
         return None
     include, exclude = tuple(study.targets.include), tuple(study.targets.exclude)
     return make_method_callback(run.method, parse_set(run.set) if run.set else None, settings, include, exclude)
+
+
+def _integer_activations(model: PreTrainedModel, study: Study, run: Run) -> list[TrainerCallback]:
+    """Return the callback of integer activations if the run has them; else forget those of its start."""
+    if run.activations is None:
+        if hasattr(model.config, "nxm_activations"):
+            del model.config.nxm_activations
+        return []
+    from nxm.activations.callback import ActivationsCallback
+
+    return [ActivationsCallback(run.activations, tuple(study.targets.include), tuple(study.targets.exclude))]
 
 
 def _permute_(model: PreTrainedModel, study: Study, run: Run) -> None:
