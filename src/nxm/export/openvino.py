@@ -239,8 +239,7 @@ def _reason(error: BaseException) -> str:
 def _converted(trained: Trained, examples: Sequence[Example]) -> ov.Model:
     # the exporter takes a dimension of size 1 as fixed, so show it two examples
     inputs = trained.encode([*examples[:2], *examples[:1]][:2])
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=trained.max_length)
-    shapes = {name: {0: batch, 1: length} for name in inputs}
+    shapes = trained.dynamic_shapes(inputs)
     with warnings.catch_warnings(), without_cache(trained.model), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecations inside torch
         program = torch.export.export(trained.model, (), kwargs=inputs, dynamic_shapes=shapes)

@@ -20,7 +20,7 @@ from nxm.methods.state import checkpoint, read_state, saved_checkpoint, write_st
 from nxm.models.targets import find_targets, left_dense, unwrap, validate_targets
 from nxm.sets import kind_of
 from nxm.sets.base import ConstraintSet, SparseSet, reject_nan
-from nxm.sets.saved import write_pattern
+from nxm.sets.saved import restore_renamed, write_pattern
 
 STATE_FILE = "nxm_state.safetensors"
 
@@ -111,6 +111,8 @@ class MethodCallback(TrainerCallback):
         self._leave()
         model = unwrap(model)
         _refuse_what_cannot_work(args, kwargs.get("optimizer"))
+        if state.global_step > 0:
+            restore_renamed(model, checkpoint(args, state))
         try:
             parameters = self.start(model, state.max_steps, _steps_per_epoch(args, kwargs.get("train_dataloader")))
             self._in_eval = ProjectedInEval(
@@ -191,6 +193,7 @@ class MethodCallback(TrainerCallback):
         best = state.best_model_checkpoint
         # Then the weights are that checkpoint's; unless it is gone, which the Trainer warns of.
         if args.load_best_model_at_end and best is not None and Path(best).is_dir():
+            restore_renamed(unwrap(model), Path(best))
             self.load_best(*read_state(Path(best) / STATE_FILE))
         self.finish(unwrap(model))
 
@@ -373,7 +376,21 @@ class SparsityCallback(MethodCallback):
                 f"{len(broken)} matrices left {self.constraint}, first {broken[0]}: please report this"
             )
         if getattr(model, "config", None) is not None:
-            write_pattern(model.config, self.constraint, self.targets, dict(model.named_parameters()))
+            prefix, owner = _owner_of_config(model)
+            names = [name.removeprefix(prefix) for name in self.targets if name.startswith(prefix)]
+            if names:  # else the config is that of a part without targets
+                write_pattern(model.config, self.constraint, names, dict(owner.named_parameters()))
+
+
+def _owner_of_config(model: nn.Module) -> tuple[str, nn.Module]:
+    """Return what config.json is saved with, the model itself or one inside it, and the prefix of its names there.
+
+    A model of sentence-transformers has the config of the encoder in it, and is saved as that one.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, PreTrainedModel) and module.config is model.config:
+            return (f"{name}." if name else ""), module
+    return "", model
 
 
 def steps_in(interval: str | int, steps_per_epoch: int | None) -> int:
