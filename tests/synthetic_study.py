@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from nxm.config import read_yaml
 from nxm.files import write_text
 from nxm.report.evidence import Evidence
+from nxm.report.storage import set_bits
 from nxm.study.results import (
+    AllocationRecord,
     Failure,
     Result,
     bootstrap_path,
@@ -199,6 +201,65 @@ def make_integers() -> list[Result]:
         for (run, variant), (pattern, score) in sets.items()
         for seed in (1, 2)
     ]
+
+
+ALLOCATED = ("2:4 int8", "2:4 int4", "2:4 int3", "int4", "dense")
+_BLOCK = {
+    "attention.self.query": (384, 384),
+    "attention.self.key": (384, 384),
+    "attention.self.value": (384, 384),
+    "attention.output.dense": (384, 384),
+    "intermediate.dense": (1536, 384),
+    "output.dense": (384, 1536),
+}
+
+
+def make_allocated(layers: int = 6) -> list[Result]:
+    """The dense model, and a run with a set for each matrix and a variant with a smaller budget; two seeds."""
+    found = [make_result("holoformer", run="dense", seed=seed, score=82.0 + seed) for seed in (1, 2)]
+    for variant, budget, score in ((None, 4.0, 82.0), ("smaller", 3.3, 80.0)):
+        for seed in (1, 2):
+            made = make_result("holoformer", run="mixed", variant=variant, seed=seed, score=score + seed)
+            made = with_set(made, f"mixed, {budget:g} bits")
+            weights = sum(rows * columns for rows, columns in _BLOCK.values()) * layers
+            counts = {"targets": 6 * layers, "target_parameters": weights, "parameters": weights + 12_060_000}
+            update = {
+                "allocation": _allocation(layers, budget, seed),
+                "sparsity": made.sparsity.model_copy(update=counts),
+                "model": made.model.model_copy(update={"layers": layers}),
+            }
+            found.append(made.model_copy(update=update))
+    return found
+
+
+def _allocation(layers: int, budget: float, seed: int) -> AllocationRecord:
+    """Rises that grow with the layer and fall with the bits, and the widest set that a matrix's rise pays for."""
+    draw = random.Random(seed)
+    matrices = []
+    for layer in range(layers):
+        for place, (rows, columns) in _BLOCK.items():
+            base = 1e-4 * (layer + 1) * (4 if "value" in place or "output" in place else 1) * draw.uniform(0.5, 2)
+            rises = {"2:4 int8": base, "2:4 int4": 1.5 * base, "2:4 int3": 4 * base, "int4": 0.4 * base, "dense": 0.0}
+            rises["int4"] -= 2e-5  # noise: a loss may fall
+            choice = "int4" if 4 * base > 2e-3 * (4.5 - budget) else "2:4 int3" if budget < 3.5 else "2:4 int4"
+            bits = set_bits(choice, (rows, columns))
+            name = f"bert.encoder.layer.{layer}.{place}.weight"
+            matrices.append(
+                {"matrix": name, "rows": rows, "columns": columns, "choice": choice, "bits": bits, "rises": rises}
+            )
+    weights = sum(own["rows"] * own["columns"] for own in matrices)
+    return AllocationRecord.model_validate(
+        {
+            "budget": budget,
+            "bits": sum(own["bits"] for own in matrices) / weights,
+            "loss": 0.0,
+            "measured_by": "teacher",
+            "examples": 256,
+            "choices": ALLOCATED,
+            "rise": sum(own["rises"][own["choice"]] for own in matrices),
+            "matrices": matrices,
+        }
+    )
 
 
 def make_failure(

@@ -20,7 +20,7 @@ from imports import ROOT, SRC, closure, modules
 from nxm.methods import METHODS
 from nxm.study.code import GROUPS, code_path
 from nxm.study.plan import PLAN, VALUES, composed, trainings
-from nxm.study.settings import Run, Study, load_study
+from nxm.study.settings import Allocate, Run, Study, load_study
 from nxm.study.studies import studies, study_folder
 
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -51,6 +51,7 @@ PREPARED = {"nxm.data.prepare"}  # of whom reads what the stage `prepare` wrote,
 ACTIVATIONS = {"nxm.activations.callback", "nxm.activations.inputs"}
 PERMUTATION = {"nxm.models.permute"}
 SHRUNK = {f"nxm.models.{name}" for name in ("cost", "roles", "shrink", "structure")}
+ALLOCATION = {"nxm.training.sensitivity"}
 TEACHING = {"nxm.distillation.loss", "nxm.distillation.noise", "nxm.distillation.trainer"}
 # Stage -> modules that count there though they are ignored elsewhere
 FOLLOWED = {
@@ -73,7 +74,11 @@ FOLLOWED = {
 SPARED = {
     "compare": PREPARED,
     "report": {"nxm.study.code"},  # it writes no plan
-    "benchmark": PREPARED | PERMUTATION | ACTIVATIONS | SHRUNK,  # of models that are not shrunk
+    "benchmark": PREPARED
+    | PERMUTATION
+    | ACTIVATIONS
+    | SHRUNK
+    | ALLOCATION,  # of models that are not shrunk, with one set
     "deployment": PREPARED | {"nxm.models.save", "nxm.data.tables"},  # tables are read for `nxm export --data` alone
 }
 
@@ -169,6 +174,10 @@ def test_a_training_depends_on_the_code_that_it_imports(name):
         entry = plan[training.stage][training.key]
         mine = {entry["set"], entry["algorithm"], entry["callback"], entry["permutation"]} - {code_path("training")}
         depends = {path.removeprefix(f"{study.root}/") for path in mine} | set(GROUPS["training"])
+        allocated = isinstance(run.set, Allocate)
+        if allocated:
+            assert entry["set"] == code_path("allocation")
+            depends = depends - {code_path("allocation")} | set(GROUPS["allocation"])
         for group in ("teaching", "activations", "structure"):
             if entry[group] != code_path("training"):
                 assert entry[group] == code_path(group)
@@ -179,10 +188,11 @@ def test_a_training_depends_on_the_code_that_it_imports(name):
         spared |= set() if run.permute else PERMUTATION
         spared |= set() if run.activations else ACTIVATIONS
         spared |= set() if shrunk else SHRUNK
+        spared |= set() if allocated else ALLOCATION
         starts = {ROOT / "stages/train.py"}
         if run.method:
             starts.add(module_file(f"nxm.methods.{run.method}.callback"))
-        if run.set:
+        if run.set and not allocated:
             starts.add(ROOT / removed_root(entry["set"], study.root))
         needed = files(closure(starts, IGNORED | spared))
         shared = {"src/nxm/methods/held.py", "src/nxm/methods/importance.py"}  # of methods, though not of every one

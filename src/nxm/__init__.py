@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from nxm.activations.settings import Activations
     from nxm.compress.run import compress_model
     from nxm.compress.settings import Compression
+    from nxm.distillation.batches import loss_on
     from nxm.distillation.settings import DISTILLATION, Distillation
     from nxm.distillation.trainer import DistillationTrainer
     from nxm.errors import UserError
     from nxm.methods.admm.algorithm import ADMM
     from nxm.methods.admm.callback import AdmmCallback, MaskHistory
     from nxm.methods.admm.settings import BEST_ADMM, Admm
+    from nxm.methods.allocation import allocate
     from nxm.methods.callback import SparsityCallback
     from nxm.methods.gradual.callback import GmpCallback
     from nxm.methods.gradual.settings import Gmp
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from nxm.models.structure import Structure, structure_of
     from nxm.models.targets import find_targets
     from nxm.sets import parse_set
+    from nxm.sets.allocation import Allocation
     from nxm.sets.base import ConstraintSet, Projection, SparseSet
     from nxm.sets.integers import Integers
     from nxm.sets.nm import NM
@@ -54,6 +57,7 @@ _HOMES = {
     "NM": "nxm.sets.nm",
     "Admm": "nxm.methods.admm.settings",
     "AdmmCallback": "nxm.methods.admm.callback",
+    "Allocation": "nxm.sets.allocation",
     "AspCallback": "nxm.methods.one_shot.callback",
     "Compression": "nxm.compress.settings",
     "ConstraintSet": "nxm.sets.base",
@@ -72,9 +76,11 @@ _HOMES = {
     "StructuredCallback": "nxm.methods.structured.callback",
     "Unstructured": "nxm.sets.unstructured",
     "UserError": "nxm.errors",
+    "allocate": "nxm.methods.allocation",
     "compress_model": "nxm.compress.run",
     "find_targets": "nxm.models.targets",
     "load": "nxm.models.load",
+    "loss_on": "nxm.distillation.batches",
     "parse_set": "nxm.sets",
     "permute_": "nxm.models.permute",
     "quantise_inputs": "nxm.activations.inputs",
@@ -93,6 +99,7 @@ __all__ = [
     "AdamSecondMoment",
     "Admm",
     "AdmmCallback",
+    "Allocation",
     "AspCallback",
     "Compression",
     "ConstraintSet",
@@ -113,9 +120,11 @@ __all__ = [
     "StructuredCallback",
     "Unstructured",
     "UserError",
+    "allocate",
     "compress_model",
     "find_targets",
     "load",
+    "loss_on",
     "parse_set",
     "permute_",
     "quantise_inputs",

@@ -175,8 +175,8 @@ def explain(where: object, problem: Any, model: type[BaseModel]) -> str:
         problem: an entry of `ValidationError.errors()`.
         model: the model that was validated, for the known keys.
     """
-    # members of a union, such as `interval.literal['epoch']`, are no keys
-    key = ".".join(str(part) for part in problem["loc"] if not re.match(r"literal\[|constrained-", str(part)))
+    # members of a union, such as `interval.literal['epoch']` or a tag `member-...`, are no keys
+    key = ".".join(str(part) for part in problem["loc"] if not re.match(r"literal\[|constrained-|member-", str(part)))
     if problem["type"] == "extra_forbidden":
         known = _known_keys(model, problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)

@@ -14,6 +14,7 @@ from onnx import TensorProto, numpy_helper
 from transformers import BertConfig, BertForSequenceClassification
 
 from nxm import NM, Integers, UserError, find_targets
+from nxm.check import check
 from nxm.export import onnx as onnx_export
 from nxm.export import x86
 from nxm.export.codes import Codes, trained_codes
@@ -21,7 +22,8 @@ from nxm.export.formats import export
 from nxm.export.int8 import Int8Linear
 from nxm.export.packed import write_packed
 from nxm.export.trained import EXAMPLES, Trained, load_trained, outputs, relative_error
-from nxm.sets.saved import write_pattern
+from nxm.models.load import load
+from nxm.sets.saved import write_pattern, write_patterns
 from tiny_models import MODELS, NO_COMPILER, SIZES, save_model
 
 INT4 = Integers(4, NM(2, 4))
@@ -74,6 +76,85 @@ def test_of_2of4_in_8_bits_the_integers_are_made_again(bits, tmp_path):
     for page in ("export.md", "integers.md"):
         text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
         assert re.search(r"except in `torch-2of4`|`torch-2of4` is the exception", text), page
+
+
+# --- Several sets in one model -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> Trained:
+    """A model whose matrices have 2:4 with 8 and with 4 bits, 4 bits alone, 2:4 alone, and no set, in turn."""
+    torch.manual_seed(0)
+    model, folder = MODELS["bert"](), tmp_path_factory.mktemp("mixed")
+    sets = (Integers(8, NM(2, 4)), INT4, Integers(4), NM(2, 4), None)
+    save_model(folder / "model", model, None, spread=3.0)
+    claims: dict[Integers | NM, list[str]] = {}
+    with torch.no_grad():
+        for place, (name, W) in enumerate(find_targets(model).items()):
+            if (constraint := sets[place % len(sets)]) is not None:
+                W.copy_(constraint.project(W).Z)
+                claims.setdefault(constraint, []).append(name)
+    write_patterns(model.config, claims.items())
+    model.save_pretrained(folder / "model")
+    return load_trained(folder / "model")
+
+
+def claimed_bits(trained: Trained) -> dict[str, int]:
+    sets = {name: constraint for constraint, names in trained.claims for name in names}
+    return {name: constraint.bits for name, constraint in sets.items() if isinstance(constraint, Integers)}
+
+
+def assert_codes_are_the_models(found: Mapping[str, tuple[np.ndarray, np.ndarray]], trained: Trained) -> None:
+    weights, bits = weights_of(trained), claimed_bits(trained)
+    assert bits.keys() <= found.keys()
+    for name, width in bits.items():
+        codes, scales = found[name]
+        assert np.abs(codes).max() <= 2 ** (width - 1) - 1
+        assert np.array_equal(codes * scales[:, None], weights[name])
+
+
+@pytest.mark.situation("export", "a model with another set for each matrix, some dense: packed and checked", "works")
+def test_a_model_of_several_sets_is_packed_to_the_bit_and_checked(mixed, tmp_path, capsys):
+    write_packed(mixed.folder, tmp_path / "packed")
+    again = load(tmp_path / "packed")
+    assert all(np.array_equal(W.detach().numpy(), weights_of(mixed)[name]) for name, W in again.named_parameters())
+    for folder in (mixed.folder, tmp_path / "packed"):
+        assert check(folder)
+        printed = capsys.readouterr().out
+        for text, count in (("2:4 int8", 3), ("2:4 int4", 3), ("int4", 2), ("2:4", 2)):
+            assert f"{count} of {count} matrices obey {text}\n" in printed
+        assert "8 matrices of integers take" in printed
+        assert "3 other large matrices" in printed  # the two without a set, and the pooler
+
+
+def test_exports_of_a_model_of_several_sets_have_each_matrixs_own_codes(mixed, tmp_path):
+    codes = {name: (own.codes, own.scales) for name, own in trained_codes(mixed).items()}
+    assert codes.keys() == claimed_bits(mixed).keys()
+    assert_codes_are_the_models(codes, mixed)
+    assert 0 < onnx_export.write_int8(mixed, tmp_path / "int8.onnx") <= onnx_export.INT8_TOLERANCE
+    found = onnx_export.read_codes(tmp_path / "int8.onnx")
+    assert_codes_are_the_models(found, mixed)
+    onnx_export.write_weight_only(mixed, tmp_path / "weights.onnx")
+    assert_codes_are_the_models(onnx_export.read_codes(tmp_path / "weights.onnx"), mixed)
+
+
+def test_the_program_and_openvino_have_each_matrixs_own_codes_of_several_sets(mixed, tmp_path):
+    expected = {own.codes.tobytes() for own in trained_codes(mixed).values()}
+    assert {codes.tobytes() for codes, _ in x86.read_codes(x86._quantised(mixed, EXAMPLES))} == expected
+    openvino = pytest.importorskip("nxm.export.openvino")
+    assert 0 < openvino.write_int8(mixed, tmp_path / "small") <= openvino.INT8_TOLERANCE
+    found = openvino.read_codes(tmp_path / "small")
+    assert found.keys() == claimed_bits(mixed).keys()
+    assert_codes_are_the_models(found, mixed)
+
+
+def test_2of4_packs_the_matrices_with_these_zeros_and_names_the_others(mixed, tmp_path):
+    export(mixed.folder, tmp_path / "half", "torch-2of4")
+    half = load_trained(tmp_path / "half")
+    sets = {name: constraint for constraint, names in mixed.claims for name in names}
+    sparse = {name for name, own in sets.items() if own.zero_patterns == NM(2, 4)}
+    assert set(half.model.config.nxm_2of4["matrices"]) == sparse
+    assert {name for _, names in half.claims for name in names} == sparse
 
 
 def test_a_model_without_integers_has_no_codes(tmp_path):

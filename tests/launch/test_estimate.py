@@ -54,6 +54,16 @@ def test_a_student_takes_half_the_time_and_a_teacher_a_third_more(embedded):
     assert taught == pytest.approx(dense / 2 + dense / 3)
 
 
+def test_measuring_sensitivities_counts_a_third_of_training_on_as_many_examples(embedded):
+    mixed = {"bits": 2.8, "choices": ["2:4 int4", "2:4 int3", "dense"], "examples": 64}
+    own = embedded.runs["nxm"] | {"start": "dense"}
+    studies = [
+        embedded.model_copy(update={"runs": embedded.runs | {"nxm": own | {"set": value}}}) for value in ("2:4", mixed)
+    ]
+    plain, measured = (stage_units(study, NXM) for study in studies)
+    assert measured - plain == pytest.approx(36 * 2 * 64 / 3)
+
+
 def test_a_task_goes_by_the_speed_of_its_own_runs_or_else_of_all(glue):
     slow, fast = (
         record(Training(task, "nxm", 0), "glue", wall_seconds=seconds)

@@ -24,6 +24,8 @@ from nxm.measure.timing import Call
 from nxm.models.shrink import shrink
 from nxm.models.structure import Structure, full_structure
 from nxm.models.targets import find_targets
+from nxm.sets.integers import Integers
+from nxm.sets.saved import write_patterns
 from nxm.study.results import read_measurements
 from nxm.study.settings import Deployment, Study
 from stand_in import cusparselt_on_cpu
@@ -357,3 +359,20 @@ def test_inputs_are_those_that_the_model_takes(folder: Path) -> None:
     student = load_trained(folder / "models/rte/distil_nxm/seed3")
     assert set(random_inputs(student, 2, 8)) == {"input_ids", "attention_mask"}
     assert random_inputs(student, 2, 8)["input_ids"].shape == (2, 8)
+
+
+def test_of_a_model_with_several_sets_the_matrices_with_2of4_zeros_are_packed(tmp_path):
+    model = MODELS["bert"]()
+    save_model(tmp_path / "model", model, None)
+    claims: dict[Any, list[str]] = {Integers(8, TWO_OF_FOUR): [], Integers(4): [], TWO_OF_FOUR: []}
+    with torch.no_grad():
+        for place, (name, W) in enumerate(find_targets(model).items()):
+            constraint = list(claims)[place % 3]
+            W.copy_(constraint.project(W).Z)
+            claims[constraint].append(name)
+    write_patterns(model.config, claims.items())
+    model.save_pretrained(tmp_path / "model")
+    found = forms._packable(load_trained(tmp_path / "model"))
+    assert sorted(found) == sorted(claims[Integers(8, TWO_OF_FOUR)] + claims[TWO_OF_FOUR])
+    save_model(tmp_path / "one", MODELS["bert"]())
+    assert forms._packable(load_trained(tmp_path / "one")) == list(find_targets(model))

@@ -22,7 +22,17 @@ from nxm.report.evidence import Evidence
 from nxm.report.figures.tradeoff import front
 from nxm.study.plan import Training
 from records import record
-from synthetic_study import EMPTY, make_bench, make_benchmark, make_deployment, make_integers, make_result, texts_of
+from synthetic_study import (
+    ALLOCATED,
+    EMPTY,
+    make_allocated,
+    make_bench,
+    make_benchmark,
+    make_deployment,
+    make_integers,
+    make_result,
+    texts_of,
+)
 
 FIGURES = report.known("figures")
 
@@ -97,6 +107,68 @@ def test_bits_has_a_curve_for_recipes_of_several_widths_and_a_row_for_every_reci
     assert labelled == ["HoloFormer", "NxM+, then QAT", "Rounded (without 2:4)"]
     shares = [line for line in widths.get_lines() if line.get_marker() == "D"]
     assert list(shares[0].get_ydata()) == pytest.approx([share / 100 * 83.5 for _, share in published.BITS])
+
+
+def test_bits_has_points_of_runs_with_a_set_for_each_matrix_by_the_bits_they_take() -> None:
+    mixed = [run for run in make_allocated() if run.name == "mixed"]
+    figure = report.load("figures", "bits").draw(Evidence("holoformer", [*make_integers(), *mixed], None))
+    bits = {run.allocation.bits for run in mixed if run.seed == 1 and run.allocation is not None}
+    look = labels.look("mixed")
+    (curve,) = [line for line in figure.axes[0].get_lines() if line.get_color() == look.color and len(line.get_xdata())]
+    assert list(curve.get_ydata()) == [81.5, 83.5]
+    ratio = max(bits) / min(bits)
+    assert curve.get_xdata()[1] / curve.get_xdata()[0] == pytest.approx(ratio, rel=1e-5)
+    assert "mixed" not in [text.get_text() for text in figure.axes[1].get_yticklabels()]
+
+
+# --- sensitivity -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [6, 12])
+def test_sensitivity_marks_the_set_of_every_matrix_on_the_rises(layers: int) -> None:
+    results = make_allocated(layers)
+    with matplotlib.rc_context(style.RC):
+        figure = report.load("figures", "sensitivity").draw(Evidence("holoformer", results, None))
+    figure.draw_without_rendering()
+    panels = [axes for axes in figure.axes if axes.images]
+    expected = [run for name in ("mixed", "mixed/smaller") for run in results if (run.full_name, run.seed) == (name, 1)]
+    assert len(panels) == len(expected) * layers // 6
+    for place, run in enumerate(expected):
+        assert run.allocation is not None
+        own = panels[place * layers // 6 : (place + 1) * layers // 6]
+        rises = np.concatenate([axes.images[0].get_array() for axes in own], axis=1)
+        shown = [text.get_text() for text in own[0].get_yticklabels()]
+        assert sorted(shown) == sorted(ALLOCATED)
+        assert shown[-1] == "dense"  # by size, the largest on top
+        marked = np.concatenate([axes.get_lines()[0].get_ydata() for axes in own])
+        for column, matrix in enumerate(run.allocation.matrices):
+            assert {choice: rises[row, column] for row, choice in enumerate(shown)} == matrix.rises
+            assert shown[int(marked[column])] == matrix.choice
+    text = texts_of(figure)
+    assert all(word in text for word in ("Layer 1", f"Layer {layers}", "Query", "FFN 2", "of 4", "teacher's logits"))
+
+
+def test_sensitivity_colours_grow_darker_with_the_rise() -> None:
+    """So that the panel can be read in grey."""
+    shades = matplotlib.colormaps[report.load("figures", "sensitivity").COLOURS](np.linspace(0, 1, 50))[:, :3]
+    grey = shades @ np.array([0.299, 0.587, 0.114])
+    assert (np.diff(grey) < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("bert.encoder.layer.2.attention.self.query.weight", ("3", "Query")),
+        ("bert.encoder.layer.0.attention.output.dense.weight", ("1", "Output")),
+        ("bert.encoder.layer.0.output.dense.weight", ("1", "FFN 2")),
+        ("distilbert.transformer.layer.11.ffn.lin1.weight", ("12", "FFN 1")),
+        ("mpnet.encoder.layer.1.attention.attn.o.weight", ("2", "Output")),
+        ("model.layers.4.mlp.up_proj.weight", ("5", "mlp up_proj")),
+        ("head.weight", ("", "head")),
+    ],
+)
+def test_matrices_have_labels_in_words(name: str, label: tuple[str, str]) -> None:
+    assert labels.matrix_label(name) == label
 
 
 # --- structured pruning ----------------------------------------------------------------------------------------------

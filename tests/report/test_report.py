@@ -28,9 +28,10 @@ def test_an_unknown_name_lists_the_known_ones(kind: report.Kind, known: list[str
 
 def test_the_names_are_those_of_the_paper_and_ours() -> None:
     figures = [f"figure{n}" for n in (1, 2, 3, 4)]
-    before, after = ["ablation", "bits", "deployment", "dynamics", "encoders"], ["latency", "products", "structure"]
+    before = ["ablation", "bits", "deployment", "dynamics", "encoders"]
+    after = ["latency", "products", "sensitivity", "structure"]
     assert [*before, *figures, *after, "summary", "tradeoff"] == FIGURES
-    extra = ["ablation", "bits", "blocks", "comparison", "cost", "deployment", "encoders", "products"]
+    extra = ["ablation", "allocation", "bits", "blocks", "comparison", "cost", "deployment", "encoders", "products"]
     extra += ["published", "selection", "structure", "tuning"]
     assert ["table1", "table2", "table3", *(f"table_{name}" for name in extra)] == TABLES
 

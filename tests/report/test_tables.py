@@ -23,6 +23,7 @@ from synthetic_study import (
     EMPTY,
     PLUS,
     VARIANTS,
+    make_allocated,
     make_bench,
     make_deployment,
     make_draws,
@@ -391,6 +392,31 @@ def test_energy_is_a_column_only_where_a_device_energy_it(one: Evidence) -> None
     energy = dict(zip(table["Run"], table["GPU energy (kJ)"], strict=True))
     assert energy["NxM"] == "4.2"
     assert energy["Dense"] == "–"
+
+
+def test_the_allocation_table_has_the_set_the_bits_and_the_rise_of_every_matrix() -> None:
+    results = make_allocated(layers=2)
+    table = report.load("tables", "table_allocation").make(Evidence("holoformer", results, None))
+    first = [run for run in results if run.name == "mixed" and run.seed == 1]
+    assert len(table.shown) == sum(len(run.allocation.matrices) + 1 for run in first if run.allocation is not None)
+    assert len(table.numbers) == 2 * 2 * 12  # runs, seeds, matrices
+    own = table.numbers.query("run == 'mixed/smaller' and seed == 2 and kind == 'Value' and layer == '2'").iloc[0]
+    record_of = next(run for run in results if run.full_name == "mixed/smaller" and run.seed == 2).allocation
+    assert record_of is not None
+    matrix = next(own for own in record_of.matrices if own.matrix.endswith("1.attention.self.value.weight"))
+    assert (own["set"], own["bits"], own["rise"]) == (matrix.choice, matrix.bits, matrix.rise)
+    total = table.shown.iloc[12]
+    assert (total["Matrix"], total["Bits a weight"]) == ("All, of 4 bits", f"{first[0].allocation.bits:.2f}")
+    assert "Of seed 1; the other seeds are in the CSV file." in table.notes
+
+
+def test_the_bits_table_counts_what_an_allocation_takes() -> None:
+    results = make_allocated()
+    table = report.load("tables", "table_bits").make(Evidence("holoformer", results, None))
+    rows = table.numbers.set_index("run")
+    assert rows.loc["mixed", "set"] == "mixed, 4 bits"
+    taken = [run.allocation.bits for run in results if run.full_name == "mixed" and run.allocation is not None]
+    assert rows.loc["mixed", "bits_per_weight"] == pytest.approx(max(taken), rel=1e-5)
 
 
 def test_the_structure_table_has_heads_and_rows_of_every_layer() -> None:

@@ -419,6 +419,45 @@ def test_a_set_is_compared_with_the_weights_that_are_here(values, tmp_path, targ
         shutil.rmtree(weights)
 
 
+MIXED = {"bits": 2.8, "choices": ["2:4 int4", "2:4 int3", "int4", "dense"]}
+
+
+def test_a_run_with_a_set_for_each_matrix_depends_on_the_code_of_all_sets(values, tmp_path):
+    values["runs"]["nxm"] |= {"set": MIXED, "start": "dense"}
+    values["variants"] = {"nxm/smaller": {"values": {"set": MIXED | {"bits": 2.6}}}}
+    stages, spelled = made(parse_study(values, "params.yaml"), tmp_path)
+    assert stages["nxm"]["stsb-nxm-seed0"]["set"] == "code/allocation.json"
+    assert stages["asp"]["stsb-asp-seed0"]["set"] == "./src/nxm/sets/nm.py"
+    assert '"bits": 2.8' in spelled["nxm-stsb-nxm-seed0"]
+    assert '"bits": 2.6' in spelled["variant-stsb-nxm-smaller-seed0"]
+
+
+@pytest.mark.situation("settings", "an allocation with an unknown choice, a wrong budget or one choice", "refused")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"set": MIXED | {"choices": ["2:4", "int9"]}}, "nxm on stsb: set.choices = 'int9': integers have 2 to 8 bits"),
+        ({"set": MIXED | {"choices": ["2:4", "magic"]}}, "set.choices = 'magic': 'magic' is not a constraint set"),
+        ({"set": MIXED | {"choices": ["2:4"]}}, "set.choices: List should have at least 2 items"),
+        ({"set": MIXED | {"choices": ["2:4", "2:4"]}}, "set.choices: '2:4' is listed twice"),
+        ({"set": MIXED | {"bits": 0.0}}, "set.bits = 0.0: Input should be greater than 0"),
+        ({"set": MIXED | {"bits": "2"}}, "set.bits = '2': Input should be a valid number"),
+        ({"set": {"bits": 2.0}}, "'set.choices' is missing"),
+        ({"set": MIXED | {"exampels": 3}}, "unknown key 'set.exampels'; did you mean 'examples'?"),
+        ({"set": MIXED | {"examples": 10**6}}, "set.examples = 1000000 is more than the 1280 training examples"),
+        ({"set": MIXED, "start": "pretrained"}, "'pretrained' has no trained head: start from a run, such as dense"),
+        ({"set": 24}, "set = 24: Input should be a valid string"),
+        ({"set": MIXED | {"choices": ["int4", "int3"]}, "permute": True}, "the choices of set have none"),
+        ({"set": MIXED | {"choices": ["1:4", "2:4 int3"]}, "permute": True}, "the choices of set have 1:4, 2:4"),
+    ],
+)
+def test_a_mistake_in_an_allocation_is_named(values, tmp_path, change, message):
+    values["runs"]["nxm"] |= {"start": "dense"} | change
+    with pytest.raises(UserError) as error:
+        write_plan(parse_study(values, "params.yaml"), tmp_path)
+    assert message in str(error.value)
+
+
 @pytest.mark.parametrize(("value", "said"), [(None, "null"), (True, "true"), (3e-4, "0.0003"), ("dense", "dense")])
 def test_a_value_that_is_tried_can_name_a_trial(value, said):
     assert say_value(value) == said

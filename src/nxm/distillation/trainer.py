@@ -146,8 +146,8 @@ class DistillationTrainer(Trainer):
             real,
             self.distillation,
             labels=labels if isinstance(labels, Tensor) else None,
-            problem_type=_problem_type(self.model, self.teacher.model),
-            causal=_predicts_next_token(self.model),
+            problem_type=problem_type_of(self.model, self.teacher.model),
+            causal=predicts_next_token(self.model),
         )
         return (loss, outputs) if return_outputs else loss
 
@@ -231,7 +231,7 @@ def _answer(model: nn.Module, columns: dict[str, Any], hidden_states: bool, whos
     return outputs
 
 
-def _problem_type(student: nn.Module, teacher: nn.Module) -> str | None:
+def problem_type_of(student: nn.Module, teacher: nn.Module) -> str | None:
     """Return the config's problem_type. Transformers infers one that is missing at the first batch with labels."""
     own, other = (getattr(getattr(model, "config", None), "problem_type", None) for model in (student, teacher))
     if own and other and own != other:
@@ -239,7 +239,7 @@ def _problem_type(student: nn.Module, teacher: nn.Module) -> str | None:
     return own or other
 
 
-def _predicts_next_token(model: nn.Module) -> bool:
+def predicts_next_token(model: nn.Module) -> bool:
     """Return True for a causal language model, whose logits at a token belong to the next label."""
     names = {kind.__name__ for kind in type(_base(model)).__mro__}
     causal = {name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() if isinstance(name, str)}

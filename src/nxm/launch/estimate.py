@@ -13,12 +13,14 @@ from nxm.data.tasks import TASKS
 from nxm.durations import say_duration
 from nxm.environment import JOBS, PLAN, STARTED
 from nxm.errors import UserError
+from nxm.sets import DENSE
 from nxm.study.plan import Training, composed, trainings
 from nxm.study.results import Result, place_of, read_study, result_path
-from nxm.study.settings import Study
+from nxm.study.settings import Allocate, Study
 
 # Cost of an example in units of the dense model's: a student has half the layers; a teacher only has a forward pass
 _STUDENT, _TEACHER = 0.5, 1 / 3
+_MATRICES = 36  # of a model of six layers, before a result says how many there are
 
 
 def estimate_seconds(study: Study, stages: Sequence[str], timed: Sequence[Result], jobs: int) -> float | None:
@@ -107,7 +109,14 @@ def _training_units(study: Study, training: Training) -> float:
     train = min(study.prepare.most_examples(training.task) or rows["train"], rows["train"] - heldout)
     dev = sum(count for split, count in rows.items() if split != "train")
     evaluated = -(-run.epochs // study.trainer.evaluate_every) * dev + heldout
+    if isinstance(run.set, Allocate):
+        evaluated += _measured(run.set.choices, run.set.examples, _MATRICES)
     return _cost(study, training.run, run.teacher) * (run.epochs * train + evaluated / 3)
+
+
+def _measured(choices: Sequence[str], examples: int, matrices: int) -> int:
+    """Return the examples that the loss is measured on to choose a set for each matrix."""
+    return examples * matrices * sum(choice != DENSE for choice in choices)
 
 
 def _cost(study: Study, name: str, teacher: object) -> float:
@@ -123,6 +132,8 @@ def _result_units(study: Study, result: Result) -> float:
     evaluations = sum(epoch.metric is not None for epoch in result.epochs)
     data = result.provenance
     evaluated = evaluations * data.dev_examples + data.heldout_examples
+    if (found := result.allocation) is not None:
+        evaluated += _measured(found.choices, found.examples, len(found.matrices))
     cost = _cost(study, result.name, result.hyperparameters.get("distillation"))
     return cost * (len(result.epochs) * data.train_examples + evaluated / 3)
 

@@ -33,7 +33,7 @@ from transformers import PreTrainedModel
 from nxm.data.prepare import load_prepared
 from nxm.data.tasks import Task, compute_metrics, get_task, paper_metric
 from nxm.errors import UserError, first_line
-from nxm.export.cusparselt import Linear24, why_no_gpu
+from nxm.export.cusparselt import PATTERN, Linear24, why_no_gpu
 from nxm.export.int8 import Int8Linear, use_int8
 from nxm.export.score import predict
 from nxm.export.semi_structured import HALF_TOLERANCE, INT8_TOLERANCE, STORED, assert_sparse_is_as_exact, pack
@@ -45,6 +45,7 @@ from nxm.measure.kernels import sparse_launches
 from nxm.measure.proof import products, quietly_launched
 from nxm.measure.timing import Row, Timer, paired_ratio, time_call, time_interleaved, with_spread
 from nxm.models.targets import find_targets
+from nxm.sets.saved import report
 from nxm.study.settings import Deployment, Study
 
 BUDGET_SECONDS = 4.0  # per unit, beyond five rounds
@@ -304,7 +305,8 @@ def _assert_right(running: _Running, trained: Trained, form: Form, device: torch
 def _torch_model(trained: Trained, form: Form, device: torch.device) -> PreTrainedModel:
     model = copy.deepcopy(trained.model).to(device, DTYPES[form.dtype])
     names = trained.sparse or list(find_targets(trained.model))
-    sparse = [name for name in names if form.kernel == "2:4" or (form.kernel == "2:4 FFN" and is_feed_forward(name))]
+    chosen = {"2:4": _packable(trained), "2:4 FFN": list(filter(is_feed_forward, _packable(trained)))}
+    sparse = chosen.get(form.kernel, [])
     if form.dtype == "int8":
         use_int8(model, [name for name in names if name not in sparse])
     if sparse:
@@ -316,6 +318,14 @@ def _torch_model(trained: Trained, form: Form, device: torch.device) -> PreTrain
         except (RuntimeError, NotImplementedError) as error:
             raise _AbsentError(f"PyTorch could not pack or multiply: {first_line(error)}") from None
     return model
+
+
+def _packable(trained: Trained) -> list[str]:
+    """Return the matrices for a 2:4 kernel: those with a pattern, and of a model with several sets those with 2:4."""
+    if len(trained.claims) < 2:
+        return trained.sparse
+    weights = dict(trained.model.named_parameters())
+    return [own.name for own in report({name: weights[name] for name in trained.sparse}, PATTERN) if own.holds]
 
 
 def is_feed_forward(name: str) -> bool:

@@ -26,6 +26,7 @@ from nxm.errors import UserError
 if TYPE_CHECKING:
     from nxm.config import Settings
     from nxm.methods.callback import MethodCallback
+    from nxm.sets.allocation import Allocation
     from nxm.sets.base import ConstraintSet
 
 METHODS = ("admm", "one_shot", "gradual", "sr_ste", "straight_through", "structured")
@@ -45,7 +46,7 @@ def takes_set(name: str) -> bool:
 
 def make_callback(
     name: str,
-    constraint: ConstraintSet | None,
+    constraint: ConstraintSet | Allocation | None,
     settings: Settings,
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
@@ -54,7 +55,8 @@ def make_callback(
 
     Args:
         name: an entry of `METHODS`.
-        constraint: the set in which the target weights end; None for a method without one.
+        constraint: the set in which the target weights end, or an allocation with each matrix's own; None for a method
+            without one.
         settings: an object of `settings_class(name)`.
         include, exclude: regular expressions on weight names, see `nxm.models.targets.find_targets`.
 

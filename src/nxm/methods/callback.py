@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,8 +21,9 @@ from nxm.methods.importance import Importance, make_importance
 from nxm.methods.state import checkpoint, read_state, saved_checkpoint, write_state
 from nxm.models.targets import find_targets, left_dense, unwrap, validate_targets
 from nxm.sets import kind_of
+from nxm.sets.allocation import Allocation, sets_by_name
 from nxm.sets.base import ConstraintSet, SparseSet, reject_nan
-from nxm.sets.saved import restore_renamed, write_pattern
+from nxm.sets.saved import restore_renamed, write_patterns
 
 STATE_FILE = "nxm_state.safetensors"
 
@@ -221,39 +224,42 @@ class SparsityCallback(MethodCallback):
     lie in the constraint set and writes it into the model's config. In eval mode the model is the projected one.
 
     Args:
-        constraint: the set S in which the target weights end.
+        constraint: the set S in which the target weights end, or an `Allocation` with each matrix's own.
         include, exclude: regular expressions on weight names, see `nxm.models.targets.find_targets`.
         importance: the measure of the projection, by name (`nxm.methods.ImportanceName`) or an object.
 
     Attributes:
-        targets: name -> weight, from the begin of a training on.
+        targets: name -> weight, from the begin of a training on; without those that an allocation leaves dense.
+        sets: name -> set of each target, from then on.
         importance: the `Importance`, or None for "none".
         weighted_choices: name -> the last choice that the importance made, which is known at the projections alone; the
             projection in eval mode takes it. Empty before there is one, and without an importance.
 
     Raises:
-        UserError: the constraint is no set, the method needs a mask and the set is not a `SparseSet`, or the importance
-            is unknown.
+        UserError: the constraint is no set, the method needs a mask and a set is not a `SparseSet`, or the importance
+            is unknown. When a training begins: the allocation is of other matrices, or is not that of the checkpoint.
     """
 
     needs_mask: ClassVar[bool] = False  # whether the method works with a SparseSet only
 
     def __init__(
         self,
-        constraint: ConstraintSet,
+        constraint: ConstraintSet | Allocation,
         include: tuple[str, ...] = (),
         exclude: tuple[str, ...] = (),
         importance: Importance | str = "none",
     ) -> None:
-        if not isinstance(constraint, ConstraintSet):
+        if not isinstance(constraint, ConstraintSet | Allocation):
             raise UserError(f"{constraint!r} is not a constraint set; give one such as NM(2, 4), or parse_set('2:4')")
-        if self.needs_mask and not isinstance(constraint, SparseSet):
-            raise UserError(f"{type(self).__name__} needs a set of zero patterns (a mask), which {constraint} is not")
         self.constraint = constraint
+        for own in self.distinct_sets:
+            if self.needs_mask and not isinstance(own, SparseSet):
+                raise UserError(f"{type(self).__name__} needs a set of zero patterns (a mask), which {own} is not")
         self.include = include
         self.exclude = exclude
         self.importance = make_importance(importance)
         self.targets: dict[str, nn.Parameter] = {}
+        self.sets: Mapping[str, ConstraintSet] = {}
         self.weighted_choices: dict[str, Tensor] = {}
 
     # Each method defines these.
@@ -284,6 +290,12 @@ class SparsityCallback(MethodCallback):
 
     # Methods may call these.
 
+    @property
+    def distinct_sets(self) -> list[ConstraintSet]:
+        """The one set, or the different sets of the allocation, in the order of its matrices."""
+        own = [self.constraint] if isinstance(self.constraint, ConstraintSet) else self.constraint.sparse.values()
+        return list(dict.fromkeys(own))
+
     def measure_importance(self, optimizer: Any) -> dict[str, Tensor] | None:
         """Return name -> cost v of each target (`Importance.measure`); None: there is no importance, or no data yet.
 
@@ -301,20 +313,24 @@ class SparsityCallback(MethodCallback):
 
     def hard_choice(self, name: str, W: Tensor) -> Tensor:
         """Return the choice of the hard prune: the last one made by the importance, else that of W's own projection."""
-        return self.weighted_choices[name] if self.weighted_choices else self.constraint.project(W).choice
+        return self.weighted_choices[name] if self.weighted_choices else self.sets[name].project(W).choice
 
     # The base class calls these.
 
     def start(self, model: nn.Module, steps: int, steps_per_epoch: int | None) -> dict[str, nn.Parameter]:
-        kind_of(self.constraint)  # what config.json cannot name is refused now, not after hours of training
+        for own in self.distinct_sets:
+            kind_of(own)  # what config.json cannot name is refused now, not after hours of training
         if getattr(model, "config", None) is None:
             warnings.warn(
                 f"{type(model).__name__} has no config: its weights will lie in {self.constraint}, but no config.json "
                 "will say so",
                 stacklevel=2,
             )
-        self.targets = find_targets(model, self.include, self.exclude)
-        validate_targets(self.targets, self.constraint)
+        self.targets = self._find_targets(model)
+        self.sets = sets_by_name(
+            self.constraint if isinstance(self.constraint, ConstraintSet) else self.constraint.sparse, self.targets
+        )
+        validate_targets(self.targets, self.sets)
         if dense := left_dense(model):
             warnings.warn(
                 f"{len(dense)} matrices of {type(model).__name__} stay dense, since they are in no Linear layer of its "
@@ -326,18 +342,18 @@ class SparsityCallback(MethodCallback):
         return self.targets
 
     def projected(self, name: str, W: Tensor) -> Tensor | None:
-        if self.constraint.contains(W):
+        if self.sets[name].contains(W):
             return None
         if not self.weighted_choices:
-            return self.constraint.project(W).Z
+            return self.sets[name].project(W).Z
         reject_nan(W)
         Z = W.detach().clone()
-        self.constraint.hold_(Z, self.weighted_choices[name])
+        self.sets[name].hold_(Z, self.weighted_choices[name])
         return Z
 
     def watch(self, model: nn.Module) -> None:
         if self.importance is not None:
-            self.importance.begin(model, self.include, self.exclude)
+            self.importance.begin(model, self.include, (*self.exclude, *self._dense_patterns))
 
     def unwatch(self) -> None:
         if self.importance is not None:
@@ -352,9 +368,11 @@ class SparsityCallback(MethodCallback):
 
     def whole_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, metadata = self.state_dict()
-        return tensors | (self.importance.state_dict() if self.importance is not None else {}), metadata
+        tensors = tensors | (self.importance.state_dict() if self.importance is not None else {})
+        return tensors, metadata | {"sets": self._texts}
 
     def load_whole_state(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        self._refuse_other_sets(metadata.get("sets"))
         self.load_state_dict(tensors, metadata)
         if self.importance is not None:
             self.importance.load_state_dict(tensors)
@@ -370,16 +388,54 @@ class SparsityCallback(MethodCallback):
             projected = self.projected(name, W)
             if projected is not None:
                 W.copy_(projected)
-        broken = [name for name, W in self.targets.items() if not self.constraint.contains(W)]
+        broken = [name for name, W in self.targets.items() if not self.sets[name].contains(W)]
         if broken:
             raise AssertionError(
                 f"{len(broken)} matrices left {self.constraint}, first {broken[0]}: please report this"
             )
         if getattr(model, "config", None) is not None:
             prefix, owner = _owner_of_config(model)
-            names = [name.removeprefix(prefix) for name in self.targets if name.startswith(prefix)]
-            if names:  # else the config is that of a part without targets
-                write_pattern(model.config, self.constraint, names, dict(owner.named_parameters()))
+            sets = {name.removeprefix(prefix): own for name, own in self.sets.items() if name.startswith(prefix)}
+            claims = [
+                (each, [name for name, own in sets.items() if own == each]) for each in dict.fromkeys(sets.values())
+            ]
+            if sets:  # else the config is that of a part without targets
+                write_patterns(model.config, claims, dict(owner.named_parameters()))
+
+    def _find_targets(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Return the targets that have a set. Raises UserError for an allocation of other matrices."""
+        if isinstance(self.constraint, Allocation):
+            self.constraint.refuse_other_targets(find_targets(model, self.include, self.exclude))
+        return find_targets(model, self.include, (*self.exclude, *self._dense_patterns))
+
+    @property
+    def _dense_patterns(self) -> tuple[str, ...]:
+        """Regular expressions, as in `exclude`, for the matrices that the allocation leaves dense."""
+        dense = self.constraint.dense if isinstance(self.constraint, Allocation) else ()
+        return tuple(f"^{re.escape(name)}$" for name in dense)
+
+    @property
+    def _texts(self) -> str | dict[str, str]:
+        """The set as text, or name -> text of an allocation's sets, for checkpoints."""
+        if isinstance(self.constraint, ConstraintSet):
+            return str(self.constraint)
+        return {name: str(own) for name, own in self.sets.items()}
+
+    def _refuse_other_sets(self, former: str | dict[str, str] | None) -> None:
+        """Raise UserError unless a checkpoint was saved with these sets; None: it is older and does not say."""
+        if former is None or former == self._texts:
+            return
+        before, now = (
+            dict.fromkeys(self.targets, texts) if isinstance(texts, str) else texts for texts in (former, self._texts)
+        )
+        differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if differing:
+            name = differing[0]
+            raise UserError(
+                f"this checkpoint was saved with other sets: {len(differing)} matrices differ, first {name}, which was "
+                f"{before.get(name, 'dense')} and is {now.get(name, 'dense')} now: resume with the same sets, or begin "
+                "a new training"
+            )
 
 
 def _owner_of_config(model: nn.Module) -> tuple[str, nn.Module]:

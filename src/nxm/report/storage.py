@@ -66,6 +66,8 @@ def shapes(result: Result) -> list[tuple[int, int]] | None:
 
 def target_bits(result: Result) -> int | None:
     """Return the bits of all target matrices; None where shapes or set are not known."""
+    if result.allocation is not None:
+        return sum(own.bits for own in result.allocation.matrices)
     known = shapes(result)
     bits = [] if known is None else [set_bits(result.sparsity.pattern, shape) for shape in known]
     return None if not bits or None in bits else sum(one for one in bits if one is not None)
@@ -86,6 +88,6 @@ def stored_bytes(result: Result) -> int | None:
 
 
 def integer_bits(result: Result) -> int | None:
-    """Return the bits of a code; None for a model without integers."""
+    """Return the bits of a code; None for a model without integers, or with codes of several widths."""
     found = _SET.fullmatch(result.sparsity.pattern or "")
     return int(found["bits"]) if found and found["bits"] else None

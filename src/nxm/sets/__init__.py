@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from nxm.errors import UserError
 
+DENSE = "dense"  # the text of no set, in allocations
+
 if TYPE_CHECKING:
     from nxm.sets.base import ConstraintSet
 

@@ -46,7 +46,14 @@ def write_pattern(
     names: Iterable[str],
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Claim in a config, as `nxm_sparsity` in plain JSON, that the named matrices lie in a constraint set.
+    """Claim in a config that the named matrices lie in a constraint set; see `write_patterns`."""
+    write_patterns(config, [(constraint, list(names))], weights)
+
+
+def write_patterns(
+    config: PretrainedConfig, claims: Iterable[Claim], weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Claim in a config, as `nxm_sparsity` in plain JSON, that the named matrices lie in constraint sets.
 
     Claims on other matrices remain, so that a model may have several patterns. A matrix has one claim: the latest.
 
@@ -54,14 +61,14 @@ def write_pattern(
         weights: the model's weights by name; claims on other matrices are dropped, with a warning, for those that left
             their set. None: they remain unchecked.
     """
-    names = list(names)
+    new = {constraint: list(names) for constraint, names in claims}
     try:
         earlier = read_patterns(config)
     except UserError as error:
         warnings.warn(f"the config's former pattern is replaced, since it cannot be read: {error}", stacklevel=2)
         earlier = []
-    claims: list[Claim] = []
-    taken = set(names)
+    written: list[Claim] = []
+    taken = {name for names in new.values() for name in names}
     for former, targets in earlier:
         remaining = [name for name in targets if name not in taken]
         if weights is not None:
@@ -74,13 +81,13 @@ def write_pattern(
                     stacklevel=2,
                 )
             remaining = holding
-        if former == constraint:
-            names = remaining + names
+        if former in new:
+            new[former] = remaining + new[former]
         elif remaining:
-            claims.append((former, remaining))
+            written.append((former, remaining))
     entries = [
         {"kind": kind_of(claimed), **asdict(claimed), "targets": targets}
-        for claimed, targets in [*claims, (constraint, names)]
+        for claimed, targets in [*written, *new.items()]
     ]
     config.nxm_sparsity = entries[0] if len(entries) == 1 else entries
 

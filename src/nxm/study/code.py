@@ -24,6 +24,7 @@ GROUPS = {
         "src/nxm/models/save.py",
         "src/nxm/models/student.py",
         "src/nxm/models/targets.py",
+        "src/nxm/sets/allocation.py",
         "src/nxm/sets/base.py",
         "src/nxm/training/build.py",
         "src/nxm/training/load.py",
@@ -38,6 +39,15 @@ GROUPS = {
     "activations": (  # trainings with integer activations
         "src/nxm/activations/callback.py",
         "src/nxm/activations/inputs.py",
+    ),
+    "allocation": (  # trainings with a set for each matrix, chosen by measured sensitivity
+        "src/nxm/distillation/batches.py",
+        "src/nxm/methods/allocation.py",
+        "src/nxm/models/packed.py",
+        "src/nxm/sets/integers.py",
+        "src/nxm/sets/nm.py",
+        "src/nxm/sets/unstructured.py",
+        "src/nxm/training/sensitivity.py",
     ),
     "structure": (  # trainings that make or read a shrunk model
         "src/nxm/models/cost.py",

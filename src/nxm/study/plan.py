@@ -12,12 +12,16 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nxm.errors import UserError
 from nxm.files import write_text
+from nxm.sets import DENSE
 from nxm.study.code import code_path
-from nxm.study.settings import MODELS_DEPLOYED, Run, Study, Targets, say_value
+from nxm.study.settings import MODELS_DEPLOYED, Allocate, Run, Study, Targets, say_value
+
+if TYPE_CHECKING:
+    from nxm.sets.base import ConstraintSet
 
 PLAN, VALUES = "plan.yaml", "values.json"
 WEIGHTS = "data/source/weights"  # of the stage `fetch`
@@ -189,7 +193,7 @@ def write_plan(study: Study, folder: Path) -> None:
             "start": start,
             "teacher": model_path(study, training, run.teacher).as_posix() if run.teacher else start,
             "chosen": chosen_path(training).as_posix() if training.chosen else start,
-            "set": f"{source}/sets/{_module_of(run.set, training, study.targets, widths)}.py" if run.set else nothing,
+            "set": _code_of_set(run, training, study, widths) or nothing,
             "algorithm": f"{method}/algorithm.py" if run.method else nothing,
             "callback": f"{method}/callback.py" if run.method else nothing,
             "teaching": code_path("teaching") if run.teacher else nothing,
@@ -230,14 +234,60 @@ def _widths(study: Study, folder: Path) -> list[int]:
     return [config[key] for key in ("hidden_size", "dim", "intermediate_size", "hidden_dim") if key in config]
 
 
-def _module_of(notation: str, training: Training, targets: Targets, widths: list[int]) -> str:
+def _code_of_set(run: Run, training: Training, study: Study, widths: list[int]) -> str | None:
+    """Return the file that a training's set depends on: its module, or the checksums of all that an allocation needs.
+
+    None for a run without a set.
+    """
+    if run.set is None:
+        return None
+    if not isinstance(run.set, Allocate):
+        module = _module_of(run.set, training, study.targets, widths)
+        return f"{study.root}/src/nxm/sets/{module}.py"
+    for choice in run.set.choices:
+        if choice != DENSE:
+            _module_of(choice, training, study.targets, widths, "set.choices")
+    if run.permute:
+        pattern_to_permute(run.set, f"params: {training.name} on {training.task}: ")
+    return code_path("allocation")
+
+
+def pattern_to_permute(notation: str | Allocate, where: str = "") -> ConstraintSet:
+    """Return the N:M set that channels are reordered for: the run's own, or the only one of its choices.
+
+    Args:
+        where: for the start of messages.
+
+    Raises:
+        UserError: the set is no N:M set, or the choices have several patterns or none.
+    """
+    from nxm.sets import kind_of, parse_set  # imports torch, which commands without work to do must not wait for
+
+    if not isinstance(notation, Allocate):
+        constraint = parse_set(notation)
+        if kind_of(constraint) != "nm":
+            raise UserError(
+                f"{where}permute = true is for N:M sets such as 2:4, not for '{notation}': set permute to false"
+            )
+        return constraint
+    patterns = [parse_set(choice).zero_patterns for choice in notation.choices if choice != DENSE]
+    found = {pattern for pattern in patterns if pattern is not None and kind_of(pattern) == "nm"}
+    if len(found) != 1:
+        raise UserError(
+            f"{where}permute = true reorders channels for one N:M pattern, and the choices of set have "
+            f"{', '.join(sorted(map(str, found))) or 'none'}: set permute to false"
+        )
+    return found.pop()
+
+
+def _module_of(notation: str, training: Training, targets: Targets, widths: list[int], key: str = "set") -> str:
     """Return the name of a set's module, after checking that the matrices can lie in the set.
 
     With `include` or `exclude` the targets are known from the model alone; one width must fit then, else all.
     """
     from nxm.sets import parse_set  # imports torch, which commands without work to do must not wait for
 
-    where = f"params: {training.name} on {training.task}: set = '{notation}'"
+    where = f"params: {training.name} on {training.task}: {key} = '{notation}'"
     try:
         constraint = parse_set(notation)
     except UserError as error:

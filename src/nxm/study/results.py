@@ -16,7 +16,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -129,7 +129,7 @@ class AdmmRecord(Record):
 class Sparsity(Record):
     """The sparsity achieved, counted in the saved model. `parameters` counts all of the model's, zero or not."""
 
-    pattern: str | None  # "2:4", "unstructured 50 %"; None: dense
+    pattern: str | None  # "2:4", "unstructured 50 %"; "mixed, 1.8 bits" with an allocation; None: dense
     targets: Count  # matrices
     density: Share  # of the targets
     parameters: Count
@@ -183,6 +183,60 @@ class StructureRecord(Record):
         for name, sizes, dense in (("heads", self.heads, self.dense_heads), ("rows", self.rows, self.dense_rows)):
             if not all(0 < size <= dense for size in sizes):
                 raise ValueError(f"'{name}' must be from 1 to the {dense} of a dense layer, not {list(sizes)}")
+        return self
+
+
+class AllocatedMatrix(Record):
+    """The set of one target matrix.
+
+    choice: a set as text, or "dense".
+    bits: that the matrix takes when stored, with codes, positions and scales.
+    rises: choice -> the rise of the loss when this matrix alone is projected; the choice made is one of them.
+    """
+
+    matrix: str
+    rows: Count
+    columns: Count
+    choice: str
+    bits: Count
+    rises: dict[str, Number]
+
+    @model_validator(mode="after")
+    def _the_choice_was_measured(self) -> AllocatedMatrix:
+        if self.choice not in self.rises:
+            raise ValueError(f"the choice '{self.choice}' of {self.matrix} is none of {', '.join(self.rises)}")
+        return self
+
+    @property
+    def rise(self) -> float:
+        """The rise of the loss by the choice made."""
+        return self.rises[self.choice]
+
+
+class AllocationRecord(Record):
+    """The sets of a run that chose one for each matrix, and what they were chosen by (`nxm.methods.allocation`).
+
+    budget, bits: stored bits per weight over all targets, asked for and taken.
+    loss: of the model before any projection: the distance to the teacher's logits, or the task's loss.
+    measured_by: "teacher" or "task".
+    choices: in the order given.
+    rise: the sum of the chosen rises.
+    """
+
+    budget: NonNegative
+    bits: NonNegative
+    loss: Number
+    measured_by: Literal["teacher", "task"]
+    examples: Count
+    choices: tuple[str, ...]
+    rise: Number
+    matrices: tuple[AllocatedMatrix, ...]
+
+    @model_validator(mode="after")
+    def _every_matrix_has_every_choice(self) -> AllocationRecord:
+        for own in self.matrices:
+            if own.rises.keys() != set(self.choices):
+                raise ValueError(f"the rises of {own.matrix} are not of the choices {', '.join(self.choices)}")
         return self
 
 
@@ -263,6 +317,7 @@ class Result(Place):
     epochs: tuple[Epoch, ...]
     admm: AdmmRecord | None = None
     structure: Annotated[StructureRecord | None, Field(exclude_if=lambda own: own is None)] = None
+    allocation: Annotated[AllocationRecord | None, Field(exclude_if=lambda own: own is None)] = None
     sparsity: Sparsity
     model: Model
     wall_seconds: Seconds

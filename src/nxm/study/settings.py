@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, ValidationError, create_model, model_validator
+from pydantic import Discriminator, Field, JsonValue, Tag, ValidationError, create_model, model_validator
 
 from nxm.activations.settings import Activations
 from nxm.config import (
@@ -64,6 +64,33 @@ class Trainer(Settings):
     eval_batch_size: PositiveInt = 64
 
 
+class Allocate(Settings):
+    """A set for each matrix, chosen by measured sensitivity under a budget (`nxm.methods.allocation`).
+
+    It is measured when a training starts, on `examples` rows of the training split, evenly spread: as the distance to
+    the teacher's logits where the run has a teacher, else as the task's loss.
+    """
+
+    bits: Positive  # the budget: stored bits per weight over all targets, with codes, positions and scales
+    # Sets to choose from, in the notation of `set`; "dense" leaves a matrix as it is, at 32 bits
+    choices: Annotated[list[str], Field(min_length=2), Distinct]
+    examples: PositiveInt = 256
+
+    def __str__(self) -> str:
+        """Return it as the set of a run: `mixed, 1.8 bits`."""
+        return f"mixed, {self.bits:g} bits"
+
+
+def _form_of_set(value: Any) -> str:
+    return "member-allocation" if isinstance(value, Mapping | Allocate) else "member-text"
+
+
+# The notation of a set such as "2:4 int4", or {bits: 1.8, choices: ["2:4 int4", int4]}
+SetOfRun = Annotated[
+    Annotated[str, Tag("member-text")] | Annotated[Allocate, Tag("member-allocation")], Discriminator(_form_of_set)
+]
+
+
 class Run(Settings):
     """One run of a study on one task: a start, a teacher, a set, a method, and their values.
 
@@ -72,7 +99,8 @@ class Run(Settings):
     """
 
     method: str | None = None  # null: fine-tuning without a constraint
-    set: str | None = None  # the constraint set: "2:4", "50 %"; null for a method without one, such as structured
+    # The constraint set: "2:4", "50 %"; or a set for each matrix, `Allocate`; null for a method without one
+    set: SetOfRun | None = None
     start: str = "pretrained"  # the pretrained weights, the student, or the trained model of another run
     teacher: str | None = None  # the run whose trained model teaches; null: none
     epochs: Count  # 0: the start, projected on the set and not trained
@@ -116,6 +144,15 @@ class Run(Settings):
             raise ValueError(
                 "activations with method 'structured': it ends with another, smaller model; give activations to a run "
                 "that starts from this one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _an_allocation_is_measured_on_a_trained_model(self) -> Run:
+        if isinstance(self.set, Allocate) and self.start == "pretrained":
+            raise ValueError(
+                "set: sensitivities are measured on the model that the run starts from, and 'pretrained' has no "
+                "trained head: start from a run, such as dense"
             )
         return self
 
@@ -297,6 +334,10 @@ class Study(Settings):
             return
         if run.batch_size > rows:
             raise ValueError(f"batch_size = {run.batch_size} is more than the {rows} training examples: set it lower")
+        if isinstance(run.set, Allocate) and run.set.examples > rows:
+            raise ValueError(
+                f"set.examples = {run.set.examples} is more than the {rows} training examples: set it lower"
+            )
         steps = rows // run.batch_size  # an incomplete last batch is left out
         if refuse := getattr(run, "refuse_short_training", None):  # of a method that projects now and then
             refuse(run.epochs * steps, steps)

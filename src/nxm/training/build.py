@@ -1,7 +1,7 @@
 """The parts of a training: the model, its teacher, and the callback of its method.
 
 The order of random draws is part of every result: set the seed, draw the head, take half the layers, permute channels,
-load the teacher, make the callback.
+load the teacher, make the callback. Measuring sensitivities draws none.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate.utils import set_seed
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from nxm.data.settings import Source
 from nxm.data.tasks import Task, get_task
-from nxm.errors import UserError
 from nxm.methods import make_callback as make_method_callback
 from nxm.methods.callback import MethodCallback
 from nxm.models.student import every_other_layer
 from nxm.sets import parse_set
+from nxm.sets.allocation import Allocation
 from nxm.sets.nm import NM
-from nxm.study.plan import Training, model_path, start_path
-from nxm.study.settings import Run, Study
+from nxm.study.plan import Training, model_path, pattern_to_permute, start_path
+from nxm.study.settings import Allocate, Run, Study
 from nxm.training.load import load_model, load_tokenizer
 
 
@@ -42,14 +43,16 @@ class Parts:
     callbacks: tuple[TrainerCallback, ...]
 
 
-def build(study: Study, training: Training, run: Run, mean_label: float | None) -> Parts:
+def build(study: Study, training: Training, run: Run, mean_label: float | None, rows: Dataset | None = None) -> Parts:
     """Return the parts of a training. All that is random in them follows from the training's seed.
 
     Args:
         mean_label: for regression, the mean of the training labels, at which the head's bias may start.
+        rows: the training rows, for a run that chooses a set for each matrix.
 
     Raises:
-        UserError: a model is missing or damaged, or does not fit the constraint set or the permutation.
+        UserError: a model is missing or damaged, or does not fit the constraint set or the permutation; or no choice of
+            sets meets the budget.
     """
     task = get_task(training.task)
     start = start_path(study, training, run)
@@ -62,9 +65,16 @@ def build(study: Study, training: Training, run: Run, mean_label: float | None) 
         _permute_(model, study, run)
     teacher_path = model_path(study, training, run.teacher) if run.teacher else None
     teacher = load_teacher(teacher_path, task, run)
-    callback = make_callback(study, run)
+    tokenizer = load_tokenizer(start)
+    allocation = None
+    if isinstance(run.set, Allocate):
+        from nxm.training.sensitivity import allocate_sets
+
+        assert rows is not None  # they come with the run's data
+        allocation = allocate_sets(study, run, run.set, model, teacher, tokenizer, rows)
+    callback = make_callback(study, run, allocation)
     callbacks = (*([callback] if callback else []), *_integer_activations(model, study, run))
-    return Parts(model, load_tokenizer(start), start, teacher, teacher_path, callback, callbacks)
+    return Parts(model, tokenizer, start, teacher, teacher_path, callback, callbacks)
 
 
 def load_teacher(folder: Path | None, task: Task, run: Run) -> PreTrainedModel | None:
@@ -74,13 +84,18 @@ def load_teacher(folder: Path | None, task: Task, run: Run) -> PreTrainedModel |
     return load_model(folder, task, False)
 
 
-def make_callback(study: Study, run: Run) -> MethodCallback | None:
-    """Return the callback of the run's method, with its constraint set if it has one; None for plain fine-tuning."""
+def make_callback(study: Study, run: Run, allocation: Allocation | None = None) -> MethodCallback | None:
+    """Return the callback of the run's method, with its constraint set if it has one; None for plain fine-tuning.
+
+    Args:
+        allocation: for a run that asks for a set for each matrix.
+    """
     settings = run.method_settings
     if run.method is None or settings is None:
         return None
     include, exclude = tuple(study.targets.include), tuple(study.targets.exclude)
-    return make_method_callback(run.method, parse_set(run.set) if run.set else None, settings, include, exclude)
+    constraint = parse_set(run.set) if isinstance(run.set, str) else allocation
+    return make_method_callback(run.method, constraint, settings, include, exclude)
 
 
 def _integer_activations(model: PreTrainedModel, study: Study, run: Run) -> list[TrainerCallback]:
@@ -97,9 +112,9 @@ def _integer_activations(model: PreTrainedModel, study: Study, run: Run) -> list
 def _permute_(model: PreTrainedModel, study: Study, run: Run) -> None:
     from nxm.models.permute import permute_
 
-    constraint = parse_set(str(run.set))
-    if not isinstance(constraint, NM):
-        raise UserError(f"permute = true is for N:M sets such as 2:4, not for '{run.set}': set permute to false")
+    assert run.set is not None  # as Run has checked
+    constraint = pattern_to_permute(run.set)
+    assert isinstance(constraint, NM)
     permute_(model, constraint, study.targets.include, study.targets.exclude)
 
 

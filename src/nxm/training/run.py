@@ -22,7 +22,7 @@ from nxm.data.tasks import get_task, paper_metric
 from nxm.environment import SHARED_GPU
 from nxm.errors import Diverged, UserError
 from nxm.files import sha256_file, sha256_tree
-from nxm.methods.callback import MethodCallback
+from nxm.methods.callback import MethodCallback, SparsityCallback
 from nxm.models import shrink
 from nxm.models.save import save_model
 from nxm.models.targets import find_targets
@@ -38,7 +38,7 @@ from nxm.study.results import (
     write_predictions,
     write_result,
 )
-from nxm.study.settings import Run, Study
+from nxm.study.settings import Allocate, Run, Study
 from nxm.training.build import Parts, build, describe_source, describe_start
 from nxm.training.energy import EnergyMeter
 from nxm.training.trainer import Trained, train
@@ -68,7 +68,7 @@ def run(study: Study, training: Training) -> Path:
     prepared = Path("data/prepared", task.name)
     data = load_prepared(prepared)
     labels = data["train"]["labels"]
-    parts = build(study, training, values, sum(labels) / len(labels) if task.regression else None)
+    parts = build(study, training, values, sum(labels) / len(labels) if task.regression else None, data["train"])
 
     hashes = {"data_sha256": sha256_tree(prepared), "weights_sha256": sha256_file(parts.start / "model.safetensors")}
     checkpoints = Path("checkpoints", training.path)
@@ -183,6 +183,7 @@ def _result(
             "epochs": trained.epochs,
             "admm": record if values.method == "admm" else None,
             "structure": _structure(trained.model, values, record),
+            "allocation": _allocation(callback, values),
             "sparsity": _sparsity(trained.model, study, values),
             "model": {"layers": config.num_hidden_layers, "hidden_size": config.hidden_size},
             "wall_seconds": seconds,
@@ -215,12 +216,22 @@ def _structure(model: PreTrainedModel, run: Run, record: dict[str, Any] | None) 
     return asdict(shrink.remaining(model)) | {"pruning": pruning}
 
 
+def _allocation(callback: MethodCallback | None, run: Run) -> dict[str, Any] | None:
+    """Return the choice for each matrix and what it was chosen by; None for a run with one set or without any."""
+    if not isinstance(run.set, Allocate):
+        return None
+    assert isinstance(callback, SparsityCallback)
+    from nxm.training.sensitivity import allocation_record
+
+    return allocation_record(callback.constraint, run)
+
+
 def _sparsity(model: PreTrainedModel, study: Study, run: Run) -> dict[str, Any]:
     targets = find_targets(model, tuple(study.targets.include), tuple(study.targets.exclude))
     sizes = sum(W.numel() for W in targets.values())
     nonzero = {name: int(parameter.count_nonzero()) for name, parameter in model.named_parameters()}
     return {
-        "pattern": str(parse_set(run.set)) if run.set else None,
+        "pattern": str(parse_set(run.set) if isinstance(run.set, str) else run.set) if run.set else None,
         "targets": len(targets),
         "density": sum(nonzero[name] for name in targets) / sizes,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

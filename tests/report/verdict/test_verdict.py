@@ -18,10 +18,11 @@ from nxm import UserError
 from nxm.cli import app
 from nxm.files import write_text
 from nxm.report.verdict import FILES, Verdict, conclusion, print_verdict, save_verdict, verify
-from nxm.report.verdict.compare import resampling_scorer
+from nxm.report.verdict.compare import _other_circumstances, resampling_scorer
 from nxm.report.verdict.provenance import Finding, Status, md5_of
 from nxm.study.bootstrap import interval
 from nxm.study.results import predictions_path
+from synthetic_study import make_allocated
 
 
 def finding(verdict: Verdict, place: str) -> Finding:
@@ -514,3 +515,14 @@ def test_what_is_printed_has_the_results_the_claims_and_the_differences(reposito
     assert "different" in printed
     assert "differences that the pages show" in printed
     assert "NxM - ASP" in printed
+
+
+def test_other_sets_by_matrix_are_named_as_a_circumstance():
+    former = next(run for run in make_allocated() if run.allocation is not None)
+    assert former.allocation is not None
+    first, *others = former.allocation.matrices
+    moved = first.model_copy(update={"choice": "dense"})
+    allocation = former.allocation.model_copy(update={"matrices": (moved, *others)})
+    words = _other_circumstances(former.model_copy(update={"allocation": allocation}), former)
+    assert words == f"1 of 36 matrices have another set, first {first.matrix}"
+    assert _other_circumstances(former, former) == ""

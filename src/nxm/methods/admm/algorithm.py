@@ -10,9 +10,10 @@ The augmented Lagrangian in scaled form splits it into three updates, one *ADMM 
     Z <- Proj_S(W + U)                              (4)  exact, see nxm.sets
     U <- U + W - Z                                       the scaled dual variable
 
-Where S is a set of integers, `share` says how far its grid has joined: at 0 the projection is on the zero patterns
-alone, at 1 on S, and between them Z is the mean of both projections with these weights. By default the callback lets
-it join after ADMM, in the frozen phase.
+Where S_i is a set of integers, `share` says how far its grid has joined: at 0 the projection is on the zero patterns
+alone, at 1 on S_i, and between them Z is the mean of both projections with these weights. By default the callback lets
+it join after ADMM, in the frozen phase. A matrix whose set asks for no zero pattern is free until its grid joins: Z is
+W itself, nothing pulls it and its U stays 0.
 
 Update (3) is approximated in one of two ways:
 
@@ -36,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from nxm.errors import UserError
+from nxm.sets.allocation import sets_by_name
 from nxm.sets.base import ConstraintSet, Projection
 
 Weights = dict[str, nn.Parameter]
@@ -46,7 +48,8 @@ class Iteration:
     """The outcome of one ADMM iteration, over all target matrices together.
 
     similarity: the share of the choice that stays from the iteration before, for a mask of the surviving entries (the
-        paper's Figure 3).
+        paper's Figure 3). Integers without a zero pattern choose nothing until their grid has joined and do not count
+        before; 1 where nothing is chosen.
     primal_residual: ||W - Z||_F / ||W||_F, the distance of the weights from the constraint set.
     dual_residual: ||Z - Z_before||_F / ||W||_F, the movement of the projection.
     """
@@ -63,31 +66,34 @@ class ADMM:
 
     Args:
         weights: name -> fp32 parameter W; updated in place by `proximal_step_`, read by the rest.
-        constraint: the set S.
+        constraint: the set S, or name -> set.
         share: how far the grid of a set of integers has joined; without effect on other sets.
 
     Attributes:
         W, Z, U: name -> fp32 tensor.
+        sets: name -> set.
         choices: name -> the discrete part of Z (`nxm.sets.base.Projection`): a bool mask, or with the whole grid codes.
 
     Raises:
         TypeError: a weight is not fp32 (load the model in fp32 and train with bf16 autocast instead).
-        UserError: a weight does not fit the constraint set, or has NaN.
+        UserError: a weight does not fit its constraint set, or has NaN.
     """
 
-    def __init__(self, weights: Weights, constraint: ConstraintSet, share: float = 1.0) -> None:
+    def __init__(
+        self, weights: Weights, constraint: ConstraintSet | Mapping[str, ConstraintSet], share: float = 1.0
+    ) -> None:
+        self.sets = sets_by_name(constraint, weights)
         for name, weight in weights.items():
             if weight.dtype != torch.float32:
                 raise TypeError(
                     f"{name} is {weight.dtype}; ADMM needs its weights in float32: "
                     "load the model with dtype=torch.float32 and use autocast (bf16=True) for speed"
                 )
-            constraint.validate(weight.shape, name)
+            self.sets[name].validate(weight.shape, name)
         self.W = weights
-        self.constraint = constraint
-        self.share = 1.0 if constraint.zero_patterns == constraint else share
+        self.share = share if any(map(_has_grid, self.sets.values())) else 1.0
         with torch.no_grad():
-            start = {name: self._project(W) for name, W in weights.items()}
+            start = {name: self._project(name, W) for name, W in weights.items()}
             self.Z = {name: projection.Z for name, projection in start.items()}
             self.choices = {name: projection.choice for name, projection in start.items()}
             self.U = {name: torch.zeros_like(W) for name, W in weights.items()}
@@ -98,7 +104,7 @@ class ADMM:
     @torch.no_grad()
     def penalty_gradient_(self, rho: float) -> None:
         """Update W as the paper does, eq. (3): add the penalty's gradient rho (W - Z + U). Before optimizer.step()."""
-        for name, W in self.W.items():
+        for name, W in self._constrained():
             if W.grad is None:
                 W.grad = torch.zeros_like(W)
             W.grad.add_(W, alpha=rho).sub_(self._target[name], alpha=rho)
@@ -106,7 +112,7 @@ class ADMM:
     @torch.no_grad()
     def proximal_step_(self, kappa: float) -> None:
         """Update W decoupled, eq. (3): W <- W - kappa (W - Z + U), kappa of `kappa_of_rho`. After optimizer.step()."""
-        for name, W in self.W.items():
+        for name, W in self._constrained():
             W.lerp_(self._target[name], kappa)
 
     @torch.no_grad()
@@ -135,20 +141,22 @@ class ADMM:
         for name, W in self.W.items():
             Z_before, choice_before, U = self.Z[name], self.choices[name], self.U[name]
             relaxed = W if relaxation == 1.0 else torch.lerp(Z_before, W, relaxation)
+            step = dual_step if self._constrains(name) else 0.0
 
-            projection = self._project(relaxed + U, None if importance is None else importance.get(name))
+            projection = self._project(name, relaxed + U, None if importance is None else importance.get(name))
             Z = projection.Z  # Z <- Proj_S(W + U)
-            U.add_(relaxed, alpha=dual_step).sub_(Z, alpha=dual_step)  # U <- U + W - Z
+            U.add_(relaxed, alpha=step).sub_(Z, alpha=step)  # U <- U + W - Z
             self.Z[name], self.choices[name], self._target[name] = Z, projection.choice, Z - U
 
-            stayed, compared = self.constraint.similarity(projection.choice, choice_before)
-            equal += stayed
-            total += compared
+            if self.share == 1.0 or self.sets[name].zero_patterns is not None:  # else nothing is chosen yet
+                stayed, compared = self.sets[name].similarity(projection.choice, choice_before)
+                equal += stayed
+                total += compared
             primal += float(torch.linalg.vector_norm(W - Z)) ** 2
             dual += float(torch.linalg.vector_norm(Z - Z_before)) ** 2
             norm += float(torch.linalg.vector_norm(W)) ** 2
         return Iteration(
-            similarity=equal / total,
+            similarity=equal / total if total else 1.0,
             primal_residual=math.sqrt(primal / norm) if norm else 0.0,
             dual_residual=math.sqrt(dual / norm) if norm else 0.0,
         )
@@ -168,27 +176,35 @@ class ADMM:
 
     @property
     def constrains(self) -> bool:
-        """False while Z is W + U itself: there is no zero pattern, and the grid has not joined."""
-        return self.share > 0.0 or self.constraint.zero_patterns is not None
+        """False while every Z is W + U itself: there is no zero pattern, and no grid has joined."""
+        return any(map(self._constrains, self.sets))
+
+    def _constrains(self, name: str) -> bool:
+        return self.share > 0.0 or self.sets[name].zero_patterns is not None
+
+    def _constrained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, W) for name, W in self.W.items() if self._constrains(name))
 
     @torch.no_grad()
     def join_(self, share: float) -> None:
-        """Change how far the grid has joined, from the next iteration on; with the whole grid, choices are codes."""
-        before, self.share = self.share, 1.0 if self.constraint.zero_patterns == self.constraint else share
+        """Change how far the grids have joined, from the next iteration on; with the whole grid, choices are codes."""
+        with_grid = [name for name, own in self.sets.items() if _has_grid(own)]
+        before, self.share = self.share, share if with_grid else 1.0
         if (before == 1.0) != (self.share == 1.0):
-            self.choices = {name: self._project(Z).choice for name, Z in self.Z.items()}
+            self.choices |= {name: self._project(name, self.Z[name]).choice for name in with_grid}
 
-    def _project(self, V: Tensor, cost: Tensor | None = None) -> Projection:
-        """Project on S as far as its grid has joined; the choice is a mask until it has wholly."""
-        if self.share == 1.0:
-            return self.constraint.project(V, cost)
-        patterns = self.constraint.zero_patterns
+    def _project(self, name: str, V: Tensor, cost: Tensor | None = None) -> Projection:
+        """Project on a matrix's set as far as its grid has joined; the choice is a mask until it has wholly."""
+        own = self.sets[name]
+        if self.share == 1.0 or not _has_grid(own):
+            return own.project(V, cost)
+        patterns = own.zero_patterns
         if patterns is None:
             projection = Projection(V.clone(), torch.ones_like(V, dtype=torch.bool))
         else:
             projection = patterns.project(V, cost)
         if self.share > 0.0:
-            projection.Z.lerp_(self.constraint.project(V, cost).Z, self.share)
+            projection.Z.lerp_(own.project(V, cost).Z, self.share)
         return projection
 
     # --- Checkpoints -----------------------------------------------------------------------------------------------
@@ -216,6 +232,11 @@ class ADMM:
             yield f"Z.{name}", self.Z[name]
             yield f"U.{name}", self.U[name]
             yield f"M.{name}", self.choices[name]
+
+
+def _has_grid(constraint: ConstraintSet) -> bool:
+    """Return whether a set asks for more than a zero pattern."""
+    return constraint.zero_patterns != constraint
 
 
 def kappa_of_rho(rho: float, steps: int) -> float:

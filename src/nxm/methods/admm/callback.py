@@ -12,15 +12,18 @@ from nxm.errors import UserError
 from nxm.methods.admm.algorithm import ADMM, kappa_of_rho, rho_at, rho_by_similarity
 from nxm.methods.admm.settings import BEST_ADMM, Admm
 from nxm.methods.callback import SparsityCallback, steps_in
-from nxm.methods.held import HeldWeights, StraightThrough, hold
+from nxm.methods.held import Held, hold
 from nxm.methods.importance import Importance
+from nxm.sets.allocation import Allocation
 from nxm.sets.base import ConstraintSet, SparseSet, support
 from nxm.sets.nm import NM
 
 AUTO_ITERATIONS = 12  # of `interval: auto`: by then rho = 0.125 has shrunk the pruned weights to a few percent
 
 
-def make(constraint: ConstraintSet, settings: Admm, include: tuple[str, ...], exclude: tuple[str, ...]) -> AdmmCallback:
+def make(
+    constraint: ConstraintSet | Allocation, settings: Admm, include: tuple[str, ...], exclude: tuple[str, ...]
+) -> AdmmCallback:
     """Return the callback as a study trains with it: it records the masks' history for Figures 1 and 4."""
     return AdmmCallback(constraint, settings, MaskHistory(), include, exclude)
 
@@ -41,14 +44,14 @@ class AdmmCallback(SparsityCallback):
     `Trainer(..., callbacks=[AdmmCallback(Integers(4, mask=NM(2, 4)))])`.
 
     Args:
-        constraint: default `NM(2, 4)`.
+        constraint: a set, or an `Allocation` with each matrix's own; default `NM(2, 4)`.
         settings: see `nxm.methods.admm.settings.Admm`; default `BEST_ADMM`.
         history: records the weights' time outside the mask, for Figure 4; takes five bytes per weight. None: no record.
         include, exclude: regular expressions on weight names, see `nxm.models.targets.find_targets`.
         importance: the measure of the projection, by name or an object (`nxm.methods.importance`); None: the settings'.
 
     Raises:
-        UserError: the settings say when integers join, and the set has none.
+        UserError: the settings say when integers join, and no set has any.
 
     After training, `iterations` holds one dict for each ADMM iteration (see `nxm.methods.admm.algorithm.Iteration`).
 
@@ -58,7 +61,7 @@ class AdmmCallback(SparsityCallback):
 
     def __init__(
         self,
-        constraint: ConstraintSet | None = None,
+        constraint: ConstraintSet | Allocation | None = None,
         settings: Admm = BEST_ADMM,
         history: MaskHistory | None = None,
         include: tuple[str, ...] = (),
@@ -71,7 +74,7 @@ class AdmmCallback(SparsityCallback):
         super().__init__(
             constraint or NM(), include, exclude, settings.importance if importance is None else importance
         )
-        if settings.integers_from is not None and isinstance(self.constraint, SparseSet):
+        if settings.integers_from is not None and all(isinstance(own, SparseSet) for own in self.distinct_sets):
             raise UserError(
                 f"integers_from = {settings.integers_from:g} says when integers join, and {self.constraint} has none: "
                 "leave it out"
@@ -82,7 +85,7 @@ class AdmmCallback(SparsityCallback):
         self.frozen_at_step: int | None = None
         self.swaps: list[dict[str, Any]] | None = None
         self.example: dict[str, Any] | None = None
-        self._held: HeldWeights | StraightThrough | None = None  # from the freeze on
+        self._held: Held | None = None  # from the freeze on
 
     def begin(self, steps: int, steps_per_epoch: int | None) -> None:
         self.iterations, self.frozen_at_step, self.swaps, self._held = [], None, None, None  # of an earlier training
@@ -92,7 +95,7 @@ class AdmmCallback(SparsityCallback):
         self.integer_steps = (
             None if self.settings.integers_from is None else (steps * self.settings.integers_from, last)
         )
-        self.admm = ADMM(self.targets, self.constraint, self._share_of_integers(0))
+        self.admm = ADMM(self.targets, self.sets, self._share_of_integers(0))
         self.interval = steps_between_projections(self.settings, steps, steps_per_epoch)
         self.settings.refuse_short_training(steps, steps_per_epoch)
         self.planned = max(1, last // self.interval)
@@ -197,7 +200,7 @@ class AdmmCallback(SparsityCallback):
         self._hold_choices()
 
     def _hold_choices(self) -> None:
-        self._held = hold(self.targets, self.admm.choices, self.constraint)
+        self._held = hold(self.targets, self.admm.choices, self.sets)
 
     def _count_swaps(self, choices: dict[str, Tensor]) -> None:
         if self.history is not None:

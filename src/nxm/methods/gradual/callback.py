@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,11 +15,14 @@ from nxm.methods.gradual.algorithm import gradual_mask, share_left
 from nxm.methods.gradual.settings import DEFAULT_GMP, Gmp
 from nxm.methods.held import HeldWeights
 from nxm.methods.importance import Importance
+from nxm.sets.allocation import Allocation
 from nxm.sets.base import ConstraintSet, SparseSet
 from nxm.sets.nm import NM
 
 
-def make(constraint: ConstraintSet, settings: Gmp, include: tuple[str, ...], exclude: tuple[str, ...]) -> GmpCallback:
+def make(
+    constraint: ConstraintSet | Allocation, settings: Gmp, include: tuple[str, ...], exclude: tuple[str, ...]
+) -> GmpCallback:
     """Return the callback as a study trains with it."""
     return GmpCallback(constraint, settings, include, exclude)
 
@@ -29,18 +33,18 @@ class GmpCallback(SparsityCallback):
     Example: `Trainer(..., callbacks=[GmpCallback(NM(2, 4))])`.
 
     Args:
-        constraint: a `SparseSet`; default `NM(2, 4)`.
+        constraint: a `SparseSet`, or an `Allocation` of such sets; default `NM(2, 4)`.
         settings: see `nxm.methods.gradual.settings.Gmp`; default `DEFAULT_GMP`.
         include, exclude: regular expressions on weight names, see `nxm.models.targets.find_targets`.
         importance: the measure of the projection, by name or an object (`nxm.methods.importance`); None: the settings'.
     """
 
     needs_mask = True
-    constraint: SparseSet
+    sets: Mapping[str, SparseSet]
 
     def __init__(
         self,
-        constraint: ConstraintSet | None = None,
+        constraint: ConstraintSet | Allocation | None = None,
         settings: Gmp | None = None,
         include: tuple[str, ...] = (),
         exclude: tuple[str, ...] = (),
@@ -75,9 +79,9 @@ class GmpCallback(SparsityCallback):
         importance = self.measure_importance(optimizer)
         if importance is not None:
             scores |= {name: scores[name] * cost.sqrt() for name, cost in importance.items()}
-            self.weighted_choices = {name: self.constraint.mask(score) for name, score in scores.items()}
+            self.weighted_choices = {name: self.sets[name].mask(score) for name, score in scores.items()}
         share = share_left(step / self.last_step)
-        self._hold({name: gradual_mask(score, self.constraint, share) for name, score in scores.items()})
+        self._hold({name: gradual_mask(score, self.sets[name], share) for name, score in scores.items()})
         self.settled = step >= self.last_step
 
     @property
@@ -100,4 +104,4 @@ class GmpCallback(SparsityCallback):
         return {name: tensors[key].to(self.targets[name].device) for name, key in keys.items() if key in tensors}
 
     def _hold(self, masks: dict[str, Tensor]) -> None:
-        self.held = HeldWeights(self.targets, masks, self.constraint)  # until settled the masks have more entries
+        self.held = HeldWeights(self.targets, masks, self.sets)  # until settled the masks have more entries

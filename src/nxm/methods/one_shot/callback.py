@@ -12,12 +12,13 @@ from nxm.methods.held import HeldWeights
 from nxm.methods.importance import Importance
 from nxm.methods.one_shot.algorithm import one_shot_choices
 from nxm.methods.one_shot.settings import OneShot
+from nxm.sets.allocation import Allocation
 from nxm.sets.base import ConstraintSet
 from nxm.sets.nm import NM
 
 
 def make(
-    constraint: ConstraintSet, settings: OneShot, include: tuple[str, ...], exclude: tuple[str, ...]
+    constraint: ConstraintSet | Allocation, settings: OneShot, include: tuple[str, ...], exclude: tuple[str, ...]
 ) -> AspCallback:
     """Return the callback as a study trains with it."""
     return AspCallback(constraint, include, exclude, importance=settings.importance)
@@ -29,7 +30,7 @@ class AspCallback(SparsityCallback):
     Example: `Trainer(..., callbacks=[AspCallback(NM(2, 4))])`.
 
     Args:
-        constraint: default `NM(2, 4)`.
+        constraint: a set, or an `Allocation` with each matrix's own; default `NM(2, 4)`.
         include, exclude: regular expressions on weight names, see `nxm.models.targets.find_targets`.
         importance: the measure of the projection, by name or an object (`nxm.methods.importance`). The mask is then
             taken between the first forward pass and the first step; with "none", as published, before training.
@@ -37,7 +38,7 @@ class AspCallback(SparsityCallback):
 
     def __init__(
         self,
-        constraint: ConstraintSet | None = None,
+        constraint: ConstraintSet | Allocation | None = None,
         include: tuple[str, ...] = (),
         exclude: tuple[str, ...] = (),
         *,
@@ -49,7 +50,7 @@ class AspCallback(SparsityCallback):
     def begin(self, steps: int, steps_per_epoch: int | None) -> None:
         self.held = None
         if self.importance is None:
-            self.held = self._hold(one_shot_choices(self.targets, self.constraint))
+            self.held = self._hold(one_shot_choices(self.targets, self.sets))
 
     def before_update(self, step: int, optimizer: Any) -> None:
         if self.held is None:
@@ -59,7 +60,7 @@ class AspCallback(SparsityCallback):
                     f"{type(self.importance).__name__} knows nothing before the first step, when ASP prunes: use "
                     "importance='activations'"
                 )
-            self.held = self._hold(one_shot_choices(self.targets, self.constraint, importance))
+            self.held = self._hold(one_shot_choices(self.targets, self.sets, importance))
         self.held.apply_to_gradients_()
 
     def after_update(self, step: int, skipped: bool) -> None:
@@ -80,4 +81,4 @@ class AspCallback(SparsityCallback):
             self.held = self._hold({name: tensors[key].to(self.targets[name].device) for name, key in keys.items()})
 
     def _hold(self, choices: dict[str, Tensor]) -> HeldWeights:
-        return HeldWeights(self.targets, choices, self.constraint)
+        return HeldWeights(self.targets, choices, self.sets)

@@ -11,6 +11,8 @@ With Adam the whole bracket is the gradient that Adam sees, as in the authors' c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -22,13 +24,15 @@ class SRSTE:
 
     Args:
         weights: name -> parameter; holds W between `restore_` and `mask_`, W~ between `mask_` and `restore_`.
-        constraint: the set S.
+        constraint: the set S, or name -> set.
         decay: the pull of masked weights toward zero (the paper's lambda_W).
     """
 
-    def __init__(self, weights: dict[str, nn.Parameter], constraint: SparseSet, decay: float) -> None:
+    def __init__(
+        self, weights: dict[str, nn.Parameter], constraint: SparseSet | Mapping[str, SparseSet], decay: float
+    ) -> None:
         self.weights = weights
-        self.constraint = constraint
+        self.sets = dict.fromkeys(weights, constraint) if isinstance(constraint, SparseSet) else constraint
         self.decay = decay
         self.masks: dict[str, Tensor] = {}
         self._dense: dict[str, Tensor] = {}
@@ -43,7 +47,7 @@ class SRSTE:
             if name in self._dense:
                 continue
             self._dense[name] = W.detach().clone()
-            self.masks[name] = self.constraint.mask(W)
+            self.masks[name] = self.sets[name].mask(W)
             W.mul_(self.masks[name])
 
     @torch.no_grad()

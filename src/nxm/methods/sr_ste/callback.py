@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -9,12 +10,13 @@ from torch import Tensor
 from nxm.methods.callback import SparsityCallback
 from nxm.methods.sr_ste.algorithm import SRSTE
 from nxm.methods.sr_ste.settings import SrSte
+from nxm.sets.allocation import Allocation
 from nxm.sets.base import ConstraintSet, SparseSet
 from nxm.sets.nm import NM
 
 
 def make(
-    constraint: ConstraintSet, settings: SrSte, include: tuple[str, ...], exclude: tuple[str, ...]
+    constraint: ConstraintSet | Allocation, settings: SrSte, include: tuple[str, ...], exclude: tuple[str, ...]
 ) -> SrSteCallback:
     """Return the callback as a study trains with it."""
     return SrSteCallback(constraint, settings.decay, include, exclude)
@@ -26,17 +28,17 @@ class SrSteCallback(SparsityCallback):
     Example: `Trainer(..., callbacks=[SrSteCallback(NM(2, 4))])`.
 
     Args:
-        constraint: a `SparseSet`; default `NM(2, 4)`.
+        constraint: a `SparseSet`, or an `Allocation` of such sets; default `NM(2, 4)`.
         decay: the pull of masked weights toward zero (the paper's lambda_W and its value for image models).
         include, exclude: regular expressions on weight names, see `nxm.models.targets.find_targets`.
     """
 
     needs_mask = True
-    constraint: SparseSet
+    sets: Mapping[str, SparseSet]
 
     def __init__(
         self,
-        constraint: ConstraintSet | None = None,
+        constraint: ConstraintSet | Allocation | None = None,
         decay: float = 2e-4,
         include: tuple[str, ...] = (),
         exclude: tuple[str, ...] = (),
@@ -45,7 +47,7 @@ class SrSteCallback(SparsityCallback):
         self.decay = decay
 
     def begin(self, steps: int, steps_per_epoch: int | None) -> None:
-        self.sr_ste = SRSTE(self.targets, self.constraint, self.decay)
+        self.sr_ste = SRSTE(self.targets, self.sets, self.decay)
 
     def before_step(self, step: int) -> None:
         self.sr_ste.mask_()

@@ -17,20 +17,26 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from nxm.sets.allocation import sets_by_name
 from nxm.sets.base import ConstraintSet
 
 
 @torch.no_grad()
-def zero_patterns(weights: Mapping[str, nn.Parameter], constraint: ConstraintSet) -> dict[str, Tensor]:
+def zero_patterns(
+    weights: Mapping[str, nn.Parameter], constraint: ConstraintSet | Mapping[str, ConstraintSet]
+) -> dict[str, Tensor]:
     """Return name -> the bool mask, of the weight's shape, that the weight's projection on the zero patterns retains.
 
     It is True everywhere for a set that allows any zero pattern.
 
+    Args:
+        constraint: the set, or name -> set.
+
     Raises:
         Diverged: a weight has NaN.
     """
-    patterns = constraint.zero_patterns
-    return {
-        name: torch.ones_like(W, dtype=torch.bool) if patterns is None else patterns.mask(W)
-        for name, W in weights.items()
-    }
+    masks = {}
+    for name, own in sets_by_name(constraint, weights).items():
+        patterns, W = own.zero_patterns, weights[name]
+        masks[name] = torch.ones_like(W, dtype=torch.bool) if patterns is None else patterns.mask(W)
+    return masks

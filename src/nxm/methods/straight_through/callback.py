@@ -8,14 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from nxm.methods.callback import SparsityCallback
-from nxm.methods.held import HeldWeights, StraightThrough, hold
+from nxm.methods.held import Held, HeldWeights, hold
 from nxm.methods.straight_through.algorithm import zero_patterns
 from nxm.methods.straight_through.settings import DEFAULT_QAT, Qat
+from nxm.sets.allocation import Allocation
 from nxm.sets.base import ConstraintSet
 
 
 def make(
-    constraint: ConstraintSet, settings: Qat, include: tuple[str, ...], exclude: tuple[str, ...]
+    constraint: ConstraintSet | Allocation, settings: Qat, include: tuple[str, ...], exclude: tuple[str, ...]
 ) -> StraightThroughCallback:
     """Return the callback as a study trains with it."""
     return StraightThroughCallback(constraint, settings, include, exclude)
@@ -27,14 +28,14 @@ class StraightThroughCallback(SparsityCallback):
     Example: `Trainer(..., callbacks=[StraightThroughCallback(Integers(4, mask=NM(2, 4)))])`.
 
     Args:
-        constraint: a set of integers; with another set this is ASP.
+        constraint: a set of integers, or an `Allocation` with each matrix's own; with other sets this is ASP.
         settings: see `nxm.methods.straight_through.settings.Qat`; default `DEFAULT_QAT`.
         include, exclude: regular expressions on weight names, see `nxm.models.targets.find_targets`.
     """
 
     def __init__(
         self,
-        constraint: ConstraintSet,
+        constraint: ConstraintSet | Allocation,
         settings: Qat = DEFAULT_QAT,
         include: tuple[str, ...] = (),
         exclude: tuple[str, ...] = (),
@@ -44,7 +45,7 @@ class StraightThroughCallback(SparsityCallback):
 
     def begin(self, steps: int, steps_per_epoch: int | None) -> None:
         self.round_step = math.floor(steps * self.settings.round_from)
-        self._hold(zero_patterns(self.targets, self.constraint), rounded=self.round_step == 0)
+        self._hold(zero_patterns(self.targets, self.sets), rounded=self.round_step == 0)
 
     def before_update(self, step: int, optimizer: Any) -> None:
         if self.held is not None:
@@ -77,8 +78,10 @@ class StraightThroughCallback(SparsityCallback):
     def _hold(self, masks: dict[str, Tensor], rounded: bool) -> None:
         """Hold the weights on zero patterns, and on integers if `rounded`."""
         self.masks, self.rounded = masks, rounded
-        self.held: HeldWeights | StraightThrough | None = None  # None: free weights, before they are rounded
+        self.held: Held | None = None  # None: free weights, before they are rounded
+        patterns = {name: own.zero_patterns for name, own in self.sets.items()}
+        found = {name: pattern for name, pattern in patterns.items() if pattern is not None}
         if rounded:
-            self.held = hold(self.targets, masks, self.constraint)
-        elif self.constraint.zero_patterns is not None:
-            self.held = HeldWeights(self.targets, masks, self.constraint.zero_patterns)
+            self.held = hold(self.targets, masks, self.sets)
+        elif found:
+            self.held = HeldWeights({name: self.targets[name] for name in found}, masks, found)

@@ -23,7 +23,7 @@ class Point:
     """A run or variant with integers on one task, or over several: means over seeds."""
 
     name: str
-    width: int  # bits of a code
+    width: int | None  # bits of a code; None: a set for each matrix
     bits: float  # of a weight
     pattern: str
     score: float
@@ -39,13 +39,14 @@ def draw(evidence: Evidence) -> Figure:
     """Return both panels for one task, or for the geometric mean of several."""
     tasks = statistics.tasks_of(run for run in statistics.whole_runs(evidence.results) if storage.integer_bits(run))
     points = _points(evidence, tasks) if tasks else []
-    if not points:
+    whole = [point for point in points if "/" not in point.name and point.width is not None]
+    if not whole:
         figure, ((axes,),) = style.canvas(style.TWO_COLUMNS, 2.4)
         style.missing(axes, f"Study {evidence.study} has no run with integers yet.")
         style.footnote(figure, captions.caption(evidence, ""))
         return figure
-    whole = [point for point in points if "/" not in point.name]
-    width = max({point.width for point in whole}, key=lambda bits: sum(point.width == bits for point in whole))
+    widths = [point.width for point in whole if point.width is not None]
+    width = max(set(widths), key=widths.count)
     at_width = sorted((point for point in points if point.width == width), key=lambda point: -point.score)
     figure, axes = style.mosaic(
         style.TWO_COLUMNS, max(3.6, 1.5 + 0.3 * len(at_width)), [["widths", "recipes"]], width_ratios=[1.15, 1]
@@ -67,7 +68,8 @@ def draw(evidence: Evidence) -> Figure:
 
 
 def _points(evidence: Evidence, tasks: list[str]) -> list[Point]:
-    own = [run for run in evidence.results if run.trial is None and run.task in tasks and storage.integer_bits(run)]
+    own = [run for run in evidence.results if run.trial is None and run.task in tasks]
+    own = [run for run in own if storage.integer_bits(run) or run.allocation is not None]
     found = []
     named = sorted({run.full_name for run in own}, reverse=True)
     # a variant that is its run, compared once more with another rival, has its run's label
@@ -75,7 +77,7 @@ def _points(evidence: Evidence, tasks: list[str]) -> list[Point]:
         runs = statistics.runs_of(own, name)
         score = statistics.method_score(own, name, tasks)
         bits, width = storage.bits_per_weight(runs[0]), storage.integer_bits(runs[0])
-        if score is None or bits is None or width is None:
+        if score is None or bits is None:
             continue
         low, high = statistics.score_interval(evidence, name, tasks) or (None, None)
         found.append(Point(name, width, bits, runs[0].sparsity.pattern or "", score.mean, low, high))
@@ -83,15 +85,16 @@ def _points(evidence: Evidence, tasks: list[str]) -> list[Point]:
 
 
 def _widths(axes: Axes, evidence: Evidence, points: list[Point], tasks: list[str]) -> None:
-    """Draw a curve for each run that has variants with other widths and the same zeros."""
+    """Draw a curve for each run that has variants with other widths and the same zeros, or other budgets."""
     curves: dict[str, list[Point]] = {}
     for point in points:
         own = next((each for each in points if each.name == point.run), point)
         # a variant with the run's own width differs in something else
-        if point is own or (point.width != own.width and _zeros(point) == _zeros(own)):
+        mixed = point.width is None and own.width is None
+        if point is own or mixed or (point.width != own.width and _zeros(point) == _zeros(own)):
             curves.setdefault(point.run, []).append(point)
     curves = {run: sorted(curve, key=lambda point: point.bits) for run, curve in curves.items()}
-    curves = {run: curve for run, curve in curves.items() if len(curve) > 1}
+    curves = {run: curve for run, curve in curves.items() if len(curve) > 1 or curve[0].width is None}
     names = statistics.in_order(curves, labels.RUNS)
     runs = [run for run in evidence.results if run.task in tasks]
     dense = statistics.method_score(runs, "dense", tasks)
@@ -127,7 +130,9 @@ def _widths(axes: Axes, evidence: Evidence, points: list[Point], tasks: list[str
             markeredgewidth=0.9,
             zorder=2.5,
         )
-    ticks = sorted({round(point.bits, 2) for curve in curves.values() for point in curve})
+    drawn = [point for curve in curves.values() for point in curve]
+    even = [point for point in drawn if point.width is not None] or drawn  # the others may lie close to these
+    ticks = sorted({round(point.bits, 2) for point in even})
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -440,13 +440,23 @@ def _other_course(record: Result, former: Result) -> str | None:
 
 
 def _other_circumstances(record: Result, former: Result) -> str:
-    """Return machine, precision and versions that differ: no fault of a result, but they may explain a difference."""
+    """Return what differs without being a result's fault, and may explain a difference.
+
+    That is machine, precision and versions, and sets by matrix, which tiny differences of measured losses may decide.
+    """
     theirs, ours = (
         {"cpu": one.machine.cpu, "device": one.machine.device, "precision": one.precision} | one.versions
         for one in (former.provenance, record.provenance)
     )
     changes = say_changes(theirs, ours)
-    return f"made with {changes}" if changes else ""
+    words = [f"made with {changes}"] if changes else []
+    ours, theirs = (
+        {} if one.allocation is None else {own.matrix: own.choice for own in one.allocation.matrices}
+        for one in (record, former)
+    )
+    if other := [name for name in theirs if ours.get(name) != theirs[name]]:
+        words.append(f"{len(other)} of {len(theirs)} matrices have another set, first {other[0]}")
+    return "; ".join(words)
 
 
 def _score(record: Result | Failure) -> float | None:
