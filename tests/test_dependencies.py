@@ -34,13 +34,21 @@ IGNORED = frozenset(
     {name for name, path in modules().items() if path.name == "__init__.py"}  # they find sets, methods, figures by name
     | {f"nxm.methods.{method}.settings" for method in METHODS}
     | {"nxm.command", "nxm.config", "nxm.environment", "nxm.errors", "nxm.files", "nxm.machine"}
-    | {"nxm.data.settings", "nxm.distillation.settings", "nxm.study.settings", "nxm.study.plan", "nxm.study.studies"}
+    | {
+        "nxm.activations.settings",
+        "nxm.data.settings",
+        "nxm.distillation.settings",
+        "nxm.study.settings",
+        "nxm.study.plan",
+        "nxm.study.studies",
+    }
     | {"nxm.study.results"}  # reads and writes results files
     | {"nxm.sets.saved"}  # names the set in config.json, and checks a saved model
     | {"nxm.training.energy", "nxm.launch.estimate"}  # how much it took, how long it may take
     | {"nxm.measure.journal"}  # goes on with a measurement that was stopped
 )
 PREPARED = {"nxm.data.prepare"}  # of whom reads what the stage `prepare` wrote, which is a dependency itself
+ACTIVATIONS = {"nxm.activations.callback", "nxm.activations.inputs"}
 PERMUTATION = {"nxm.models.permute"}
 SHRUNK = {f"nxm.models.{name}" for name in ("cost", "roles", "shrink", "structure")}
 ALLOCATION = {"nxm.training.sensitivity"}
@@ -48,7 +56,13 @@ TEACHING = {"nxm.distillation.loss", "nxm.distillation.noise", "nxm.distillation
 # Stage -> modules that count there though they are ignored elsewhere
 FOLLOWED = {
     # It makes values and names out of settings
-    "plan": {"nxm.study.plan", "nxm.study.settings", "nxm.data.settings", "nxm.distillation.settings"},
+    "plan": {
+        "nxm.study.plan",
+        "nxm.study.settings",
+        "nxm.activations.settings",
+        "nxm.data.settings",
+        "nxm.distillation.settings",
+    },
     "prepare": {"nxm.data.settings"},  # the number of examples by task
     "figure": {"nxm.study.results"},  # what is drawn is computed there, such as the masks' mean similarity
     "table": {"nxm.study.results"},
@@ -60,7 +74,11 @@ FOLLOWED = {
 SPARED = {
     "compare": PREPARED,
     "report": {"nxm.study.code"},  # it writes no plan
-    "benchmark": PREPARED | PERMUTATION | SHRUNK | ALLOCATION,  # of models that are not shrunk, with one set
+    "benchmark": PREPARED
+    | PERMUTATION
+    | ACTIVATIONS
+    | SHRUNK
+    | ALLOCATION,  # of models that are not shrunk, with one set
     "deployment": PREPARED | {"nxm.models.save", "nxm.data.tables"},  # tables are read for `nxm export --data` alone
 }
 
@@ -138,7 +156,7 @@ def test_the_stage_code_depends_on_all_that_it_makes_checksums_of():
 
 @pytest.mark.parametrize("stage", TRAININGS)
 def test_trainings_depend_on_what_plan_yaml_names(stage):
-    slots = ("set", "algorithm", "callback", "teaching", "permutation", "structure", "latency")
+    slots = ("set", "algorithm", "callback", "teaching", "permutation", "activations", "structure", "latency")
     slots += ("start", "teacher", "chosen")
     deps = {code_path("training"), "data/prepared/${item.task}", *(f"${{item.{slot}}}" for slot in slots)}
     assert set(BODIES[stage]["deps"]) == deps
@@ -160,7 +178,7 @@ def test_a_training_depends_on_the_code_that_it_imports(name):
         if allocated:
             assert entry["set"] == code_path("allocation")
             depends = depends - {code_path("allocation")} | set(GROUPS["allocation"])
-        for group in ("teaching", "structure"):
+        for group in ("teaching", "activations", "structure"):
             if entry[group] != code_path("training"):
                 assert entry[group] == code_path(group)
                 depends |= set(GROUPS[group])
@@ -168,6 +186,7 @@ def test_a_training_depends_on_the_code_that_it_imports(name):
         spared = PREPARED | {"nxm.sets.nm"}  # the library's default set, and the one that permutation asks for
         spared |= set() if run.teacher else TEACHING
         spared |= set() if run.permute else PERMUTATION
+        spared |= set() if run.activations else ACTIVATIONS
         spared |= set() if shrunk else SHRUNK
         spared |= set() if allocated else ALLOCATION
         starts = {ROOT / "stages/train.py"}

@@ -39,13 +39,14 @@ from nxm.study.settings import load_study
 SMOKE = Path("studies/smoke")
 NXM = SMOKE / "results/mnli/nxm/seed0.json"
 NXM_STAGE = "nxm@mnli-nxm-seed0"
+SCORES = "paper_tables/scores.json"
 FIRST_LOG = "first-launch.log"  # beside the repository
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1800)]  # the first test waits for two launches
 
 
 def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     """Plain DVC in the study's folder, as a user may run it."""
-    return call(folder / SMOKE, sys.executable, "-m", "dvc", *arguments)
+    return call(folder / SMOKE, sys.executable, "-m", "dvc", *arguments, PYTHONPATH=str(folder / "src"))
 
 
 def nxm(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -372,7 +373,7 @@ def test_a_diverging_training_stops_with_the_step_and_leaves_no_result(finished)
     edited(params, "dense: {epochs: 3, learning_rate: 0.003", "dense: {epochs: 3, learning_rate: 1e30")
     try:
         script = ("stages/train.py", "baseline@mnli-dense-seed7")
-        done = call(folder / SMOKE, sys.executable, f"../../{script[0]}", script[1])
+        done = call(folder / SMOKE, sys.executable, f"../../{script[0]}", script[1], PYTHONPATH=str(folder / "src"))
     finally:
         params.write_text(before)
     assert done.returncode == 1
@@ -471,12 +472,45 @@ def test_a_remote_brings_data_and_models_and_tables_are_made_again_without_train
     for path in models:
         assert sha256_file(here / path.relative_to(there)) == sha256_file(path)
     assert "up to date" in dvc(here, "status").stdout
-    table = SMOKE / "paper_tables/table1.md"
-    (here / table).unlink()
+    drawn = [SMOKE / "paper_tables/table1.md", SMOKE / "figures/figure2.png"]
+    for path in (*drawn, SMOKE / "results/deployment/cpu.json"):
+        (here / path).unlink()
     status, output = run_launch(here)
     assert status == 0, output
     assert "training 1 of" not in output
-    assert (here / table).read_bytes() == (there / table).read_bytes()
+    for path in drawn:
+        assert (here / path).read_bytes() == (there / path).read_bytes()
+    assert any(
+        "median_ms" in row for row in json.loads((here / SMOKE / "results/deployment/cpu.json").read_text())["rows"]
+    )
+    exported = nxm(here, "export", str(SMOKE / "models/mnli/nxm/seed0"), str(tmp_path / "nxm.onnx"), "--to", "onnx")
+    assert exported.returncode == 0, exported.stderr
+
+
+def test_an_experiment_of_dvc_runs_what_its_value_changes_and_is_shown_beside_the_commit(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "repository")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in ([*git, "add", "-A"], [*git, "commit", "-qm", "before"]):
+        subprocess.run(command, cwd=folder, check=True)
+    before = (folder / SMOKE / SCORES).read_text()
+    done = dvc(folder, "exp", "run", "--name", "slow", "-S", "runs.sr_ste_plus.learning_rate=1e-5")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Ran experiment(s): slow" in done.stdout
+    trained = [line for line in done.stdout.splitlines() if "stages/train.py" in line]
+    assert len(trained) == 1
+    assert trained[0].endswith("compress@mnli-sr_ste_plus-seed0")
+    assert "up to date" in dvc(folder, "status").stdout
+    assert read_result(folder / SMOKE / "results/mnli/sr_ste_plus/seed0.json").hyperparameters["learning_rate"] == 1e-5
+    commit, experiment = (json.loads(text)["mnli"] for text in (before, (folder / SMOKE / SCORES).read_text()))
+    assert {name for name in commit if commit[name] != experiment[name]} == {"sr_ste_plus"}
+    found = json.loads(dvc(folder, "metrics", "diff", "--json").stdout)[SCORES]
+    assert found["mnli.sr_ste_plus"]["old"] == commit["sr_ste_plus"]
+    assert found["mnli.sr_ste_plus"]["new"] == experiment["sr_ste_plus"]
+    shown = dvc(folder, "exp", "show", "--only-changed", "--csv").stdout
+    assert "slow" in shown
+    assert "runs.sr_ste_plus.learning_rate" in shown.splitlines()[0]
+    page = dvc(folder, "plots", "diff", "HEAD", "--json")
+    assert {"HEAD", "workspace"} <= set(re.findall(r'"rev": "(\w+)"', page.stdout))
 
 
 @contextmanager

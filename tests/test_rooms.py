@@ -9,7 +9,7 @@ from imports import SRC, imported, modules
 # Lowest first; a room may import what stands before it
 ORDER = (
     *("errors", "environment", "durations", "config", "files", "machine", "replay", "command"),
-    *("sets", "models", "methods", "distillation"),  # the library
+    *("sets", "models", "methods", "activations", "distillation"),  # the library
     *("data", "study", "training"),
     *("export", "measure", "compress", "report", "launch"),
     *("check", "cli", "__main__"),

@@ -9,6 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nxm.activations.callback import ActivationsCallback
+    from nxm.activations.inputs import quantise_inputs
+    from nxm.activations.settings import Activations
     from nxm.compress.run import compress_model
     from nxm.compress.settings import Compression
     from nxm.distillation.batches import loss_on
@@ -45,6 +48,8 @@ _HOMES = {
     "ADMM": "nxm.methods.admm.algorithm",
     "BEST_ADMM": "nxm.methods.admm.settings",
     "ActivationNorms": "nxm.methods.importance",
+    "Activations": "nxm.activations.settings",
+    "ActivationsCallback": "nxm.activations.callback",
     "AdamSecondMoment": "nxm.methods.importance",
     "DISTILLATION": "nxm.distillation.settings",
     "Distillation": "nxm.distillation.settings",
@@ -78,6 +83,7 @@ _HOMES = {
     "loss_on": "nxm.distillation.batches",
     "parse_set": "nxm.sets",
     "permute_": "nxm.models.permute",
+    "quantise_inputs": "nxm.activations.inputs",
     "shrink": "nxm.models.shrink",
     "structure_of": "nxm.models.structure",
 }
@@ -88,6 +94,8 @@ __all__ = [
     "DISTILLATION",
     "NM",
     "ActivationNorms",
+    "Activations",
+    "ActivationsCallback",
     "AdamSecondMoment",
     "Admm",
     "AdmmCallback",
@@ -119,6 +127,7 @@ __all__ = [
     "loss_on",
     "parse_set",
     "permute_",
+    "quantise_inputs",
     "shrink",
     "structure_of",
 ]

@@ -50,7 +50,10 @@ def check(
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="a from_pretrained folder with its tokenizer, or a packed one")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="a from_pretrained folder with its tokenizer or image processor, or a packed one"),
+    ],
     out: Annotated[
         Path, typer.Argument(help="the file to write; for openvino, openvino-int8, packed and torch-2of4 a folder")
     ],
@@ -67,6 +70,9 @@ def export(
             "between sentences"
         ),
     ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="the same for a model of images: a folder of them; default: noise")
+    ] = None,
     dtype: Annotated[
         Literal["bf16", "fp16", "int8"] | None, typer.Option(help="torch-2of4: type of the products; default: bf16")
     ] = None,
@@ -78,7 +84,8 @@ def export(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="score export and model on this: a study's prepared folder, or a .csv, .tsv or .parquet file"
+            help="score export and model on this: a study's prepared folder, or a .csv, .tsv or .parquet file; for a "
+            "model of images a folder with one sub-folder per class"
         ),
     ] = None,
     task: Annotated[
@@ -100,6 +107,8 @@ def export(
 
     nxm export sparse-model model.onnx --to onnx-int8 --data dev.csv --task stsb --max-drop 0.5
 
+    nxm export sparse-vit vit.onnx --to onnx-int8 --images photos --data photos --max-drop 0.5
+
     nxm export sparse-model packed --to torch-2of4 --auto --batch 32 --length 128
     """
     from nxm.export.formats import export
@@ -109,6 +118,7 @@ def export(
         out,
         to,
         texts=texts,
+        images=images,
         dtype=dtype,
         auto=auto,
         batch=batch,

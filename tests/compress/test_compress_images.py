@@ -17,6 +17,7 @@ import nxm
 from nxm.compress import plan as planning
 from nxm.compress import run, train
 from nxm.errors import UserError
+from tiny_models import NO_OPENVINO
 from user_data import save_tiny, write_csv
 from user_images import picture, save_vision, write_folder
 
@@ -56,7 +57,7 @@ def whole(tmp_path_factory) -> run.Outcome:
     return compress(folder, save_vision(folder / "model"), write_folder(folder / "pets"), export="onnx", max_drop=0.0)
 
 
-@pytest.mark.situation("nxm compress", "images: ViT, DeiT, with ONNX in fp32 and 8 bits", "works")
+@pytest.mark.situation("nxm compress", "images: ViT, DeiT, with ONNX and OpenVINO in fp32 and 8 bits", "works")
 def test_a_vit_is_fine_tuned_compressed_checked_and_exported(whole):
     report = whole.report
     assert (report["task"], report["metric"], report["classes"]) == (
@@ -117,6 +118,10 @@ def test_a_deit_with_its_head_is_compressed_on_a_table_and_knows_its_images(tmp_
     assert "score" in outcome.report["export"]
     assert outcome.report["size"]["packed_bytes"] is None
     assert outcome.report["check"]["obeying"] == 12
+    if not NO_OPENVINO:
+        again = compress(tmp_path, model, data, to="2:4 int8", export="openvino-int8").report
+        assert again["scores"] == outcome.report["scores"]  # nothing was trained
+        assert "score" in again["export"]
     picture(True, 77).save(tmp_path / "photos" / "red" / "1.png")
     with pytest.raises(UserError, match=r"was begun with sha256 of the images = \w{12}\.\.\., now"):
         compress(tmp_path, model, data, to="2:4 int8")
@@ -126,7 +131,10 @@ def test_a_deit_with_its_head_is_compressed_on_a_table_and_knows_its_images(tmp_
 def test_what_images_cannot_have_is_refused_before_anything_is_written(tmp_path):
     data, model = write_table(tmp_path), save_vision(tmp_path / "model")
     for options, message in (
-        ({"export": "packed", "to": "int8"}, "--export packed: is for models of texts; images have onnx and onnx-int8"),
+        (
+            {"export": "packed", "to": "int8"},
+            "--export packed: is for models of texts; images have onnx, onnx-int8, openvino, openvino-int8",
+        ),
         ({"export": "torch-int8"}, "--export torch-int8: is for models of texts"),
         ({"max_length": 64}, "max_length = 64: is for texts"),
         ({"metric": "spearman"}, "metric = 'spearman': image-classification"),

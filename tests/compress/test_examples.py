@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from transformers import AutoImageProcessor
 
+from nxm import find_targets
 from nxm.export.images import load_trained_on_images
 from nxm.export.trained import load_trained
 from user_data import reviews, save_tiny, write_csv
@@ -44,5 +48,24 @@ def test_the_example_of_images_runs_and_its_model_obeys(tmp_path):
     assert trained.model.config.id2label == {0: "blue", 1: "red"}
 
 
+@pytest.mark.situation("training", "sentence-transformers' Trainer", "works")
+@pytest.mark.skipif(
+    importlib.util.find_spec("sentence_transformers") is None, reason="sentence-transformers is not installed"
+)
+def test_the_example_of_sentence_embeddings_runs_and_its_model_obeys(tmp_path):
+    texts = reviews().text
+    pairs = pd.DataFrame(
+        {"sentence1": texts, "sentence2": texts[::-1].to_numpy(), "score": np.linspace(0, 1, len(texts))}
+    )
+    model, data = save_tiny(tmp_path / "tiny"), write_csv(tmp_path / "pairs.csv", pairs)
+    command = [sys.executable, str(EXAMPLES / "sentence_embeddings.py"), str(model), str(data), "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    trained = load_trained(tmp_path / "out")  # asserts the pattern
+    assert [str(constraint) for constraint, _ in trained.claims] == ["2:4"]
+    assert len(trained.sparse) == len(find_targets(trained.model))
+
+
 def test_every_example_has_a_test():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"trainer_callback", "own_csv", "image_classification"}
+    tested = {"trainer_callback", "own_csv", "image_classification", "sentence_embeddings"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == tested

@@ -16,15 +16,16 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from nxm.compress import images
-from nxm.compress.encode import encode_images, image_size
+from nxm.compress.encode import encode_images
 from nxm.compress.examples import Examples, read_examples
-from nxm.compress.images import decode, open_file
 from nxm.compress.model import find_model, fitting_classes, load_image_processor, load_start
 from nxm.compress.prepare import Notes, read_rows
 from nxm.compress.settings import IMAGES, make_settings
 from nxm.compress.tables import read_held_out_split, read_table
+from nxm.data import images
+from nxm.data.images import decode, open_file
 from nxm.errors import UserError
+from nxm.export.images import image_size
 from user_data import write_csv, write_lines
 from user_images import picture, save_vision, write_folder
 

@@ -151,13 +151,13 @@ def test_a_tokenizer_that_cannot_pad_is_refused_with_the_remedy(tmp_path):
     refused(folder, "onnx", r"the tokenizer has no padding token, .* set tokenizer\.pad_token and model\.config")
 
 
-@pytest.mark.situation("export", "a model of images (ViT) or sound", "refused")
-@pytest.mark.parametrize("to", ["onnx", "onnx-int8", "torch-int8", "torch-2of4"])
-def test_models_of_images_are_refused_as_such(tmp_path, to):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    model = hf.ViTForImageClassification(hf.ViTConfig(**sizes, image_size=16, patch_size=4))
+@pytest.mark.situation("export", "a model of sound (Whisper)", "refused")
+def test_a_model_of_sound_is_refused_as_such(tmp_path):
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "num_mel_bins": 8, "vocab_size": 60}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    model = hf.WhisperForConditionalGeneration(hf.WhisperConfig(**sizes, **heads, pad_token_id=0))
     model.save_pretrained(tmp_path / "model")
-    refused(tmp_path / "model", to, "ViTForImageClassification is not supported .*, because it reads pixel_values")
+    refused(tmp_path / "model", "onnx", "WhisperFor.* is not supported .*, because it reads input_features")
 
 
 @pytest.mark.situation("export", "a format whose package is not installed", "refused")

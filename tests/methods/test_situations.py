@@ -219,6 +219,7 @@ def test_layers_that_are_never_called_go_by_magnitude_and_the_others_by_importan
         trainer.train()
     assert all(torch.equal(W, find_targets(spare)[f"inner.{name}"]) for name, W in find_targets(plain).items())
     assert obeys(spare)
+    assert set(read_pattern(spare.config)[1]) == find_targets(spare.inner).keys()  # the model that the config is of
 
 
 @pytest.mark.situation("training", "Longformer without global attention", "works")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 import transformers as hf
 from torch import nn
 
-from nxm import NM, AdmmCallback, UserError, find_targets
+from nxm import NM, AdmmCallback, AspCallback, UserError, find_targets
 from nxm.models.targets import find_stack, find_stacks, left_dense
-from tiny_training import trainer_for
+from nxm.sets.saved import load_config, load_matrices, read_pattern, report, restore_renamed
+from tiny_training import Pad, assert_equal, trainer_for, weights_of
 
 WORDS = {"vocab_size": 60, "pad_token_id": 0}
 BLOCKS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -141,8 +145,13 @@ def test_a_family_without_linear_layers_is_refused_by_what_it_has(name):
     model_class, config, made_of = REFUSED[name]
     with torch.device("meta"):
         model = model_class(config)
-    with pytest.raises(UserError, match=rf"blocks of {model_class.__name__} have no nn\.Linear layer.*{made_of}"):
+    with pytest.raises(
+        UserError, match=rf"blocks of {model_class.__name__} have no nn\.Linear layer.*{made_of}"
+    ) as said:
         find_targets(model)
+    assert ("(in_features, out_features)" in str(said.value)) == (made_of == "Conv1D")
+    listed = str(said.value).rpartition("for example, ")[2].replace("XLM-R", "XLM-RoBERTa").lower().split(", ")
+    assert set(listed) <= TRAINED.keys()
 
 
 def test_a_wrapped_model_is_found_inside():
@@ -196,18 +205,160 @@ def test_frozen_matrices_are_refused_unless_excluded(tiny_bert, tiny_data, tmp_p
     assert all(NM(2, 4).contains(W) for W in find_targets(tiny_bert, exclude=[r"layer\.0\."]).values())
 
 
-@pytest.mark.parametrize("name", ["t5", "albert", "xlm"])
-def test_such_a_model_ends_in_the_pattern(name, tiny_data, tmp_path):
+# --- Trainings: the weights obey, the score that was reported is the saved model's, a resumed run ends the same -------
+
+ENCODER = TEXT | {"num_labels": 2}
+NARROW = {"n_layers": 2, "n_heads": 2, "num_labels": 2}
+SMALL_IMAGE = BLOCKS | {"image_size": 8, "patch_size": 4}
+SPOKEN = {"num_mel_bins": 8, "max_source_positions": 8, "max_target_positions": 16}
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+TRAINED = {  # name: (a model with a head, its inputs)
+    "bert": (hf.BertForSequenceClassification, hf.BertConfig(**ENCODER), "text"),
+    "distilbert": (
+        hf.DistilBertForSequenceClassification,
+        hf.DistilBertConfig(**WORDS, **NARROW, dim=16, hidden_dim=32, max_position_embeddings=64),
+        "text",
+    ),
+    "roberta": (hf.RobertaForSequenceClassification, hf.RobertaConfig(**ENCODER), "text"),
+    "mpnet": (hf.MPNetForSequenceClassification, hf.MPNetConfig(**ENCODER), "text"),
+    "electra": (hf.ElectraForSequenceClassification, hf.ElectraConfig(**ENCODER, embedding_size=16), "text"),
+    "deberta-v2": (hf.DebertaV2ForSequenceClassification, hf.DebertaV2Config(**ENCODER, **PERMUTED), "text"),
+    "albert": (hf.AlbertForSequenceClassification, hf.AlbertConfig(**ENCODER, embedding_size=16), "text"),
+    "modernbert": (hf.ModernBertForSequenceClassification, hf.ModernBertConfig(**ENCODER), "text"),
+    "xlm-roberta": (hf.XLMRobertaForSequenceClassification, hf.XLMRobertaConfig(**ENCODER), "text"),
+    "longformer": (
+        hf.LongformerForSequenceClassification,
+        hf.LongformerConfig(**ENCODER, attention_window=[4, 4]),
+        "text",
+    ),
+    "xlm": (hf.XLMForSequenceClassification, hf.XLMConfig(**XLM), "text"),
+    "vit": (hf.ViTForImageClassification, hf.ViTConfig(**SMALL_IMAGE), "image"),
+    "deit": (hf.DeiTForImageClassification, hf.DeiTConfig(**SMALL_IMAGE), "image"),
+    "clip": (hf.CLIPModel, hf.CLIPConfig(text_config=TEXT, vision_config=SMALL_IMAGE), "text and image"),
+    "whisper": (hf.WhisperForConditionalGeneration, hf.WhisperConfig(**PAIR, **SPECIAL, **SPOKEN), "sound to text"),
+    "t5": (hf.T5ForConditionalGeneration, hf.T5Config(**T5, num_layers=2, num_decoder_layers=3), "text to text"),
+    "bart": (hf.BartForConditionalGeneration, hf.BartConfig(**PAIR), "text to text"),
+    "llama": (hf.LlamaForCausalLM, hf.LlamaConfig(**(TEXT | GROUPED)), "text to text"),
+    "qwen3": (hf.Qwen3ForCausalLM, hf.Qwen3Config(**(TEXT | GROUPED), head_dim=4), "text to text"),
+}
+
+
+class Inputs(Pad):
+    """Batches of the parity data for a kind of model; images and sound are drawn from the first token."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __call__(self, rows):
+        batch = super().__call__(rows)
+        seeds = [torch.Generator().manual_seed(row["input_ids"][0]) for row in rows]
+        pixels = torch.stack([torch.randn(3, 8, 8, generator=seed) for seed in seeds])
+        sound = torch.stack([torch.randn(8, 16, generator=seed) for seed in seeds])
+        words = {"labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+        return {
+            "text": batch,
+            "image": {"pixel_values": pixels, "labels": batch["labels"]},
+            "text and image": {
+                **{"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]},
+                **{"pixel_values": pixels, "return_loss": True},
+            },
+            "sound to text": {"input_features": sound} | words,
+            "text to text": batch | words,
+        }[self.kind]
+
+
+def trainer_of(model, kind, data, folder, callback=None):
+    changes = {"max_steps": 12, "save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4}
+    changes |= {"prediction_loss_only": True, "remove_unused_columns": False}
+    trainer = trainer_for(model, data, folder, [callback or AdmmCallback(NM(2, 4))], **changes)
+    trainer.data_collator = Inputs(kind)
+    return trainer
+
+
+@pytest.mark.situation("models", "the score that a training reports is the saved model's, of every family", "works")
+@pytest.mark.situation("training", "resumed: ViT and others that are saved under other names than in memory", "works")
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_training_obeys_reports_and_resumes(name, tiny_data, tmp_path):
+    model_class, config, kind = TRAINED[name]
+
+    def new():
+        torch.manual_seed(0)
+        return model_class(copy.deepcopy(config))
+
+    model = new()
+    count = len(find_targets(model))
+    trainer = trainer_of(model, kind, tiny_data, tmp_path / "run")
+    trainer.train()
+    reported = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry][-1]
+    trainer.save_model(tmp_path / "saved")
+    (constraint, names) = read_pattern(load_config(tmp_path / "saved"))
+    assert (str(constraint), len(names)) == ("2:4", count)
+    assert all(matrix.holds for matrix in report(load_matrices(tmp_path / "saved", names), constraint))
+
+    loaded = model_class.from_pretrained(tmp_path / "saved")
+    assert_equal(loaded.state_dict(), model.state_dict())
+    assert trainer_of(loaded, kind, tiny_data, tmp_path / "other").evaluate()["eval_loss"] == reported
+
+    resumed = new()
+    again = trainer_of(resumed, kind, tiny_data, tmp_path / "run")
+    again.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-4"))
+    assert_equal(resumed.state_dict(), model.state_dict())
+
+
+def test_another_method_resumes_under_other_names_too(tiny_data, tmp_path):
+    ends = []
+    for checkpoint in (None, str(tmp_path / "checkpoint-8")):  # the second is the first one's
+        torch.manual_seed(0)
+        model = hf.ViTForImageClassification(TRAINED["vit"][1])
+        trainer = trainer_of(model, "image", tiny_data, tmp_path, AspCallback(NM(2, 4)))
+        trainer.train(resume_from_checkpoint=checkpoint)
+        ends.append(weights_of(model))
+    assert_equal(ends[1], ends[0])
+
+
+@pytest.mark.situation("training", "load_best_model_at_end: ViT and others under other names than in memory", "works")
+def test_the_best_weights_are_loaded_back_under_other_names(tiny_data, tmp_path):
     torch.manual_seed(0)
-    config = FAMILIES[name][1]
-    if name == "t5":
-        model = hf.T5ForSequenceClassification(config)
-        tiny_data = tiny_data.map(lambda row: {"input_ids": [*row["input_ids"][:-1], config.eos_token_id]})
-    else:
-        classes = {"albert": hf.AlbertForSequenceClassification, "xlm": hf.XLMForSequenceClassification}
-        model = classes[name](config)
-    trainer_for(model, tiny_data, tmp_path, [AdmmCallback(NM(2, 4))], max_steps=12).train()
-    model.save_pretrained(tmp_path / "saved")
-    loaded = type(model).from_pretrained(tmp_path / "saved")
-    assert all(NM(2, 4).contains(W) for W in find_targets(loaded).values())
-    assert len(find_targets(loaded)) == FAMILIES[name][3]
+    model = hf.ViTForImageClassification(TRAINED["vit"][1])
+    trainer = trainer_of(model, "image", tiny_data, tmp_path)
+    trainer.args.load_best_model_at_end = True
+    trainer.args.metric_for_best_model, trainer.args.greater_is_better = "eval_loss", True  # the first is the largest
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert best.name == "checkpoint-4"
+    assert trainer.evaluate()["eval_loss"] == losses[0] != losses[-1]
+
+
+def test_what_is_in_the_file_is_left_alone_and_what_is_not_is_named(tmp_path):
+    """Weights are compared by name: training values, other types and shared weights are no fault."""
+    torch.manual_seed(0)
+    bart = hf.BartForConditionalGeneration(TRAINED["bart"][1])  # its embeddings have several names
+    bart.to(torch.bfloat16).save_pretrained(tmp_path / "bart", max_shard_size="20kB")
+    bart.float()
+    with torch.no_grad():
+        bart.model.encoder.layers[0].fc1.weight.add_(1.0)
+    before = weights_of(bart)
+    restore_renamed(bart, tmp_path / "bart")
+    assert_equal(bart.state_dict(), before)
+    restore_renamed(bart, tmp_path / "nowhere")  # a checkpoint of another format
+
+    class Grown(hf.ViTForImageClassification):
+        def __init__(self, config):
+            super().__init__(config)
+            self.added = nn.Linear(4, 4)
+
+    class Own(hf.ViTForImageClassification):
+        def __init__(self, config, number):
+            super().__init__(config)
+
+    vit = hf.ViTForImageClassification(TRAINED["vit"][1])
+    vit.save_pretrained(tmp_path / "vit", max_shard_size="20kB")
+    grown = Grown(vit.config)
+    random = torch.get_rng_state()
+    with pytest.warns(UserWarning, match=r"2 weights of Grown are not in this checkpoint, first added\.weight"):
+        restore_renamed(grown, tmp_path / "vit")
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(grown.state_dict()[name], W) for name, W in vit.state_dict().items())
+    with pytest.raises(UserError, match=r"have other names in this checkpoint.*Own\.from_pretrained cannot"):
+        restore_renamed(Own(vit.config, 3), tmp_path / "vit")

@@ -9,6 +9,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
@@ -17,6 +19,7 @@ from PIL import Image
 from nxm import report
 from nxm.report import labels, paper, published, statistics, style
 from nxm.report.evidence import Evidence
+from nxm.report.figures.tradeoff import front
 from nxm.study.plan import Training
 from records import record
 from synthetic_study import (
@@ -371,6 +374,25 @@ def test_forms_mark_kernels_that_were_not_sparse_and_name_what_is_absent() -> No
     assert "Absent: compiled fp32 of Dense: no compiler." in written
     left = next(axes for axes in figure.axes if axes.get_title().startswith("CUDA: score"))
     assert len(left.get_lines()) == 4 + 4 + 2
+
+
+def test_the_trade_off_has_a_point_for_each_model_and_the_front_of_the_best() -> None:
+    results = [make_result(run=name) for name in ("dense", "nxm", "distil", "distil_nxm")]
+    (file, _) = make_deployment()
+    figure = report.load("figures", "tradeoff").draw(Evidence("embedded", results, None, deployment=[file]))
+    left, right = figure.axes
+    marks = [line for line in left.get_lines() if line.get_linestyle() == "None"]
+    assert sorted(float(line.get_xdata()[0]) for line in marks) == [1.0, 1.0, 2.0, 2.0]
+    assert sorted(text.get_text() for text in right.texts) == ["ONNX INT8"] * 4
+    assert "MLPruning" not in texts_of(figure)  # no run of this study was shrunk
+    nothing = report.load("figures", "tradeoff").draw(Evidence("embedded", results, None))
+    assert "no scored form yet" in texts_of(nothing)
+
+
+@given(st.lists(st.tuples(st.floats(1, 10), st.floats(0, 100)), min_size=1, max_size=12))
+def test_the_front_has_every_point_that_no_other_beats(points: list[tuple[float, float]]) -> None:
+    beaten = {a for a in points for b in points if b != a and b[0] >= a[0] and b[1] >= a[1]}
+    assert front(points) == sorted(set(points) - beaten)
 
 
 def test_a_device_that_was_absent_is_named_with_the_reason() -> None:

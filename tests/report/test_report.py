@@ -30,7 +30,7 @@ def test_the_names_are_those_of_the_paper_and_ours() -> None:
     figures = [f"figure{n}" for n in (1, 2, 3, 4)]
     before = ["ablation", "bits", "deployment", "dynamics", "encoders"]
     after = ["latency", "products", "sensitivity", "structure"]
-    assert [*before, *figures, *after, "summary"] == FIGURES
+    assert [*before, *figures, *after, "summary", "tradeoff"] == FIGURES
     extra = ["ablation", "allocation", "bits", "blocks", "comparison", "cost", "deployment", "encoders", "products"]
     extra += ["published", "selection", "structure", "tuning"]
     assert ["table1", "table2", "table3", *(f"table_{name}" for name in extra)] == TABLES

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from nxm.errors import UserError
+from nxm.report import forms
 from nxm.report.evidence import Evidence
+from nxm.report.page.deployed import DEPLOYED
 from nxm.report.page.speeds import SPEEDS
-from synthetic_study import make_bench
+from synthetic_study import make_bench, make_deployment
 
 
 @pytest.fixture
@@ -61,3 +63,36 @@ def test_what_was_not_measured_is_refused(evidence, name, arguments):
 def test_a_study_without_a_bench_is_refused():
     with pytest.raises(UserError, match="study embedded has no result of nxm bench"):
         SPEEDS["bench_machine"](Evidence("embedded", [], None))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("deployed_gain", ("distil",), "2.00"),
+        ("deployed_gain", ("distil", "onnx", "int8"), "5.00"),
+        ("fastest_form", ("nxm",), "ONNX INT8"),
+        ("fastest_gain", ("nxm",), "2.5"),
+        ("fastest_share", ("distil",), "94.1 %"),  # 80 of 85
+        ("deployed_point", (), "32 × 128 tokens"),
+    ],
+)
+def test_speeds_of_deployed_models_are_those_of_the_largest_batch(name, arguments, said):
+    evidence = Evidence("embedded", [], None, deployment=make_deployment())
+    assert DEPLOYED[name](evidence, *arguments) == said
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("deployed_gain", ("asp",)), ("fastest_gain", ("cut50",))])
+def test_a_model_that_was_not_deployed_is_refused(name, arguments):
+    evidence = Evidence("embedded", [], None, deployment=make_deployment())
+    with pytest.raises(UserError, match=f"study embedded: {arguments[0]}, .* not measured by the stage deployment"):
+        DEPLOYED[name](evidence, *arguments)
+
+
+def test_a_form_that_loses_a_models_score_is_not_its_fastest():
+    (file, _) = make_deployment()
+    for score in file["scores"]:
+        if (score["model"], score["dtype"]) == ("nxm", "int8"):
+            score["score"] -= forms.LOST + 0.1
+    evidence = Evidence("embedded", [], None, deployment=[file])
+    assert DEPLOYED["fastest_form"](evidence, "nxm") == "PyTorch bf16"
+    assert DEPLOYED["fastest_form"](evidence, "dense") == "ONNX INT8"

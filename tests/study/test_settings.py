@@ -194,7 +194,7 @@ def test_learning_rates_are_numbers(values):
         ((), "sead", "params.yaml: unknown key 'sead'; did you mean 'seeds'"),
         (("trainer",), "warmup_ration", "unknown key 'trainer.warmup_ration'; did you mean 'warmup_ratio'"),
         (("runs", "nxm"), "rhoo", "run 'nxm' on stsb: unknown key 'rhoo'; did you mean 'rho'"),
-        (("runs", "dense"), "rho", "run 'dense' on stsb: unknown key 'rho'; known here: batch_size, distillation"),
+        (("runs", "dense"), "rho", "run 'dense' on stsb: unknown key 'rho'; known here: activations, batch_size"),
         (
             ("runs", "distil", "distillation"),
             "temprature",
@@ -389,7 +389,7 @@ LONGER = {"asp_plus/longer": {"values": {"epochs": 20}}}
         ({"asp_pluss/x": {"values": {}}}, "variant 'asp_pluss/x' is of 'asp_pluss', which 'runs' does not name"),
         (
             {"asp_plus/x": {"values": {"rho": 1}}},
-            "variant 'asp_plus/x': run 'asp_plus' on stsb: unknown key 'rho'; known here: batch_size",
+            "variant 'asp_plus/x': run 'asp_plus' on stsb: unknown key 'rho'; known here: activations, batch_size",
         ),
         ({"asp_plus/x": {"values": {"epochs": -1}}}, "variant 'asp_plus/x': run 'asp_plus' on stsb: epochs = -1"),
         (
@@ -444,7 +444,7 @@ def test_a_variant_is_compared_with_one_that_runs_on_its_tasks(values):
         ),
         (
             {"runs": {"asp_plus": {"values": {"rho": [1]}}}},
-            "'search' tries rho for 'asp_plus', which has batch_size, distillation",
+            "'search' tries rho for 'asp_plus', which has activations, batch_size",
         ),
         ({"seeds": []}, "'search' needs both 'seeds' and 'runs', or neither"),
         ({"runs": {"asp_plus": {"values": {"epochs": []}}}}, "List should have at least 1 item"),

@@ -9,10 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image
 from torch import Tensor
 from transformers import (
     BaseImageProcessor,
@@ -24,10 +22,11 @@ from transformers import (
 
 from nxm.compress.answers import Window, windows_of
 from nxm.compress.examples import Examples
-from nxm.compress.images import Picture
+from nxm.data.images import Picture
 from nxm.distillation.loss import IGNORED_LABEL
 from nxm.distillation.trainer import accepted
 from nxm.errors import UserError
+from nxm.export.images import process
 from nxm.export.trained import Trained
 
 LONGEST = 512  # tokens by default, however many the model reads
@@ -132,38 +131,3 @@ def _read_batch(
 ) -> dict[str, Tensor]:
     images = [pictures[row["image"]].pixels() for row in rows]
     return process(processor, images) | {"labels": torch.tensor([row["labels"] for row in rows])}
-
-
-def process(processor: BaseImageProcessor, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-    """Return `pixel_values`, fp32 (images, channels, height, width)."""
-    return {"pixel_values": processor(images=list(images), return_tensors="pt")["pixel_values"]}
-
-
-def image_size(model: PreTrainedModel, processor: BaseImageProcessor, place: str) -> tuple[int, int, int]:
-    """Return channels, height and width of what the processor makes of any image.
-
-    Raises:
-        UserError: they depend on the image, or are not those that the model reads.
-    """
-    sizes = {
-        tuple(process(processor, [Image.fromarray(np.zeros((height, width, 3), np.uint8))])["pixel_values"].shape[1:])
-        for height, width in ((480, 640), (640, 480), (31, 47))
-    }
-    if len(sizes) > 1:
-        found = " and ".join(sorted(" x ".join(map(str, size[1:])) for size in sizes))
-        raise UserError(
-            f"{place}: its image processor makes images of different sizes ({found}), which form no batch: set a fixed "
-            "size in preprocessor_config.json"
-        )
-    ((channels, height, width),) = sizes
-    read = getattr(model.config, "num_channels", channels)
-    if read != channels:
-        raise UserError(f"{place}: its image processor makes {channels} channels (RGB), its model reads {read}")
-    wanted = getattr(model.config, "image_size", None)
-    wanted = (wanted, wanted) if isinstance(wanted, int) else wanted
-    if wanted is not None and tuple(wanted) != (height, width):
-        raise UserError(
-            f"{place}: its image processor makes images of {height} x {width} pixels, its model reads "
-            f"{wanted[0]} x {wanted[1]}: set the size in preprocessor_config.json"
-        )
-    return channels, height, width

@@ -16,9 +16,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from nxm.compress.answers import read_answers
-from nxm.compress.images import Picture, looks_like_image, open_file, open_picture
 from nxm.compress.settings import ANSWERS, IMAGES, Compression
 from nxm.compress.tables import Table
+from nxm.data.images import Picture, looks_like_image, open_file, open_picture
 from nxm.errors import UserError
 
 PAIRS = (

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from nxm.compress.encode import Encoded, encode, encode_images, encode_questions, image_size, readable_length
+from nxm.compress.encode import Encoded, encode, encode_images, encode_questions, readable_length
 from nxm.compress.examples import Examples, read_examples, read_more_examples, strata
 from nxm.compress.model import Origin, find_model, fitting_classes, load_image_processor, load_start, load_tokenizer
 from nxm.compress.score import held_out_outcomes, metric_names
@@ -20,7 +20,7 @@ from nxm.compress.split import contradictions, hold_out, without
 from nxm.compress.tables import read_held_out_split, read_table
 from nxm.compress.train import Course, require_steps
 from nxm.errors import UserError
-from nxm.export.images import load_trained_on_images
+from nxm.export.images import FORMATS, image_size, load_trained_on_images
 from nxm.export.trained import Answer, Trained, load_trained
 from nxm.files import sha256_tree
 from nxm.machine import versions
@@ -33,7 +33,6 @@ from nxm.sets.nm import NM
 WIDE = 512  # hidden size above which learning rates are those of the base models
 LEARNING_RATES = {"small": (1e-4, 2e-4), "base": (4e-5, 8e-5)}  # dense, compressed; studies glue and plus-base
 WARMUP = {"dense": 0.1, "compress": 0.3}  # at these learning rates compression needs the slow one
-IMAGE_FORMATS = ("onnx", "onnx-int8")  # of nxm.export.images
 FEW_STEPS = 100  # the studies' shortest trainings have some 300
 
 
@@ -241,8 +240,8 @@ def refuse_export(form: str | None, constraint: ConstraintSet) -> None:
 
 def refuse_export_of_images(form: str | None) -> None:
     """Raise UserError, before hours of training, for a format in which models of images cannot be written."""
-    if form not in (None, *IMAGE_FORMATS):
-        raise UserError(f"--export {form}: is for models of texts; images have {' and '.join(IMAGE_FORMATS)}")
+    if form not in (None, *FORMATS):
+        raise UserError(f"--export {form}: is for models of texts; images have {', '.join(FORMATS)}")
 
 
 def _encode(examples: Examples, tokenizer: Any, model: PreTrainedModel, length: int, notes: Notes) -> Encoded:

@@ -19,7 +19,7 @@ from nxm.compress.prepare import Prepared
 from nxm.compress.score import compare, constant_answer, metrics
 from nxm.compress.train import device
 from nxm.errors import UserError, first_line
-from nxm.export.formats import export
+from nxm.export.formats import export, writer
 from nxm.export.images import TrainedOnImages
 from nxm.export.trained import Trained, outputs
 from nxm.files import write_json, write_text
@@ -154,12 +154,9 @@ def _export(
 
 
 def _export_images(prepared: Prepared, compressed: TrainedOnImages, place: Path) -> None:
-    """Write a model of images as ONNX, compared on some training images."""
-    from nxm.export.onnx import write_int8, write_onnx
-
-    write = write_onnx if prepared.settings.export == "onnx" else write_int8
+    """Write a model of images, compared on some training images."""
     images = [picture.pixels() for (picture,) in prepared.train_rows.inputs[:SAMPLE]]
-    write(compressed, place, images, force=place.exists())
+    writer(str(prepared.settings.export))(compressed, place, images, force=place.exists())
 
 
 def _absent(exported: Mapping[str, Any], length: int | None) -> list[dict[str, Any]]:

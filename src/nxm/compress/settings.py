@@ -151,6 +151,4 @@ def make_settings(values: Mapping[str, Any]) -> Compression:
 
 def supported() -> str:
     """Return the supported tasks for a message."""
-    return (
-        f"supported are {', '.join(TASKS)}; for other models use the Trainer's callback (examples/trainer_callback.py)"
-    )
+    return f"supported are {', '.join(TASKS)}; for other models use the Trainer's callback (examples/)"

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 from pandas.errors import EmptyDataError, ParserError
 
-from nxm.compress.images import SUFFIXES as IMAGE_SUFFIXES
+from nxm.data.images import SUFFIXES as IMAGE_SUFFIXES
 from nxm.data.tables import read_parquet
 from nxm.errors import UserError, first_line
 

@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from nxm.errors import UserError
+from nxm.export.images import (
+    FORMATS,
+    TrainedOnImages,
+    load_with_processor,
+    make_image_judge,
+    noise,
+    read_images,
+    read_labelled_images,
+    reads_images,
+)
 from nxm.export.packed import write_packed
 from nxm.export.score import make_judge, read_labelled
 from nxm.export.semi_structured import is_faster, write_2of4
 from nxm.export.trained import EXAMPLES, Example, Judge, Trained, load_trained
 from nxm.files import check_place
 from nxm.models.packed import FILE, is_packed
-from nxm.sets.saved import stored_tensors
+from nxm.sets.saved import load_config, stored_tensors
 
 FOLDERS = ("openvino", "openvino-int8", "torch-2of4", "packed")  # formats that are folders
 
@@ -24,6 +35,7 @@ def export(
     to: str,
     *,
     texts: Path | None = None,
+    images: Path | None = None,
     dtype: str | None = None,
     auto: bool = False,
     batch: int | None = None,
@@ -42,10 +54,13 @@ def export(
             "packed".
         texts: examples on which outputs are compared ("torch-int8" and "openvino-int8": and activations calibrated),
             see `read_examples`; None: `nxm.export.trained.EXAMPLES`.
+        images: a folder of images, the same for a model that reads images; None: noise, except for "openvino-int8",
+            whose ranges would be those of noise.
         dtype: "torch-2of4" alone: the type of the products, "bf16" (the default), "fp16" or "int8".
         force: replace what is at `out`, if it is an earlier export in this format and nothing else.
         auto: "torch-2of4" alone: pack only matrices whose 2:4 product is faster on this GPU at `batch` x `length`.
-        data: labelled examples, on which the export's score and the model's are printed; see `read_labelled`.
+        data: labelled examples, on which the export's score and the model's are printed; see `read_labelled`, for a
+            model that reads images `nxm.export.images.read_labelled_images`.
         task: the task of `data`; None: the one that a prepared folder names.
         max_drop: the points (score x 100) by which the export's score on `data` may be lower than the model's; None:
             any number. Of "torch-2of4" the score is that of a dense copy with the same arithmetic on the CPU.
@@ -66,20 +81,31 @@ def export(
         raise UserError("--max-drop is a number of points, 0 or more, and needs --data with labelled examples")
     if task and data is None:
         raise UserError("--task is the task of --data; without it it has no effect")
-    if to == "packed" and texts:
-        raise UserError("--texts is for exports whose outputs are compared; packed weights are the model's to the bit")
+    if to == "packed" and (texts or images):
+        option = "--texts" if texts else "--images"
+        raise UserError(
+            f"{option} is for exports whose outputs are compared; packed weights are the model's to the bit"
+        )
+    of_images = reads_images(load_config(folder))
+    if of_images:
+        _refuse_for_images(folder, to, texts, images, task)
+    elif images:
+        raise UserError(f"--images is for models that read images, and {folder} is none; for texts there is --texts")
     if data is not None:
         check_place(out, lambda existing: None, folder, folder=to in FOLDERS)  # before the model runs
     if to == "packed":
-        judge = _judge(load_trained(folder), data, task, max_drop) if data is not None else None
+        judge = _judge(_load(folder), data, task, max_drop) if data is not None else None
         size = write_packed(folder, out, force=force, judge=judge)
         print(f"{out}: {size / 2**20:.2f} MiB, {100 * size / _bytes(folder):.0f} % of the source; the same weights")
         return
-    examples = EXAMPLES if texts is None else read_examples(texts)
-    trained = load_trained(folder)
+    if of_images:
+        examples: Sequence[Any] = noise() if images is None else read_images(images)
+    else:
+        examples = EXAMPLES if texts is None else read_examples(texts)
+    trained = _load(folder)
     judge = _judge(trained, data, task, max_drop)
     if to != "torch-2of4":
-        error = _writer(to)(trained, out, examples, force=force, judge=judge)
+        error = writer(to)(trained, out, examples, force=force, judge=judge)
         size = sum(path.stat().st_size for path in (out.iterdir() if to in FOLDERS else [out]))
         print(f"{out}: {size / 2**20:.1f} MiB, {100 * size / _bytes(folder):.0f} % of the source")
         print(f"outputs agree with the model's on {len(examples)} examples to {error:.1e} (relative)")
@@ -92,8 +118,33 @@ def export(
     print(f"{out}: {matrices - len(dense)} of {matrices} matrices are packed when loaded by load_2of4")
 
 
+def _load(folder: Path) -> Trained:
+    return load_with_processor(folder) if reads_images(load_config(folder)) else load_trained(folder)
+
+
 def _judge(trained: Trained, data: Path | None, task: str | None, max_drop: float | None) -> Judge | None:
-    return None if data is None else make_judge(trained, read_labelled(data, task, trained), max_drop)
+    if data is None:
+        return None
+    if isinstance(trained, TrainedOnImages):
+        return make_image_judge(trained, read_labelled_images(data, trained), max_drop)
+    return make_judge(trained, read_labelled(data, task, trained), max_drop)
+
+
+def _refuse_for_images(folder: Path, to: str, texts: Path | None, images: Path | None, task: str | None) -> None:
+    """Raise UserError for what models of images do not have."""
+    if to not in (*FORMATS, "packed"):  # which says itself that names in the file must be those in memory
+        raise UserError(
+            f"{folder}: reads images, and --to {to} is for models of texts; models of images have {', '.join(FORMATS)}"
+        )
+    if texts:
+        raise UserError(f"--texts is for models of texts, and {folder} reads images; for these there is --images")
+    if task:
+        raise UserError(f"--task is for texts; images, which {folder} reads, are scored by accuracy")
+    if to == "openvino-int8" and images is None:
+        raise UserError(
+            "--to openvino-int8 measures the ranges of activations beforehand: give a folder of images like those that "
+            "the model will see with --images"
+        )
 
 
 def _bytes(folder: Path) -> int:
@@ -102,7 +153,12 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def _writer(to: str) -> Callable[..., float]:
+def writer(to: str) -> Callable[..., float]:
+    """Return the function that writes a loaded model in a format, such as `nxm.export.onnx.write_onnx`.
+
+    Raises:
+        UserError: it needs a package that is not installed.
+    """
     try:
         if to == "torch-int8":
             from nxm.export.x86 import write_x86

@@ -25,6 +25,7 @@ from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
+from nxm.activations.inputs import Claimed
 from nxm.errors import UserError
 from nxm.export.codes import Codes, by_values, trained_codes, values_of
 from nxm.export.trained import EXAMPLES, MARK, Answer, Example, Judge, Trained, outputs, without_cache, write_compared
@@ -81,7 +82,8 @@ def write_int8(
     Weights of a model without trained integers are quantised once: matrices symmetrically and per output channel, so
     that zeros stay zeros and the integers obey an N:M pattern too; embeddings per tensor. In a model that was trained
     on integers those matrices have their own codes and scales, a code in 8 bits, and all other weights stay in fp32.
-    Activations are quantised at each call, per tensor. Products of activations (attention) stay in fp32.
+    Activations are quantised at each call, per tensor, or, in a model that was trained with integer activations and
+    weights, with its own ranges. Products of activations (attention) stay in fp32.
 
     Arguments, return value and errors are those of `write_onnx`, with `INT8_TOLERANCE`.
     """
@@ -89,6 +91,15 @@ def write_int8(
     integers = trained_codes(trained)
 
     def make(temporary: Path) -> None:
+        if integers and trained.activations is not None:
+            with _prepared(trained, examples, temporary) as ready:
+                model = onnx.load(ready)
+            names = _store_codes(trained, model, integers)
+            _round_inputs(model, trained.activations)
+            onnx.checker.check_model(model)
+            onnx.save(model, temporary)
+            _assert_codes(temporary, integers, names)
+            return
         with _prepared(trained, examples, temporary) as ready:
             quantise = partial(quantize_dynamic, ready, temporary, per_channel=True, weight_type=QuantType.QInt8)
             if not integers:
@@ -106,7 +117,7 @@ def write_int8(
         _assert_codes(temporary, integers, matrices.values())
 
     room = 2.5 * trained.fp32_bytes  # two temporary files in fp32
-    return _write(trained, path, examples, make, INT8_TOLERANCE, "INT8 model", room, force, judge)
+    return _write(trained, path, examples, make, INT8_TOLERANCE, "INT8 model", room, force, judge, bool(integers))
 
 
 def write_weight_only(
@@ -141,30 +152,85 @@ def write_weight_only(
     def make(temporary: Path) -> None:
         with _prepared(trained, examples, temporary, opset=INT4_OPSET) as ready:
             model = onnx.load(ready)
-        matrices = _find_matrices(trained, model, integers)
-        nodes = []
-        for node in model.graph.node:
-            if _weight_of(node) in matrices:
-                for attribute in node.attribute:
-                    if attribute.name == "transB":
-                        attribute.i = 0  # codes are stored (in, out)
-        for weight, name in matrices.items():
-            own = integers[name]
-            codes = _tensor(f"{name}.codes", own.codes.T, TensorProto.INT4 if own.bits <= 4 else TensorProto.INT8)
-            scales = _tensor(f"{name}.scales", own.scales)
-            _replace(model, weight, codes)
-            model.graph.initializer.append(scales)
-            inputs = [codes.name, scales.name]
-            nodes.append(onnx.helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}.dequantise", axis=1))
-            _rename(model, codes.name, name)
-        for i, node in enumerate(nodes):
-            model.graph.node.insert(i, node)
+        names = _store_codes(trained, model, integers, narrow=True)
         onnx.checker.check_model(model)
         onnx.save(model, temporary)
-        _assert_codes(temporary, integers, matrices.values())
+        _assert_codes(temporary, integers, names)
 
     room = 2.5 * trained.fp32_bytes  # two temporary files in fp32
     return _write(trained, path, examples, make, ONNX_TOLERANCE, "ONNX model", room, force, judge)
+
+
+def _store_codes(
+    trained: Trained, model: onnx.ModelProto, integers: Mapping[str, Codes], narrow: bool = False
+) -> list[str]:
+    """Put codes and a DequantizeLinear, whose output has the matrix's name, in the place of matrices of integers.
+
+    Args:
+        narrow: store up to 4 bits as int4; else every code is an int8.
+
+    Returns: the names of the matrices.
+    """
+    matrices = _find_matrices(trained, model, integers)
+    nodes = []
+    for node in model.graph.node:
+        if _weight_of(node) in matrices:
+            for attribute in node.attribute:
+                if attribute.name == "transB":
+                    attribute.i = 0  # codes are stored (in, out)
+    for weight, name in matrices.items():
+        own = integers[name]
+        narrowest = TensorProto.INT4 if narrow and own.bits <= 4 else TensorProto.INT8
+        codes = _tensor(f"{name}.codes", own.codes.T, narrowest)
+        scales = _tensor(f"{name}.scales", own.scales)
+        _replace(model, weight, codes)
+        model.graph.initializer.append(scales)
+        inputs = [codes.name, scales.name]
+        nodes.append(onnx.helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}.dequantise", axis=1))
+        _rename(model, codes.name, name)
+    for i, node in enumerate(nodes):
+        model.graph.node.insert(i, node)
+    return list(matrices.values())
+
+
+def _round_inputs(model: onnx.ModelProto, activations: Claimed) -> None:
+    """Put QuantizeLinear and DequantizeLinear, with the trained ranges, before the products that have one."""
+    nodes: list[onnx.NodeProto] = []
+    rounded: dict[tuple[str, float, int], str] = {}  # query, key and value read the same input
+    for node in model.graph.node:
+        name = _weight_of(node)
+        if name in activations.ranges:
+            scale, zero_point = activations.grid(name)
+            key = (node.input[0], scale, zero_point)
+            if key not in rounded:
+                rounded[key] = f"{name}.input"
+                nodes += _rounding(model, f"{name}.input", *key, activations.bits)
+            node.input[0] = rounded[key]
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _rounding(
+    model: onnx.ModelProto, name: str, source: str, scale: float, zero_point: int, bits: int
+) -> list[onnx.NodeProto]:
+    """Return the nodes that round a tensor to unsigned integers and back; the last has the output `name`."""
+    model.graph.initializer.extend(
+        [_tensor(f"{name}.scale", np.float32(scale)), _tensor(f"{name}.zero_point", np.uint8(zero_point))]
+    )
+    nodes = []
+    if bits < 8:  # QuantizeLinear clamps to 8 bits
+        ends = {"low": -zero_point * scale, "high": (2**bits - 1 - zero_point) * scale}
+        model.graph.initializer.extend(_tensor(f"{name}.{end}", np.float32(value)) for end, value in ends.items())
+        clip = [source, *(f"{name}.{end}" for end in ends)]
+        nodes.append(onnx.helper.make_node("Clip", clip, [f"{name}.clipped"], name=f"{name}.clip"))
+        source = f"{name}.clipped"
+    grid = [f"{name}.scale", f"{name}.zero_point"]
+    nodes += [
+        onnx.helper.make_node("QuantizeLinear", [source, *grid], [f"{name}.codes8"], name=f"{name}.quantise"),
+        onnx.helper.make_node("DequantizeLinear", [f"{name}.codes8", *grid], [name], name=f"{name}.dequantise"),
+    ]
+    return nodes
 
 
 def _write(
@@ -177,9 +243,21 @@ def _write(
     room: float,
     force: bool,
     judge: Judge | None,
+    integer_activations: bool = False,
 ) -> float:
     return write_compared(
-        trained, path, examples, make, open_onnx, tolerance, what, room=room, is_own=is_own, force=force, judge=judge
+        trained,
+        path,
+        examples,
+        make,
+        open_onnx,
+        tolerance,
+        what,
+        room=room,
+        is_own=is_own,
+        force=force,
+        judge=judge,
+        integer_activations=integer_activations,
     )
 
 
@@ -251,7 +329,7 @@ def _find_matrices(trained: Trained, model: onnx.ModelProto, integers: Mapping[s
 
 
 def _tensor(name: str, values: np.ndarray, dtype: int | None = None) -> TensorProto:
-    values = np.ascontiguousarray(values)
+    values = np.asarray(values, order="C")  # unlike ascontiguousarray it leaves a scalar one
     if dtype is None or dtype == TensorProto.INT8:
         return numpy_helper.from_array(values, name)
     return onnx.helper.make_tensor(name, dtype, values.shape, values.flatten())

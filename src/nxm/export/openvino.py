@@ -100,7 +100,8 @@ def write_int8(
     Weights of a model without trained integers are quantised once: the matrices of Linear layers and embeddings
     symmetrically and per row, so that zeros stay zeros and the integers obey an N:M pattern too. In a model that was
     trained on integers those matrices have their own codes and scales, a code in 8 bits, and all other weights stay in
-    fp32. Activations are quantised per tensor, with ranges measured on the examples. Products of activations
+    fp32. Activations are quantised per tensor, with ranges measured on the examples, or, in a model that was trained
+    with integer activations and weights, with its own ranges. Products of activations
     (attention) stay in fp32.
 
     Args:
@@ -116,7 +117,7 @@ def write_int8(
         _save(model, temporary, folder)
         _assert_codes(temporary, integers, names)
 
-    return _write(trained, folder, examples, make, INT8_TOLERANCE, "OpenVINO INT8 model", force, judge)
+    return _write(trained, folder, examples, make, INT8_TOLERANCE, "OpenVINO INT8 model", force, judge, bool(integers))
 
 
 def _write(
@@ -128,6 +129,7 @@ def _write(
     what: str,
     force: bool,
     judge: Judge | None,
+    integer_activations: bool = False,
 ) -> float:
     return write_compared(
         trained,
@@ -142,6 +144,7 @@ def _write(
         force=force,
         judge=judge,
         folder=True,
+        integer_activations=integer_activations,
     )
 
 
@@ -236,8 +239,7 @@ def _reason(error: BaseException) -> str:
 def _converted(trained: Trained, examples: Sequence[Example]) -> ov.Model:
     # the exporter takes a dimension of size 1 as fixed, so show it two examples
     inputs = trained.encode([*examples[:2], *examples[:1]][:2])
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=trained.max_length)
-    shapes = {name: {0: batch, 1: length} for name in inputs}
+    shapes = trained.dynamic_shapes(inputs)
     with warnings.catch_warnings(), without_cache(trained.model), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecations inside torch
         program = torch.export.export(trained.model, (), kwargs=inputs, dynamic_shapes=shapes)
@@ -300,6 +302,7 @@ def _quantise(
     """
     names = by_values(integers)
     found: list[str] = []
+    trained_names: dict[str, str] = {}  # a constant's name in the graph -> the matrix's
     weights: dict[str, ov.Output] = {}  # a constant's name in the graph -> what takes its place
     products: list[ov.Node] = []
     lookups: list[ov.Node] = []
@@ -315,20 +318,29 @@ def _quantise(
             unused = [name for name in names.get(values_of(constant.data), []) if name not in found]
             if unused:
                 weights[key] = _unpacked(integers[unused[0]], unused[0])
+                trained_names[key] = unused[0]
                 found.append(unused[0])
         if key in weights:
             (products if _is(node, "MatMul") else lookups).append(node)
     for equal in names.values():
         if not set(equal) & set(found):
             raise trained.unsupported(f"the OpenVINO model has no product with the integers of {equal[0]}")
-    ranges = _ranges(trained, model, products, examples)
-    rounded: dict[str, ov.Output] = {}  # query, key and value read the same input
-    for node, (low, high) in zip(products, ranges, strict=True):
+    grids = [_grid(*ends) for ends in _ranges(trained, model, products, examples)]
+    levels = [256] * len(products)
+    if (trained_with := trained.activations) is not None:
+        for i, node in enumerate(products):
+            name = trained_names.get(_source(node, 1).get_friendly_name(), "")
+            if name in trained_with.ranges:
+                scale, zero_point = trained_with.grid(name)
+                levels[i] = 2**trained_with.bits
+                grids[i] = -zero_point * scale, (levels[i] - 1 - zero_point) * scale
+    rounded: dict[tuple[str, int, tuple[float, float]], ov.Output] = {}  # query, key and value read the same input
+    for node, grid, count in zip(products, grids, levels, strict=True):
         source = node.input_value(0)
-        key = f"{source.get_node().get_friendly_name()}:{source.get_index()}"
+        key = source.get_node().get_friendly_name(), source.get_index(), grid
         if key not in rounded:
-            ends = [ov.opset13.constant(np.float32(end)) for end in _grid(low, high)]
-            rounded[key] = ov.opset13.fake_quantize(source, *ends, *ends, 256).output(0)
+            ends = [ov.opset13.constant(np.float32(end)) for end in grid]
+            rounded[key] = ov.opset13.fake_quantize(source, *ends, *ends, count).output(0)
         node.input(0).replace_source_output(rounded[key])
     for node in [*products, *lookups]:
         port = WEIGHTS[node.get_type_name()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,12 +50,25 @@ def make_judge(trained: Trained, data: Labelled, max_drop: float | None) -> Judg
     if max_drop is not None:
         for rows in data.splits:
             _assert_labels_differ(rows, data)
-    own = score(trained, partial(outputs, trained.model), data)
+    what = f"{data.task.metric} on {sum(len(split) for split in data.splits)} rows of {data.path}"
+    return judge_by(lambda answer: score(trained, answer, data), partial(outputs, trained.model), what, max_drop)
+
+
+def judge_by(score_of: Callable[[Answer], float], model: Answer, what: str, max_drop: float | None) -> Judge:
+    """Return a function that compares the scores of an export and of its model.
+
+    Args:
+        score_of: returns the score of a form of the model, in percent points.
+        what: the metric and the data, for messages.
+        max_drop: see `make_judge`.
+
+    Raises:
+        UserError: (at once) the model does not answer the task; (at the call) the score is lower by more.
+    """
+    own = score_of(model)
 
     def judge(answer: Answer) -> None:
-        found = score(trained, answer, data)
-        rows = sum(len(split) for split in data.splits)
-        what = f"{data.task.metric} on {rows} rows of {data.path}"
+        found = score_of(answer)
         if max_drop is not None and not own - found <= max_drop + 1e-9:
             raise UserError(
                 f"not written: {what} is {found:.2f} for the export and {own:.2f} for the model, {own - found:.2f} "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from nxm.activations.inputs import Claimed, quantise_inputs, read_ranges
 from nxm.errors import UserError
 from nxm.files import DISK_ERRORS, Refusal, check_place, check_room, new_file, new_folder
 from nxm.models.load import load
@@ -53,12 +54,14 @@ class Trained:
     Attributes:
         model: in fp32 on the CPU, in eval mode, without -0.0 in its sparse matrices.
         claims: the constraint sets and the names of their matrices according to config.json; []: a dense model.
+        activations: the integer activations that it was trained with; None: real ones. `model` computes with real ones.
     """
 
     folder: Path
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     claims: list[Claim]
+    activations: Claimed | None = None
 
     @property
     def sparse(self) -> list[str]:
@@ -145,7 +148,14 @@ def load_trained(folder: Path) -> Trained:
             "a sentence, and save both"
         )
     assert_claims(model, claims, folder)
-    return Trained(folder, model.eval(), tokenizer, claims)
+    return Trained(folder, model.eval(), tokenizer, claims, _activations(model, folder))
+
+
+def _activations(model: PreTrainedModel, folder: Path) -> Claimed | None:
+    claimed = read_ranges(model.config)
+    if claimed is not None and (unknown := sorted(claimed.ranges.keys() - dict(model.named_parameters()).keys())):
+        raise UserError(f"{folder}: config.json has a range of the input of '{unknown[0]}', which the model has not")
+    return claimed
 
 
 def assert_claims(model: PreTrainedModel, claims: Sequence[Claim], folder: Path) -> None:
@@ -197,17 +207,26 @@ def outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, n
     return {name: value.float().cpu().numpy() for name, value in answers.items() if isinstance(value, Tensor)}
 
 
-def own_outputs(trained: Trained, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+def own_outputs(
+    trained: Trained, examples: Sequence[Example], integer_activations: bool = False
+) -> dict[str, np.ndarray]:
     """Return the model's own outputs on examples, with which those of its export are compared.
+
+    Args:
+        integer_activations: compute with those that the model was trained with, if it was.
 
     Raises:
         UserError: the model cannot be run on sentences alone, or its outputs have NaN or infinite entries.
     """
     inputs = trained.encode(examples)
+    rounded = quantise_inputs(trained.model) if integer_activations and trained.activations else None
     try:
         found = outputs(trained.model, inputs)
     except Exception as error:  # of any model of transformers: what it lacks, it says in errors of many types
         raise trained.unsupported(f"it cannot be run on {' and '.join(inputs)} alone: {_cause(error)}") from error
+    finally:
+        if rounded is not None:
+            rounded.remove()
     if not found:
         raise trained.unsupported("it has no outputs that are tensors")
     for name, values in found.items():
@@ -252,6 +271,7 @@ def write_compared(
     force: bool,
     judge: Judge | None = None,
     folder: bool = False,
+    integer_activations: bool = False,
 ) -> float:
     """Write a file or a folder under a temporary name, compare its outputs with the model's, then rename it.
 
@@ -263,6 +283,8 @@ def write_compared(
         is_own: returns whether an existing file or folder was written by this function.
         force: replace an existing one, if it is.
         folder: `path` becomes a folder.
+        integer_activations: the export computes with the integer activations that the model was trained with, if it
+            was, and so does the model that it is compared with.
         judge: raises UserError for a program that must not be written (`nxm.export.score.make_judge`).
 
     Returns: the relative error of the outputs.
@@ -274,7 +296,7 @@ def write_compared(
     rule = refusal(is_own, force)
     check_place(path, rule, trained.folder, folder=folder)
     check_room(path, room)
-    expected = own_outputs(trained, examples)
+    expected = own_outputs(trained, examples, integer_activations)
     with new_folder(path, rule, trained.folder) if folder else new_file(path) as temporary:
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # the exporter prints half a graph where it fails

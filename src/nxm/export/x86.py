@@ -25,8 +25,9 @@ from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor import config as inductor
 from torch._inductor.exc import InductorError
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.pt2e.quantizer import DerivedQuantizationSpec
+from torchao.quantization.pt2e.quantizer import DerivedQuantizationSpec, FixedQParamsQuantizationSpec
 
+from nxm.activations.inputs import Claimed
 from nxm.errors import UserError
 from nxm.export.codes import Codes, by_values, trained_codes, values_of
 from nxm.export.trained import EXAMPLES, MARK, Example, Judge, Trained, without_cache, write_compared
@@ -76,6 +77,7 @@ def write_x86(
         is_own=is_own,
         force=force,
         judge=judge,
+        integer_activations=bool(trained_codes(trained)),
     )
 
 
@@ -140,7 +142,7 @@ def _quantised(trained: Trained, examples: Sequence[Example]) -> torch.export.Ex
     with without_cache(trained.model):
         graph = torch.export.export(_Answers(trained.model), (inputs,), dynamic_shapes=shapes).module()
     integers = trained_codes(trained)
-    quantizer = _TrainedIntegers(integers) if integers else x86_inductor.X86InductorQuantizer()
+    quantizer = _TrainedIntegers(integers, trained.activations) if integers else x86_inductor.X86InductorQuantizer()
     settings = x86_inductor.get_default_x86_inductor_quantization_config()
     quantizer.set_function_type_qconfig(torch.nn.functional.linear, settings)
     observed = prepare_pt2e(graph, quantizer)
@@ -154,11 +156,14 @@ def _quantised(trained: Trained, examples: Sequence[Example]) -> torch.export.Ex
 
 
 class _TrainedIntegers(x86_inductor.X86InductorQuantizer):
-    """A quantiser that gives matrices of integers their trained scales, and quantises nothing else."""
+    """A quantiser that gives matrices of integers their trained scales, and quantises nothing else.
 
-    def __init__(self, integers: Mapping[str, Codes]) -> None:
+    Their inputs have the ranges that the model was trained with, if it was, and measured ones otherwise.
+    """
+
+    def __init__(self, integers: Mapping[str, Codes], activations: Claimed | None) -> None:
         super().__init__()
-        self.integers, self.names = integers, by_values(integers)
+        self.integers, self.names, self.activations = integers, by_values(integers), activations
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         model = super().annotate(model)
@@ -185,6 +190,16 @@ class _TrainedIntegers(x86_inductor.X86InductorQuantizer):
                 qscheme=torch.per_channel_symmetric,
                 ch_axis=0,
             )
+            if self.activations is not None and names[0] in self.activations.ranges:
+                scale, zero_point = self.activations.grid(names[0])
+                inputs[node.args[0]] = FixedQParamsQuantizationSpec(
+                    dtype=torch.uint8,
+                    scale=scale,
+                    zero_point=zero_point,
+                    quant_min=0,
+                    quant_max=2**self.activations.bits - 1,
+                    qscheme=torch.per_tensor_affine,
+                )
         return model
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -13,21 +12,18 @@ from typing import Any, ClassVar
 import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from nxm.errors import UserError
-from nxm.files import new_file
 from nxm.methods.evaluation import ProjectedInEval
 from nxm.methods.importance import Importance, make_importance
+from nxm.methods.state import checkpoint, read_state, saved_checkpoint, write_state
 from nxm.models.targets import find_targets, left_dense, unwrap, validate_targets
 from nxm.sets import kind_of
 from nxm.sets.allocation import Allocation, sets_by_name
 from nxm.sets.base import ConstraintSet, SparseSet, reject_nan
-from nxm.sets.saved import write_patterns
+from nxm.sets.saved import restore_renamed, write_patterns
 
 STATE_FILE = "nxm_state.safetensors"
 
@@ -118,6 +114,8 @@ class MethodCallback(TrainerCallback):
         self._leave()
         model = unwrap(model)
         _refuse_what_cannot_work(args, kwargs.get("optimizer"))
+        if state.global_step > 0:
+            restore_renamed(model, checkpoint(args, state))
         try:
             parameters = self.start(model, state.max_steps, _steps_per_epoch(args, kwargs.get("train_dataloader")))
             self._in_eval = ProjectedInEval(
@@ -131,7 +129,7 @@ class MethodCallback(TrainerCallback):
             self.watch(model)
             if state.global_step > 0:
                 with self._training_weights():
-                    self.load_whole_state(*_read_state(_checkpoint(args, state) / STATE_FILE))
+                    self.load_whole_state(*read_state(checkpoint(args, state) / STATE_FILE))
         except BaseException:
             self._leave()
             raise
@@ -189,7 +187,7 @@ class MethodCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         tensors, metadata = self.whole_state()
         if args.should_save:
-            _write_state(_saved_checkpoint(args, state) / STATE_FILE, tensors, metadata)
+            write_state(saved_checkpoint(args, state) / STATE_FILE, tensors, metadata)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -198,7 +196,8 @@ class MethodCallback(TrainerCallback):
         best = state.best_model_checkpoint
         # Then the weights are that checkpoint's; unless it is gone, which the Trainer warns of.
         if args.load_best_model_at_end and best is not None and Path(best).is_dir():
-            self.load_best(*_read_state(Path(best) / STATE_FILE))
+            restore_renamed(unwrap(model), Path(best))
+            self.load_best(*read_state(Path(best) / STATE_FILE))
         self.finish(unwrap(model))
 
     def _taken(self, by: str) -> None:
@@ -395,8 +394,13 @@ class SparsityCallback(MethodCallback):
                 f"{len(broken)} matrices left {self.constraint}, first {broken[0]}: please report this"
             )
         if getattr(model, "config", None) is not None:
-            claims = [(own, [name for name in self.targets if self.sets[name] == own]) for own in self.distinct_sets]
-            write_patterns(model.config, claims, dict(model.named_parameters()))
+            prefix, owner = _owner_of_config(model)
+            sets = {name.removeprefix(prefix): own for name, own in self.sets.items() if name.startswith(prefix)}
+            claims = [
+                (each, [name for name, own in sets.items() if own == each]) for each in dict.fromkeys(sets.values())
+            ]
+            if sets:  # else the config is that of a part without targets
+                write_patterns(model.config, claims, dict(owner.named_parameters()))
 
     def _find_targets(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Return the targets that have a set. Raises UserError for an allocation of other matrices."""
@@ -432,6 +436,17 @@ class SparsityCallback(MethodCallback):
                 f"{before.get(name, 'dense')} and is {now.get(name, 'dense')} now: resume with the same sets, or begin "
                 "a new training"
             )
+
+
+def _owner_of_config(model: nn.Module) -> tuple[str, nn.Module]:
+    """Return what config.json is saved with, the model itself or one inside it, and the prefix of its names there.
+
+    A model of sentence-transformers has the config of the encoder in it, and is saved as that one.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, PreTrainedModel) and module.config is model.config:
+            return (f"{name}." if name else ""), module
+    return "", model
 
 
 def steps_in(interval: str | int, steps_per_epoch: int | None) -> int:
@@ -477,35 +492,3 @@ def _gradient_scale(optimizer: Any) -> float | None:
     """Return the factor of fp16's gradients, which shrinks when a step is skipped; None without fp16."""
     scaler = getattr(optimizer, "scaler", None)
     return scaler.get_scale() if scaler is not None and scaler.is_enabled() else None
-
-
-def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-
-
-def _saved_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    """Return the folder into which the Trainer has just saved: a hyper-parameter search has one for each run."""
-    folder = _checkpoint(args, state)
-    if not state.is_hyper_param_search:
-        return folder
-    runs = folder.parent.glob(f"*/{folder.name}")
-    return max(runs, key=lambda run: run.stat().st_mtime_ns, default=folder)
-
-
-def _write_state(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    contiguous = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
-    with new_file(path) as partial:
-        save_file(contiguous, partial, metadata={"nxm": json.dumps(metadata)})
-
-
-def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads(file.metadata()["nxm"])
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 (no mapping)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing: this checkpoint was not saved with this callback, or lies in another output_dir"
-        ) from None
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}): resume from an earlier checkpoint") from None

@@ -16,6 +16,12 @@ from nxm.errors import UserError
 from nxm.sets.allocation import sets_by_name
 from nxm.sets.base import ConstraintSet
 
+# Families with a test (tests/models/test_architectures.py), for messages
+SUPPORTED = (
+    *("BERT", "RoBERTa", "XLM-R", "DistilBERT", "MPNet", "ELECTRA", "DeBERTa-v2", "ALBERT", "ModernBERT", "Longformer"),
+    *("T5", "BART", "Whisper", "Llama", "Qwen3", "ViT", "DeiT", "CLIP"),
+)
+
 
 def find_targets(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> dict[str, nn.Parameter]:
     """Return the weights, shape `(out_features, in_features)`, of the Linear layers inside the Transformer blocks.
@@ -46,11 +52,7 @@ def find_targets(model: nn.Module, include: Sequence[str] = (), exclude: Sequenc
             if isinstance(module, nn.Linear) and all(module.weight is not W for W in found.values()):
                 found[f"{prefix}.{name}.weight"] = module.weight
     if not found:
-        inside = {type(module).__name__ for _, stack in find_stacks(model) for module in stack.modules()}
-        raise UserError(
-            f"the blocks of {type(model).__name__} have no nn.Linear layer, and nxm prunes no other: they are made of "
-            f"{', '.join(sorted(inside - {'ModuleList', 'Dropout', 'LayerNorm'}))}"
-        )
+        raise UserError(_without_linear(model))
     for pattern in (*include, *exclude):
         if not any(re.search(pattern, name) for name in found):
             raise UserError(
@@ -65,6 +67,22 @@ def find_targets(model: nn.Module, include: Sequence[str] = (), exclude: Sequenc
     if not chosen:
         raise UserError(f"include {list(include)} and exclude {list(exclude)} leave none of {len(found)} matrices")
     return chosen
+
+
+def _without_linear(model: nn.Module) -> str:
+    """Return the reason why a model whose blocks have no Linear layer is refused, and which models are not."""
+    inside = {type(module).__name__ for _, stack in find_stacks(model) for module in stack.modules()}
+    transposed = ""
+    if "Conv1D" in inside:
+        transposed = (
+            ". Conv1D has its weight as (in_features, out_features): a pattern along its rows would run across outputs "
+            "and not inputs; take a decoder of Linear layers"
+        )
+    return (
+        f"the blocks of {type(model).__name__} have no nn.Linear layer, and nxm prunes no other: they are made of "
+        f"{', '.join(sorted(inside - {'ModuleList', 'Dropout', 'LayerNorm'}))}{transposed}. Models of Linear layers "
+        f"are, for example, {', '.join(SUPPORTED)}"
+    )
 
 
 def find_stacks(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:

@@ -36,7 +36,8 @@ from nxm.report.page.numbers import called, number, tasks_of
 from nxm.report.statistics import Interval
 
 DIFFERENCES, _SHARES = ("points", "above"), ("retention", "retention_interval")
-_HELDOUT, _COURSES, _COUNTS = ("heldout", "best_trial"), ("similarity", "outside"), ("examples", "steps", "targets")
+_HELDOUT, _COURSES = ("heldout", "best_trial"), ("similarity", "outside", "left")
+_COUNTS = ("examples", "steps", "targets")
 JUDGED = (*DIFFERENCES, *_SHARES, *_HELDOUT, *_COURSES, *_COUNTS, "score", "above_constant")
 Number = tuple[str, list[str], str | list[str] | None]  # name, runs, task
 
@@ -281,6 +282,7 @@ _COUNTED: dict[str, Callable[[list[Any]], float]] = {
     "examples": lambda results: results[0].provenance.train_examples,
     "steps": lambda results: results[0].epochs[-1].step,
     "targets": lambda results: results[0].sparsity.target_parameters,
+    "left": lambda results: float(np.mean([100 * one.structure.share for one in results if one.structure])),
 }
 
 

@@ -22,6 +22,8 @@ FORMS = {  # (way, dtype): label and marker
     ("pt2e", "int8"): ("PyTorch INT8", "X"),
     ("compiled", "int8"): ("compiled INT8", "<"),
 }
+LOST = 1.0  # points: a form that costs more than this of its own model's score is not taken as its fastest
+_FORM = ("way", "dtype", "kernel")
 
 
 def form(row: Row) -> tuple[str, str]:
@@ -38,6 +40,28 @@ def described(row: Row) -> str:
 def is_plain(row: Row, dtype: str = "fp32") -> bool:
     """Return whether a row is eager PyTorch with dense kernels."""
     return (row["way"], row["dtype"], row["kernel"]) == ("eager", dtype, "dense")
+
+
+def largest(rows: list[Row]) -> list[Row]:
+    """Return the timed rows of the largest batch and length."""
+    timed = [row for row in rows if "median_ms" in row]
+    point = max((row["batch"], row["length"]) for row in timed)
+    return [row for row in timed if (row["batch"], row["length"]) == point]
+
+
+def fastest_forms(rows: list[Row], scores: list[Row]) -> dict[str, tuple[Row, float]]:
+    """Return for each scored model the row of its fastest form, with its score.
+
+    A form counts if it costs at most `LOST` points of the model's own score in PyTorch fp32.
+    """
+    by_form = {(score["model"], *(score[key] for key in _FORM)): score["score"] for score in scores}
+    plain = {score["model"]: score["score"] for score in scores if is_plain(score)}
+    found: dict[str, tuple[Row, float]] = {}
+    for row in sorted(rows, key=lambda row: row["speedup_over_dense_fp32"]):
+        score = by_form.get((row["model"], *(row[key] for key in _FORM)))
+        if score is not None and row["model"] in plain and plain[row["model"]] - score <= LOST:
+            found[row["model"]] = row, score
+    return found
 
 
 def absences(files: list[dict[str, Any]]) -> list[str]:

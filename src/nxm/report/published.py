@@ -12,8 +12,9 @@ from typing import Literal
 
 from nxm.report import labels, paper
 
-# scores of 2:4 encoders, of 2:4 with integers learned together, speed of 2:4 on GPUs, speed of INT8 on CPUs
-Kind = Literal["score", "integers", "gpu", "cpu"]
+# scores of 2:4 encoders, of 2:4 with integers learned together, score and speed of encoders with heads and rows
+# removed, speed of 2:4 on GPUs, speed of INT8 on CPUs
+Kind = Literal["score", "integers", "structured", "gpu", "cpu"]
 NOT_MEASURED = "Not measured here: other models, data and machines, so no ratio to our numbers means anything."
 
 
@@ -48,6 +49,10 @@ _TUTORIAL_LINK = "https://github.com/pytorch/tutorials"
 _SLIDE = "SlideSparse, appendix A, square products (searched 2:4 over searched dense)"
 _SLIDE_LINK = "https://github.com/bcacdwk/vllmbench"
 _SPEED_UP = "speed-up over dense"
+MLPRUNING_SPEED_UP = 3.69  # at most, over dense, with about 20 % of the weights (its abstract)
+_MLPRUNING = ("Yao et al. 2021, MLPruning (abstract)", "https://arxiv.org/abs/2105.14636")
+_COFI = ("Xia et al. 2022, CoFi (README; V100, batch 128)", "https://github.com/princeton-nlp/CoFiPruning")
+_NN_PRUNING = ("nn_pruning (README; RTX 3090)", "https://github.com/huggingface/nn_pruning")
 
 
 def _square(card: str, *gains: tuple[int, str]) -> list[Published]:
@@ -96,6 +101,34 @@ NUMBERS = (
         )
         for smaller, share in (("87.5", "99.5"), ("93", "98.2"))
     ),
+    Published(
+        *(
+            "structured",
+            "heads, rows and blocks",
+            "BERT-base, about 20 % of the weights",
+            "most speed-up over dense",
+        ),
+        *("", f"{MLPRUNING_SPEED_UP:.2f}", *_MLPRUNING),
+    ),
+    *(
+        Published("structured", "heads, rows and layers", f"BERT-base, {task}, {speed}×", metric, "", value, *_COFI)
+        for task, metric, speed, value in (
+            ("MNLI", "accuracy", "2.1", "85.3"),
+            ("MNLI", "accuracy", "12.1", "80.6"),
+            ("QNLI", "accuracy", "2.1", "91.8"),
+            ("QNLI", "accuracy", "12.1", "86.1"),
+            ("SST-2", "accuracy", "2.1", "93.0"),
+            ("SST-2", "accuracy", "12.2", "90.4"),
+            ("SQuAD", "F1", "2.0", "89.1"),
+            ("SQuAD", "F1", "8.7", "82.6"),
+        )
+    ),
+    *(
+        Published(
+            "structured", "heads, rows and blocks", f"BERT-base, SQuAD, {speed}×", "F1", "88.5", value, *_NN_PRUNING
+        )
+        for speed, value in (("1.84", "88.72"), ("2.80", "86.69"))
+    ),
     *_square("A100, BF16", (1024, "1.19"), (4096, "1.71"), (8192, "1.52")),
     *_square("H100, BF16", (1024, "0.75"), (4096, "1.53"), (8192, "1.59")),
     *_square("H100, FP8", (1024, "0.73"), (4096, "1.53"), (8192, "1.54")),
@@ -124,7 +157,6 @@ NUMBERS = (
 
 # NxMiFormer's two numbers as points: bits a weight, from the share of 32 bits that is saved, and percent of dense
 BITS = ((32 * (1 - 0.875), 99.5), (32 * (1 - 0.93), 98.2))
-
 _PAPER = ("Holmes et al. 2021, NxMTransformer", "https://arxiv.org/abs/2110.15766")
 _BASES = {  # a run of the paper, with the one that its score is compared with
     **dict.fromkeys(("admm_unstructured", "asp", "nxm"), ("BERT-base", "dense")),

@@ -1,7 +1,8 @@
-"""Saved models: the constraint sets that config.json claims, and the check that the weights lie in them."""
+"""Saved models: the constraint sets that config.json claims, the check that weights lie in them, and checkpoints."""
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,12 +13,15 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from nxm.errors import UserError
+from nxm.errors import UserError, first_line
 from nxm.sets import all_sets, kind_of
 from nxm.sets.base import ConstraintSet
+
+WHOLE, INDEX = SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME  # a model's one file, or the index of its shards
 
 Claim = tuple[ConstraintSet, list[str]]  # a set and the names of the matrices that lie in it
 
@@ -233,13 +237,63 @@ def load_model(
     return model
 
 
+@torch.no_grad()
+def restore_renamed(model: nn.Module, folder: Path) -> None:
+    """Load, in place, the weights of a Trainer's checkpoint that the Trainer has just failed to load.
+
+    transformers saves some architectures, such as ViT, under other names than they have in memory. Its Trainer (5.23)
+    looks for the latter, when it resumes and for `load_best_model_at_end`, and where it finds none it leaves the
+    weights as they are. Names alone are compared, and a model that has all its names in the file is not touched.
+
+    Raises:
+        UserError: a file is damaged, or transformers cannot load the checkpoint with the model's class.
+    """
+    if not isinstance(model, PreTrainedModel) or not any((folder / name).is_file() for name in (WHOLE, INDEX)):
+        return  # another model is saved under its own names, and another format has been loaded by its own means
+    stored = stored_tensors(folder).keys() | set(model._keys_to_ignore_on_save or ())
+    own = model.state_dict(keep_vars=True)
+    shared: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        shared.setdefault(id(tensor), []).append(name)  # a file has one of the names of a shared weight
+    lost = [names[0] for names in shared.values() if stored.isdisjoint(names)]
+    if not lost:
+        return
+    loader: Any = type(model)
+    try:
+        with torch.random.fork_rng(devices=[]):  # a training must go on with the same random numbers
+            loaded, loading = loader.from_pretrained(
+                folder,
+                config=copy.deepcopy(model.config),
+                dtype=torch.promote_types(model.dtype, torch.float32),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        raise UserError(
+            f"{folder}: {len(lost)} weights of {type(model).__name__}, first {lost[0]}, have other names in this "
+            f"checkpoint; the Trainer has not loaded them, and {type(model).__name__}.from_pretrained cannot either: "
+            f"{first_line(error)}. Give the class a constructor that takes the config alone"
+        ) from None
+    found = {name: tensor for name, tensor in loaded.state_dict().items() if name not in loading["missing_keys"]}
+    for name in found.keys() & own.keys():
+        own[name].copy_(found[name])
+    if missing := [name for name in lost if name not in found]:
+        warnings.warn(
+            f"{folder}: {len(missing)} weights of {type(model).__name__} are not in this checkpoint, first "
+            f"{missing[0]}: they stay as they are",
+            stacklevel=2,
+        )
+
+
 def stored_tensors(folder: Path) -> dict[str, Path]:
     """Return the file of every tensor of a saved model, by the tensor's name in the file.
 
     Raises:
         UserError: a file is missing or damaged.
     """
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    whole, index = folder / WHOLE, folder / INDEX
     if whole.exists() or not index.exists():
         return dict.fromkeys(_names(whole), whole)
     try:

@@ -20,6 +20,7 @@ GROUPS = {
         "src/nxm/methods/evaluation.py",
         "src/nxm/methods/held.py",
         "src/nxm/methods/importance.py",
+        "src/nxm/methods/state.py",
         "src/nxm/models/save.py",
         "src/nxm/models/student.py",
         "src/nxm/models/targets.py",
@@ -34,6 +35,10 @@ GROUPS = {
         "src/nxm/distillation/loss.py",
         "src/nxm/distillation/noise.py",
         "src/nxm/distillation/trainer.py",
+    ),
+    "activations": (  # trainings with integer activations
+        "src/nxm/activations/callback.py",
+        "src/nxm/activations/inputs.py",
     ),
     "allocation": (  # trainings with a set for each matrix, chosen by measured sensitivity
         "src/nxm/distillation/batches.py",

@@ -198,6 +198,7 @@ def write_plan(study: Study, folder: Path) -> None:
             "callback": f"{method}/callback.py" if run.method else nothing,
             "teaching": code_path("teaching") if run.teacher else nothing,
             "permutation": f"{source}/models/permute.py" if run.permute else nothing,
+            "activations": code_path("activations") if run.activations else nothing,
             "structure": code_path("structure") if _meets_shrunk_models(study, training, run) else nothing,
             "latency": getattr(run, "latency", "") or nothing,
         }

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, JsonValue, Tag, ValidationError, create_model, model_validator
 
+from nxm.activations.settings import Activations
 from nxm.config import (
     Count,
     Distinct,
@@ -109,6 +110,8 @@ class Run(Settings):
     # during training; null: the model's own
     dropout: Annotated[float, Field(strict=True, ge=0.0, lt=1.0)] | None = None
     noise: Share = 0.0  # share of tokens replaced in half of each batch; the teacher labels the changed sentences
+    # the inputs of the matrices rounded to integers as well; null: real
+    activations: Annotated[Activations | None, Field(exclude_if=lambda own: own is None)] = None
     permute: bool = False  # reorder inner channels first, so that N:M retains more (`nxm.models.permute`)
 
     @property
@@ -131,6 +134,17 @@ class Run(Settings):
             raise ValueError(f"a method needs a set and a set needs a method: method {self.method}, set {self.set}")
         if self.permute and self.set is None:
             raise ValueError("permute = true prepares for a set, and this run has none: set false")
+        return self
+
+    @model_validator(mode="after")
+    def _ranges_of_activations_are_tracked(self) -> Run:
+        if self.activations is not None and self.epochs == 0:
+            raise ValueError("activations need training, which tracks their ranges, and epochs = 0: leave them out")
+        if self.activations is not None and self.method == "structured":
+            raise ValueError(
+                "activations with method 'structured': it ends with another, smaller model; give activations to a run "
+                "that starts from this one"
+            )
         return self
 
     @model_validator(mode="after")

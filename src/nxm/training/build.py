@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate.utils import set_seed
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from nxm.data.settings import Source
 from nxm.data.tasks import Task, get_task
@@ -28,7 +28,11 @@ from nxm.training.load import load_model, load_tokenizer
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a training. `start` and `teacher_path` are the folders of the models."""
+    """The parts of a training. `start` and `teacher_path` are the folders of the models.
+
+    Attributes:
+        callbacks: `callback`, that of the method, and what stands beside it.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -36,6 +40,7 @@ class Parts:
     teacher: PreTrainedModel | None
     teacher_path: Path | None
     callback: MethodCallback | None
+    callbacks: tuple[TrainerCallback, ...]
 
 
 def build(study: Study, training: Training, run: Run, mean_label: float | None, rows: Dataset | None = None) -> Parts:
@@ -67,7 +72,9 @@ def build(study: Study, training: Training, run: Run, mean_label: float | None, 
 
         assert rows is not None  # they come with the run's data
         allocation = allocate_sets(study, run, run.set, model, teacher, tokenizer, rows)
-    return Parts(model, tokenizer, start, teacher, teacher_path, make_callback(study, run, allocation))
+    callback = make_callback(study, run, allocation)
+    callbacks = (*([callback] if callback else []), *_integer_activations(model, study, run))
+    return Parts(model, tokenizer, start, teacher, teacher_path, callback, callbacks)
 
 
 def load_teacher(folder: Path | None, task: Task, run: Run) -> PreTrainedModel | None:
@@ -89,6 +96,17 @@ def make_callback(study: Study, run: Run, allocation: Allocation | None = None) 
     include, exclude = tuple(study.targets.include), tuple(study.targets.exclude)
     constraint = parse_set(run.set) if isinstance(run.set, str) else allocation
     return make_method_callback(run.method, constraint, settings, include, exclude)
+
+
+def _integer_activations(model: PreTrainedModel, study: Study, run: Run) -> list[TrainerCallback]:
+    """Return the callback of integer activations if the run has them; else forget those of its start."""
+    if run.activations is None:
+        if hasattr(model.config, "nxm_activations"):
+            del model.config.nxm_activations
+        return []
+    from nxm.activations.callback import ActivationsCallback
+
+    return [ActivationsCallback(run.activations, tuple(study.targets.include), tuple(study.targets.exclude))]
 
 
 def _permute_(model: PreTrainedModel, study: Study, run: Run) -> None:

@@ -93,7 +93,7 @@ def train(
         "train_dataset": data["train"],
         "eval_dataset": evaluation if len(evaluation) > 1 else evaluation[""],
         "compute_metrics": lambda prediction: compute_metrics(task, *_arrays(prediction)),
-        "callbacks": [*([parts.callback] if parts.callback else []), _MarkComplete(seconds_before)],
+        "callbacks": [*parts.callbacks, _MarkComplete(seconds_before)],
     }
     if parts.teacher is None:
         trainer = _Trainer(dropout=run.dropout, **options)

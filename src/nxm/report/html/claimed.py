@@ -9,7 +9,9 @@ from pathlib import Path
 from nxm.errors import UserError
 from nxm.report import claims, effects, labels, page, statistics
 from nxm.report.evidence import Evidence
+from nxm.report.forms import FORMS
 from nxm.report.html.runs import anchor, name_of, slug
+from nxm.report.page.deployed import DEPLOYED
 from nxm.report.page.numbers import NUMBERS, number, tasks_of
 from nxm.report.page.speeds import SPEEDS
 from nxm.study.results import Result, place_of
@@ -28,10 +30,17 @@ _WORDS = {
     "similarity": "{0}, least similarity of two consecutive masks",
     "outside": "{0}, weights that were outside the mask for a time",
     "targets": "{0}, weights of the target matrices",
+    "left": "{0}, weights of the layers that are left",
 }
 _SHARES = ("retention", "retention_interval")
 _TIMES = {  # numbers that another machine could not repeat, so that nothing judges them
     "time": "{0}, training time as a multiple of the dense model's",
+    "deployed_gain": "Speed-up over dense in PyTorch fp32, {0} in {1}",
+    "fastest_form": "Fastest form of {0}",
+    "fastest_gain": "Speed-up over dense in PyTorch fp32, {0} in its fastest form",
+    "fastest_share": "Score of {0} in its fastest form, compared with the dense one's",
+    "deployed_point": "Batch and length of these speeds",
+    "deployed_machine": "The machine of these speeds",
     "bench_machine": "The machine of the speeds",
     "product_gain": "Speed-up of the fastest 2:4 product, {0}, {1:,} × {2:,}, {3:,} tokens",
     "product_gains": "Speed-up of 2:4 products, {0}: the least and the most",
@@ -157,11 +166,23 @@ def _time(root: Path, evidence: Evidence, call: page.Call, place: Source) -> Tim
         return Time(
             words, value, (place,), tuple(Source(_seed(evidence, one), f"#{anchor(place_of(one))}") for one in results)
         )
+    if call.function in DEPLOYED:
+        return _deployed(evidence, call, place)
     value = SPEEDS[call.function](evidence, *call.arguments)
     shown = [_FORMS.get(str(each), each) for each in (*call.arguments, "compiled")]
     files = [f"results/bench/{file['device']}.json" for file in evidence.bench if file.get("rows")]
     sources = [*(Source(file, file) for file in files), Source("stages/bench.py", link(evidence, "stages/bench.py"))]
     return Time(_TIMES[call.function].format(*shown), value, (place,), tuple(sources))
+
+
+def _deployed(evidence: Evidence, call: page.Call, place: Source) -> Time:
+    model, *form = call.arguments or ("",)
+    way, dtype = (*form, *("eager", "fp32")[len(form) :])
+    words = _TIMES[call.function].format(labels.run_label(str(model)), FORMS.get((way, dtype), (f"{way} {dtype}",))[0])
+    files = [f"results/deployment/{file['device']}.json" for file in evidence.deployment if file["rows"]]
+    stage = Source("stages/deployment.py", link(evidence, "stages/deployment.py"))
+    value = DEPLOYED[call.function](evidence, *call.arguments)
+    return Time(words, value, (place,), (*(Source(file, file) for file in files), stage))
 
 
 _FORMS = {"bf16": "BF16", "fp16": "FP16", "fp8": "FP8", "int8": "INT8", "captured": "compiled in a CUDA graph"}

@@ -7,9 +7,9 @@
 | studies/<name>/findings.md.j2   | studies/<name>/README.md  |
 
 A template is Markdown with calls such as `{{ above("nxm_plus", "gmp_plus", task="stsb") }}`. `nxm.report.page.numbers`
-lists the functions that return a number for a sentence, `nxm.report.page.speeds` those that return speeds, and
-`nxm.report.page.blocks` those that return sentences and tables. Each takes `study=`; without it the evidence is that of
-the template's own study, which in docs/ is the embedded study.
+lists the functions that return a number for a sentence, `nxm.report.page.speeds` and `nxm.report.page.deployed` those
+that return speeds, and `nxm.report.page.blocks` those that return sentences and tables. Each takes `study=`; without it
+the evidence is that of the template's own study, which in docs/ is the embedded study.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from nxm.errors import UserError
 from nxm.files import write_text
 from nxm.report.evidence import Evidence, read_evidence
 from nxm.report.page.blocks import BLOCKS, NO_RESULTS
+from nxm.report.page.deployed import DEPLOYED
 from nxm.report.page.numbers import NUMBERS, number
 from nxm.report.page.speeds import SPEEDS
 from nxm.study.studies import MAIN, study_folder
@@ -183,7 +184,7 @@ def _functions(root: Path, study: str, place: Path, read: Callable[[str], Eviden
 
     return {
         **{name: numbers(name) for name in NUMBERS},
-        **{name: blocks(make) for name, make in (BLOCKS | SPEEDS).items()},
+        **{name: blocks(make) for name, make in (BLOCKS | DEPLOYED | SPEEDS).items()},
         "table": table,
     }
 

@@ -13,6 +13,7 @@
     similarity(RUN)                  99.89 %: the least similarity of the masks of two consecutive ADMM iterations
     outside(RUN), targets(RUN)       weights outside the mask for some ADMM iterations but not all; all weights of the
                                      target matrices
+    left(RUN)                        19.9 %: the weights of the layers that a shrunk model has left, mean over runs
     paper_points(RUN, RIVAL)         0.7 points below, in the paper
     paper_retention(RUN)             98.4 %, in the paper
 
@@ -139,6 +140,14 @@ def targets(evidence: Evidence, tasks: list[str], run: str) -> str:
     return statistics.millions(_same(one.sparsity.target_parameters for one in _runs(evidence, tasks, run)))
 
 
+def left(evidence: Evidence, tasks: list[str], run: str) -> str:
+    """The weights of the layers' matrices that a shrunk model has left, as a share of the dense architecture's."""
+    shares = [one.structure.share for one in _runs(evidence, tasks, run) if one.structure]
+    if not shares:
+        raise LookupError(f"{run} has no shrunk model")
+    return statistics.percent(100 * sum(shares) / len(shares))
+
+
 def paper_points(evidence: Evidence, tasks: list[str], run: str, rival: str) -> str:
     """The paper's difference."""
     return _direction(_paper_score(run, tasks) - _paper_score(rival, tasks))
@@ -154,7 +163,7 @@ NUMBERS: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
         *(points, above, heldout, score, retention, retention_interval, time, best_trial, above_constant),
-        *(examples, steps, similarity, outside, targets),
+        *(examples, steps, similarity, outside, targets, left),
         *_PAPER,
     )
 }

@@ -47,6 +47,7 @@ def _kinds(evidence: Evidence) -> list[published.Kind]:
     kinds: dict[published.Kind, bool] = {
         "score": bool(runs),
         "integers": any(storage.integer_bits(run) for run in runs),
+        "structured": any(run.structure is not None for run in runs),
         "gpu": "cuda" in devices,
         "cpu": "cpu" in devices,
     }
