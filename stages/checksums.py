@@ -1,4 +1,4 @@
-"""Stage code: checksums of the code that all trainings share, as code/training.json and code/teaching.json.
+"""Stage code: checksums of the code that trainings share, one file per group in code/.
 
 python stages/checksums.py
 """

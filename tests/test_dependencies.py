@@ -48,7 +48,7 @@ IGNORED = frozenset(
     | {"nxm.measure.journal"}  # goes on with a measurement that was stopped
 )
 PREPARED = {"nxm.data.prepare"}  # of whom reads what the stage `prepare` wrote, which is a dependency itself
-ACTIVATIONS = {"nxm.activations.callback", "nxm.activations.inputs"}
+ACTIVATIONS = {"nxm.activations.callback"}
 PERMUTATION = {"nxm.models.permute"}
 SHRUNK = {f"nxm.models.{name}" for name in ("cost", "roles", "shrink", "structure")}
 ALLOCATION = {"nxm.training.sensitivity"}

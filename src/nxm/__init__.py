@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nxm.activations.callback import ActivationsCallback
-    from nxm.activations.inputs import quantise_inputs
     from nxm.activations.settings import Activations
     from nxm.compress.run import compress_model
     from nxm.compress.settings import Compression
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from nxm.methods.straight_through.settings import Qat
     from nxm.methods.structured.callback import StructuredCallback
     from nxm.methods.structured.settings import Structured
+    from nxm.models.activations import quantise_inputs
     from nxm.models.load import load
     from nxm.models.permute import permute_
     from nxm.models.shrink import shrink
@@ -83,7 +83,7 @@ _HOMES = {
     "loss_on": "nxm.distillation.batches",
     "parse_set": "nxm.sets",
     "permute_": "nxm.models.permute",
-    "quantise_inputs": "nxm.activations.inputs",
+    "quantise_inputs": "nxm.models.activations",
     "shrink": "nxm.models.shrink",
     "structure_of": "nxm.models.structure",
 }

@@ -1,4 +1,4 @@
-"""Integer activations in a real Trainer: beside a method, evaluated, saved, killed and resumed."""
+"""Integer activations in a real Trainer: with a method, evaluated, saved, killed and resumed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from transformers import BertForSequenceClassification
 
 from nxm import NM, Activations, ActivationsCallback, AdmmCallback, Integers, UserError, find_targets
 from nxm.activations.callback import STATE_FILE
-from nxm.activations.inputs import quantise_inputs, read_ranges
-from tiny_training import Stop, assert_equal, new_model, parity_data, trainer_for, weights_of
+from nxm.models.activations import quantise_inputs, read_ranges, write_ranges
+from tiny_training import (
+    Stop,
+    assert_best_is_loaded_back_as_evaluated,
+    assert_equal,
+    new_model,
+    parity_data,
+    trainer_for,
+    weights_of,
+)
 
 INT4 = Integers(4, mask=NM(2, 4))
 HALF = Activations(bits=4, round_from=0.5, averaging=0.1)
@@ -45,13 +53,12 @@ def test_the_model_is_evaluated_saved_and_loaded_with_its_integer_inputs(tmp_pat
 
 
 def test_before_its_share_of_the_run_a_training_is_that_without_it(tmp_path: Path) -> None:
-    late = Activations(round_from=0.99)
-    with_activations, without = new_model(), new_model()
-    trainer_for(without, parity_data(), tmp_path, [AdmmCallback(INT4)], seed=3).train()
-    trainer_for(with_activations, parity_data(), tmp_path, [AdmmCallback(INT4), Stop(15)], seed=3).train()
-    plain = new_model()
-    trainer_for(plain, parity_data(), tmp_path, [*callbacks(late), Stop(15)], seed=3).train()
-    assert_equal(weights_of(plain), weights_of(with_activations))
+    plain, late = new_model(), new_model()
+    trainer_for(plain, parity_data(), tmp_path, [AdmmCallback(INT4), Stop(15)], seed=3).train()
+    with pytest.warns(UserWarning, match="no inputs were rounded in what is kept of the training"):
+        trainer_for(late, parity_data(), tmp_path, [*callbacks(Activations(round_from=0.99)), Stop(15)], seed=3).train()
+    assert_equal(weights_of(late), weights_of(plain))
+    assert read_ranges(late.config) is None
 
 
 @pytest.mark.parametrize("step", [3, 8, 11])
@@ -68,14 +75,34 @@ def test_a_resumed_training_ends_with_the_same_weights_and_ranges(step: int, tmp
 
 
 def test_the_best_checkpoint_has_its_own_ranges(tmp_path: Path) -> None:
-    model, callback = new_model(), ActivationsCallback(Activations(round_from=0.0, averaging=0.5))
-    evaluating = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
-    trainer = trainer_for(
-        model, parity_data(), tmp_path, [callback], **SAVING, **evaluating, metric_for_best_model="loss", seed=3
-    )
-    trainer.train()
-    best = trainer.state.best_metric
-    assert trainer.evaluate()["eval_loss"] == best
+    callback = ActivationsCallback(Activations(round_from=0.0, averaging=0.5))
+    assert_best_is_loaded_back_as_evaluated(new_model(), callback, 3, tmp_path)  # of eight
+
+
+def test_a_best_checkpoint_from_before_has_real_activations(tmp_path: Path) -> None:
+    model = new_model()
+    write_ranges(model.config, 4, dict.fromkeys(find_targets(model), (-9.0, 9.0)))  # of another training
+    with pytest.warns(UserWarning, match="the model has real activations"):
+        assert_best_is_loaded_back_as_evaluated(model, ActivationsCallback(HALF), 2, tmp_path)
+    assert read_ranges(model.config) is None
+
+
+@pytest.mark.parametrize("second", ["method", "activations"])
+def test_a_new_training_of_the_same_model_is_that_of_a_fresh_one(second: str, tmp_path: Path) -> None:
+    """Also without the first callback, as after an interruption."""
+
+    def train(model: BertForSequenceClassification) -> None:
+        late = ActivationsCallback(Activations(round_from=0.9))
+        callback = AdmmCallback(NM(2, 4)) if second == "method" else late
+        trainer_for(model, parity_data(), tmp_path, [callback], seed=3).train()
+
+    used, fresh = new_model(), new_model()
+    trainer_for(used, parity_data(), tmp_path, [ActivationsCallback(Activations(bits=2, round_from=0.0))]).train()
+    used.load_state_dict(new_model().state_dict())
+    train(used)
+    train(fresh)
+    assert_equal(weights_of(used), weights_of(fresh))
+    assert read_ranges(used.config) == read_ranges(fresh.config)
 
 
 @pytest.mark.situation("training", "resume integer activations from a checkpoint without them", "refused", since="0.2")

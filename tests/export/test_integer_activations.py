@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from nxm import NM, Integers, UserError, find_targets
-from nxm.activations.inputs import Claimed, quantise_inputs, write_ranges
 from nxm.export import onnx as onnx_export
 from nxm.export import openvino, x86
 from nxm.export.trained import EXAMPLES, Trained, load_trained, outputs, relative_error
+from nxm.models.activations import Claimed, quantise_inputs, write_ranges
 from tiny_models import MODELS, NO_COMPILER, save_model
 
 INT4 = Integers(4, NM(2, 4))
@@ -84,7 +84,7 @@ def test_ranges_of_other_matrices_are_refused(tmp_path: Path) -> None:
     trained = trained_with(tmp_path, 8)
     write_ranges(trained.model.config, 8, {"no.weight": (-1.0, 1.0)})
     trained.model.save_pretrained(trained.folder)
-    with pytest.raises(UserError, match=r"range of the input of 'no\.weight', which the model has not"):
+    with pytest.raises(UserError, match=r"range of the input of 'no\.weight', which the model does not have"):
         load_trained(trained.folder)
 
 

@@ -220,6 +220,7 @@ def test_an_entry_names_the_files_that_its_training_reads(values, tmp_path):
         "callback": f"{admm}/callback.py",
         "teaching": "code/teaching.json",
         "permutation": "./src/nxm/models/permute.py",
+        "activations": "code/training.json",
         "structure": "code/training.json",
         "latency": "code/training.json",
     }
@@ -235,6 +236,15 @@ def test_an_entry_names_the_files_that_its_training_reads(values, tmp_path):
     assert {baseline[name] for name in ("set", "algorithm", "callback", "teaching", "permutation")} == {
         "code/training.json"
     }
+
+
+def test_integer_activations_depend_on_their_code(values, tmp_path):
+    values["runs"]["nxm"] |= {"activations": {"bits": 8}}
+    plan, spelled = made(parse_study(values, "params.yaml"), tmp_path)
+    assert plan["nxm"]["stsb-nxm-seed0"]["activations"] == "code/activations.json"
+    assert plan["asp"]["stsb-asp-seed0"]["activations"] == "code/training.json"
+    assert '"bits": 8' in spelled["nxm-stsb-nxm-seed0"]
+    assert "activations" not in spelled["asp-stsb-asp-seed0"]
 
 
 def test_what_meets_a_shrunk_model_depends_on_the_code_for_it_and_nothing_else_does(values, tmp_path):
@@ -357,6 +367,8 @@ TAUGHT = {"distillation": {"task": 0.5, "logits": 0.5, "hidden": 1.0, "temperatu
         ),
         ("nxm", {"by_task": {"stsbb": {"interval": 3}}}, ["'runs.nxm.by_task' names stsbb; known are mnli, "]),
         ("nxm", {"by_tasks": {}}, ["run 'nxm' on stsb: unknown key 'by_tasks'"]),
+        ("nxm", {"activations": {"bits": 9}}, ["run 'nxm' on stsb: activations.bits = 9"]),
+        ("nxm", {"activations": {}, "epochs": 0}, ["activations need training, which tracks their ranges"]),
     ],
 )
 def test_a_mistake_in_a_run_is_named_with_what_would_be_right(values, tmp_path, run, change, messages):
@@ -456,6 +468,23 @@ def test_a_mistake_in_an_allocation_is_named(values, tmp_path, change, message):
     with pytest.raises(UserError) as error:
         write_plan(parse_study(values, "params.yaml"), tmp_path)
     assert message in str(error.value)
+
+
+def test_a_student_without_a_trained_head_measures_no_sensitivity(values, tmp_path):
+    values["student"] = {"source": "local", "name": "student"}
+    values["runs"]["nxm"] |= {"start": "student", "set": MIXED}
+    with pytest.raises(
+        UserError, match=r"run 'nxm': set: sensitivities are measured on .* this student has no trained"
+    ):
+        write_plan(parse_study(values, "params.yaml"), tmp_path)
+
+
+def test_structured_pruning_with_integer_activations_is_refused(values, tmp_path):
+    plain = {name: values["runs"]["dense"][name] for name in ("epochs", "learning_rate", "batch_size")}
+    pruned = {"start": "dense", "method": "structured", "recipe": "learned", "budget": 0.5, "activations": {}}
+    values["runs"]["nxm"] = plain | pruned
+    with pytest.raises(UserError, match="activations with method 'structured': it ends with another, smaller model"):
+        write_plan(parse_study(values, "params.yaml"), tmp_path)
 
 
 @pytest.mark.parametrize(("value", "said"), [(None, "null"), (True, "true"), (3e-4, "0.0003"), ("dense", "dense")])

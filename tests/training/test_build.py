@@ -11,10 +11,20 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedModel
 
 import smoke_source
-from nxm import NM, AdmmCallback, AspCallback, Unstructured, UserError
+from nxm import (
+    NM,
+    Activations,
+    ActivationsCallback,
+    AdmmCallback,
+    AspCallback,
+    Unstructured,
+    UserError,
+    find_targets,
+)
 from nxm.config import read_yaml
 from nxm.data.tasks import get_task
 from nxm.methods.admm.callback import MaskHistory
+from nxm.models.activations import read_ranges, write_ranges
 from nxm.models.permute import permute_
 from nxm.models.save import save_model
 from nxm.models.student import every_other_layer
@@ -108,6 +118,19 @@ def test_the_callback_is_the_runs_method_with_its_set_and_values(study):
     assert admm.constraint == Unstructured(0.5)
     assert admm.settings == study.run("admm_unstructured", "stsb").method_settings
     assert isinstance(admm.history, MaskHistory)  # for Figure 4
+
+
+def test_integer_activations_have_a_callback_and_no_others_are_taken_over_from_the_start(study):
+    dense = load_model(DENSE, STSB, False)
+    write_ranges(dense.config, 4, dict.fromkeys(find_targets(dense), (-9.0, 9.0)))
+    save_model(dense, load_tokenizer(DENSE), DENSE)
+    plain = parts_of(study, "nxm", start="dense")
+    assert read_ranges(plain.model.config) is None
+    assert plain.callbacks == (plain.callback,)
+    method, activations = parts_of(study, "nxm", start="dense", activations={"bits": 8}).callbacks
+    assert isinstance(method, AdmmCallback)
+    assert isinstance(activations, ActivationsCallback)
+    assert activations.settings == Activations(bits=8)
 
 
 def test_a_permutation_for_another_kind_of_set_is_refused(study):

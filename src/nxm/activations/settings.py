@@ -10,7 +10,7 @@ from nxm.config import Settings
 
 
 class Activations(Settings):
-    """The values of integer activations, see `nxm.activations.inputs`."""
+    """The values of integer activations, see `nxm.models.activations`."""
 
     bits: Annotated[int, Field(strict=True, ge=2, le=8)] = 8
     # Share of the run after which inputs are rounded, and their ranges tracked to the end

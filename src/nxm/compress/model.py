@@ -39,6 +39,7 @@ from nxm.data.weights import check_tokenizer
 from nxm.errors import UserError, first_line
 from nxm.files import sha256_file
 from nxm.models import shrink
+from nxm.models.activations import forget_ranges
 from nxm.models.packed import is_packed
 from nxm.models.save import MODEL_FILES
 from nxm.sets.saved import load_config, model_class, stored_tensors
@@ -293,6 +294,7 @@ def load_start(origin: Origin, examples: Examples, fresh: bool, seed: int) -> Pr
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{origin.place}: cannot be loaded for {examples.task}: {first_line(error)}") from None
+    forget_ranges(model.config)
     if fresh and examples.task == "regression":
         heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
         nn.init.constant_(heads[-1].bias, sum(examples.labels) / len(examples))

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, BaseImageProcessor, PretrainedConfi
 from nxm.data.images import SUFFIXES, Picture, open_file
 from nxm.errors import UserError, first_line
 from nxm.export.score import judge_by
-from nxm.export.trained import Answer, Judge, Trained, assert_claims, outputs
+from nxm.export.trained import Answer, Judge, Trained, assert_claims, claimed_activations, outputs
 from nxm.models.load import load
 from nxm.sets.saved import load_config, model_class, read_patterns
 
@@ -59,7 +59,7 @@ def load_trained_on_images(folder: Path, processor: BaseImageProcessor) -> Train
     claims = read_patterns(load_config(folder))
     model = load(folder, torch.float32)
     assert_claims(model, claims, folder)
-    return TrainedOnImages(folder, model.eval(), processor, claims)
+    return TrainedOnImages(folder, model.eval(), processor, claims, claimed_activations(model, folder))
 
 
 def load_with_processor(folder: Path) -> TrainedOnImages:

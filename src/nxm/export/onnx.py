@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,10 +25,10 @@ from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
-from nxm.activations.inputs import Claimed
 from nxm.errors import UserError
 from nxm.export.codes import Codes, by_values, trained_codes, values_of
 from nxm.export.trained import EXAMPLES, MARK, Answer, Example, Judge, Trained, outputs, without_cache, write_compared
+from nxm.models.activations import Claimed
 
 ONNX_TOLERANCE = 1e-4  # relative error of the outputs; the order of fp32 sums differs
 INT8_TOLERANCE = 0.1  # 8 bits for weights and activations
@@ -117,7 +117,7 @@ def write_int8(
         _assert_codes(temporary, integers, matrices.values())
 
     room = 2.5 * trained.fp32_bytes  # two temporary files in fp32
-    return _write(trained, path, examples, make, INT8_TOLERANCE, "INT8 model", room, force, judge, bool(integers))
+    return _write(trained, path, examples, make, INT8_TOLERANCE, "INT8 model", room, force, judge, integers)
 
 
 def write_weight_only(
@@ -243,7 +243,7 @@ def _write(
     room: float,
     force: bool,
     judge: Judge | None,
-    integer_activations: bool = False,
+    rounded: Collection[str] = (),
 ) -> float:
     return write_compared(
         trained,
@@ -257,7 +257,7 @@ def _write(
         is_own=is_own,
         force=force,
         judge=judge,
-        integer_activations=integer_activations,
+        rounded=rounded,
     )
 
 

@@ -15,7 +15,7 @@ import importlib
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -101,8 +101,7 @@ def write_int8(
     symmetrically and per row, so that zeros stay zeros and the integers obey an N:M pattern too. In a model that was
     trained on integers those matrices have their own codes and scales, a code in 8 bits, and all other weights stay in
     fp32. Activations are quantised per tensor, with ranges measured on the examples, or, in a model that was trained
-    with integer activations and weights, with its own ranges. Products of activations
-    (attention) stay in fp32.
+    with integer activations and weights, with its own ranges. Products of activations (attention) stay in fp32.
 
     Args:
         examples: as in `write_openvino`; the ranges of activations are measured on them too.
@@ -117,7 +116,7 @@ def write_int8(
         _save(model, temporary, folder)
         _assert_codes(temporary, integers, names)
 
-    return _write(trained, folder, examples, make, INT8_TOLERANCE, "OpenVINO INT8 model", force, judge, bool(integers))
+    return _write(trained, folder, examples, make, INT8_TOLERANCE, "OpenVINO INT8 model", force, judge, integers)
 
 
 def _write(
@@ -129,7 +128,7 @@ def _write(
     what: str,
     force: bool,
     judge: Judge | None,
-    integer_activations: bool = False,
+    rounded: Collection[str] = (),
 ) -> float:
     return write_compared(
         trained,
@@ -144,7 +143,7 @@ def _write(
         force=force,
         judge=judge,
         folder=True,
-        integer_activations=integer_activations,
+        rounded=rounded,
     )
 
 

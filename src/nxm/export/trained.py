@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from nxm.activations.inputs import Claimed, quantise_inputs, read_ranges
 from nxm.errors import UserError
 from nxm.files import DISK_ERRORS, Refusal, check_place, check_room, new_file, new_folder
+from nxm.models.activations import Claimed, quantise_inputs, read_ranges
 from nxm.models.load import load
 from nxm.sets.base import ConstraintSet
 from nxm.sets.saved import Claim, load_config, model_class, read_patterns, report
@@ -148,13 +148,16 @@ def load_trained(folder: Path) -> Trained:
             "a sentence, and save both"
         )
     assert_claims(model, claims, folder)
-    return Trained(folder, model.eval(), tokenizer, claims, _activations(model, folder))
+    return Trained(folder, model.eval(), tokenizer, claims, claimed_activations(model, folder))
 
 
-def _activations(model: PreTrainedModel, folder: Path) -> Claimed | None:
+def claimed_activations(model: PreTrainedModel, folder: Path) -> Claimed | None:
+    """Return the integer activations that config.json names. Raises UserError if they are not of this model."""
     claimed = read_ranges(model.config)
     if claimed is not None and (unknown := sorted(claimed.ranges.keys() - dict(model.named_parameters()).keys())):
-        raise UserError(f"{folder}: config.json has a range of the input of '{unknown[0]}', which the model has not")
+        raise UserError(
+            f"{folder}: config.json has a range of the input of '{unknown[0]}', which the model does not have"
+        )
     return claimed
 
 
@@ -207,26 +210,24 @@ def outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, n
     return {name: value.float().cpu().numpy() for name, value in answers.items() if isinstance(value, Tensor)}
 
 
-def own_outputs(
-    trained: Trained, examples: Sequence[Example], integer_activations: bool = False
-) -> dict[str, np.ndarray]:
+def own_outputs(trained: Trained, examples: Sequence[Example], rounded: Collection[str] = ()) -> dict[str, np.ndarray]:
     """Return the model's own outputs on examples, with which those of its export are compared.
 
     Args:
-        integer_activations: compute with those that the model was trained with, if it was.
+        rounded: names of matrices whose inputs are rounded as in training, if the model has ranges.
 
     Raises:
         UserError: the model cannot be run on sentences alone, or its outputs have NaN or infinite entries.
     """
     inputs = trained.encode(examples)
-    rounded = quantise_inputs(trained.model) if integer_activations and trained.activations else None
+    rounding = quantise_inputs(trained.model, only=rounded) if rounded and trained.activations else None
     try:
         found = outputs(trained.model, inputs)
     except Exception as error:  # of any model of transformers: what it lacks, it says in errors of many types
         raise trained.unsupported(f"it cannot be run on {' and '.join(inputs)} alone: {_cause(error)}") from error
     finally:
-        if rounded is not None:
-            rounded.remove()
+        if rounding is not None:
+            rounding.remove()
     if not found:
         raise trained.unsupported("it has no outputs that are tensors")
     for name, values in found.items():
@@ -271,7 +272,7 @@ def write_compared(
     force: bool,
     judge: Judge | None = None,
     folder: bool = False,
-    integer_activations: bool = False,
+    rounded: Collection[str] = (),
 ) -> float:
     """Write a file or a folder under a temporary name, compare its outputs with the model's, then rename it.
 
@@ -283,8 +284,8 @@ def write_compared(
         is_own: returns whether an existing file or folder was written by this function.
         force: replace an existing one, if it is.
         folder: `path` becomes a folder.
-        integer_activations: the export computes with the integer activations that the model was trained with, if it
-            was, and so does the model that it is compared with.
+        rounded: names of matrices whose inputs the export rounds by the ranges that the model was trained with, if it
+            was; so does the model that it is compared with.
         judge: raises UserError for a program that must not be written (`nxm.export.score.make_judge`).
 
     Returns: the relative error of the outputs.
@@ -296,7 +297,7 @@ def write_compared(
     rule = refusal(is_own, force)
     check_place(path, rule, trained.folder, folder=folder)
     check_room(path, room)
-    expected = own_outputs(trained, examples, integer_activations)
+    expected = own_outputs(trained, examples, rounded)
     with new_folder(path, rule, trained.folder) if folder else new_file(path) as temporary:
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # the exporter prints half a graph where it fails

@@ -27,10 +27,10 @@ from torch._inductor.exc import InductorError
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import DerivedQuantizationSpec, FixedQParamsQuantizationSpec
 
-from nxm.activations.inputs import Claimed
 from nxm.errors import UserError
 from nxm.export.codes import Codes, by_values, trained_codes, values_of
 from nxm.export.trained import EXAMPLES, MARK, Example, Judge, Trained, without_cache, write_compared
+from nxm.models.activations import Claimed
 
 X86_TOLERANCE = 0.1  # relative error of the outputs, with 8 bits for weights and activations
 
@@ -77,7 +77,7 @@ def write_x86(
         is_own=is_own,
         force=force,
         judge=judge,
-        integer_activations=bool(trained_codes(trained)),
+        rounded=trained_codes(trained),
     )
 
 

@@ -309,6 +309,8 @@ def _torch_model(trained: Trained, form: Form, device: torch.device) -> PreTrain
     sparse = chosen.get(form.kernel, [])
     if form.dtype == "int8":
         use_int8(model, [name for name in names if name not in sparse])
+    if form.kernel != "dense" and not sparse:
+        raise _AbsentError("no matrix of it is 2:4")
     if sparse:
         if reason := why_no_gpu(device):
             raise _AbsentError(reason)

@@ -38,7 +38,7 @@ class Sensitivity:
     """The measured cost of every choice for every matrix.
 
     choices: text -> set, in the order given; None: the matrix stays dense.
-    loss: of the model as it is.
+    loss: of the model before any projection.
     shapes: name -> (rows, columns).
     rises: name -> the rise of the loss by each choice, in the order of `choices`; negative where it falls.
     bits: name -> the stored bits by each choice.
@@ -106,7 +106,7 @@ def allocate(
     Args:
         model: a trained model, on any device. Its weights and modes are afterwards what they were, to the bit.
         loss: of the model in eval mode, such as `nxm.loss_on`.
-        choices: two or more sets, or their texts; "dense" leaves a matrix as it is, at 32 bits per weight.
+        choices: two or more sets, or their texts; "dense" leaves a matrix dense, at 32 bits per weight.
         bits: the budget, in stored bits per weight over all targets, codes, positions and scales counted.
         include, exclude: regular expressions on weight names, see `nxm.models.targets.find_targets`.
 
@@ -156,7 +156,7 @@ def measure(
     rises: dict[str, tuple[float, ...]] = {}
     n_measured = sum(own is not None for own in choices.values()) * len(targets)
     with _in_eval_mode(model), tqdm(total=n_measured, desc="sensitivity", unit=" losses") as bar:
-        before = _finite(loss(model), "the loss of the model as it is")
+        before = _finite(loss(model), "the loss of the model before any projection")
         for name, W in targets.items():
             original = W.detach().clone()
             own = []
@@ -175,7 +175,7 @@ def measure(
 
 
 def choose(sensitivity: Sensitivity, bits: float) -> MeasuredAllocation:
-    """Return the allocation with the smallest sum of rises within a budget; of equally good ones one with fewest bits.
+    """Return the allocation with the smallest sum of rises within a budget; of equally good ones one with few bits.
 
     Args:
         bits: the budget, in stored bits per weight.
@@ -195,7 +195,8 @@ def choose(sensitivity: Sensitivity, bits: float) -> MeasuredAllocation:
 def solve(rises: np.ndarray, bits: np.ndarray, budget: int) -> np.ndarray:
     """Solve the multiple-choice knapsack problem: the smallest sum of rises with at most `budget` bits in all.
 
-    Of equally good solutions it returns one with the fewest bits; the solver is deterministic.
+    Of equally good solutions it prefers one with fewer bits, within the solver's tolerance. The solver is
+    deterministic.
 
     Args:
         rises: (matrices, choices), float64.

@@ -19,7 +19,8 @@ from nxm.errors import UserError
 from nxm.methods.evaluation import ProjectedInEval
 from nxm.methods.importance import Importance, make_importance
 from nxm.methods.state import checkpoint, read_state, saved_checkpoint, write_state
-from nxm.models.targets import find_targets, left_dense, unwrap, validate_targets
+from nxm.models.activations import forget_ranges, release_inputs
+from nxm.models.targets import find_targets, left_dense, owner_of_config, unwrap, validate_targets
 from nxm.sets import kind_of
 from nxm.sets.allocation import Allocation, sets_by_name
 from nxm.sets.base import ConstraintSet, SparseSet, reject_nan
@@ -114,6 +115,8 @@ class MethodCallback(TrainerCallback):
         self._leave()
         model = unwrap(model)
         _refuse_what_cannot_work(args, kwargs.get("optimizer"))
+        release_inputs(model, but=state)
+        forget_ranges(getattr(model, "config", None))
         if state.global_step > 0:
             restore_renamed(model, checkpoint(args, state))
         try:
@@ -394,7 +397,7 @@ class SparsityCallback(MethodCallback):
                 f"{len(broken)} matrices left {self.constraint}, first {broken[0]}: please report this"
             )
         if getattr(model, "config", None) is not None:
-            prefix, owner = _owner_of_config(model)
+            prefix, owner = owner_of_config(model)
             sets = {name.removeprefix(prefix): own for name, own in self.sets.items() if name.startswith(prefix)}
             claims = [
                 (each, [name for name, own in sets.items() if own == each]) for each in dict.fromkeys(sets.values())
@@ -436,17 +439,6 @@ class SparsityCallback(MethodCallback):
                 f"{before.get(name, 'dense')} and is {now.get(name, 'dense')} now: resume with the same sets, or begin "
                 "a new training"
             )
-
-
-def _owner_of_config(model: nn.Module) -> tuple[str, nn.Module]:
-    """Return what config.json is saved with, the model itself or one inside it, and the prefix of its names there.
-
-    A model of sentence-transformers has the config of the encoder in it, and is saved as that one.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, PreTrainedModel) and module.config is model.config:
-            return (f"{name}." if name else ""), module
-    return "", model
 
 
 def steps_in(interval: str | int, steps_per_epoch: int | None) -> int:

@@ -123,12 +123,12 @@ class HeldTogether:
         self.parts = parts
 
     def apply_to_gradients_(self) -> None:
-        """Call it of every part, before the optimizer's step."""
+        """Call the same of every part, before the optimizer's step."""
         for part in self.parts:
             part.apply_to_gradients_()
 
     def apply_to_weights_(self) -> None:
-        """Call it of every part, after the optimizer's step."""
+        """Call the same of every part, after the optimizer's step."""
         for part in self.parts:
             part.apply_to_weights_()
 

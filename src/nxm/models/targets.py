@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from nxm.errors import UserError
 from nxm.sets.allocation import sets_by_name
@@ -194,3 +195,14 @@ def refuse_frozen(parameters: dict[str, nn.Parameter]) -> None:
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model inside a wrapper for several devices, or the model itself."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) else model
+
+
+def owner_of_config(model: nn.Module) -> tuple[str, nn.Module]:
+    """Return what config.json is saved with, the model itself or one inside it, and the prefix of its names there.
+
+    A model of sentence-transformers has the config of the encoder in it, and is saved as that one.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, PreTrainedModel) and module.config is model.config:
+            return (f"{name}." if name else ""), module
+    return "", model

@@ -21,6 +21,7 @@ GROUPS = {
         "src/nxm/methods/held.py",
         "src/nxm/methods/importance.py",
         "src/nxm/methods/state.py",
+        "src/nxm/models/activations.py",
         "src/nxm/models/save.py",
         "src/nxm/models/student.py",
         "src/nxm/models/targets.py",
@@ -38,7 +39,6 @@ GROUPS = {
     ),
     "activations": (  # trainings with integer activations
         "src/nxm/activations/callback.py",
-        "src/nxm/activations/inputs.py",
     ),
     "allocation": (  # trainings with a set for each matrix, chosen by measured sensitivity
         "src/nxm/distillation/batches.py",

@@ -72,7 +72,7 @@ class Allocate(Settings):
     """
 
     bits: Positive  # the budget: stored bits per weight over all targets, with codes, positions and scales
-    # Sets to choose from, in the notation of `set`; "dense" leaves a matrix as it is, at 32 bits
+    # Sets to choose from, in the notation of `set`; "dense" leaves a matrix dense, at 32 bits
     choices: Annotated[list[str], Field(min_length=2), Distinct]
     examples: PositiveInt = 256
 
@@ -419,6 +419,11 @@ class Study(Settings):
                     problems.append(f"run '{name}': {key} = '{other}' is no other run of the study ({known}){also}")
             if run.start == "student" and self.student.source == "teacher" and run.teacher is None:
                 problems.append(f"run '{name}': the student is made of its teacher's layers, and it has no teacher")
+            if isinstance(run.set, Allocate) and run.start == "student" and self.student.source != "teacher":
+                problems.append(
+                    f"run '{name}': set: sensitivities are measured on the model that the run starts from, and this "
+                    "student has no trained head: start from a run, or make the student of the teacher"
+                )
         if problems:
             raise ValueError("; ".join(dict.fromkeys(problems)))
         _refuse_circles({name: self._needs(name) for name in self.runs})

@@ -17,6 +17,7 @@ from nxm.data.settings import Source
 from nxm.data.tasks import Task, get_task
 from nxm.methods import make_callback as make_method_callback
 from nxm.methods.callback import MethodCallback
+from nxm.models.activations import forget_ranges
 from nxm.models.student import every_other_layer
 from nxm.sets import parse_set
 from nxm.sets.allocation import Allocation
@@ -31,7 +32,7 @@ class Parts:
     """The parts of a training. `start` and `teacher_path` are the folders of the models.
 
     Attributes:
-        callbacks: `callback`, that of the method, and what stands beside it.
+        callbacks: `callback`, that of the method, and others that train with it.
     """
 
     model: PreTrainedModel
@@ -101,8 +102,7 @@ def make_callback(study: Study, run: Run, allocation: Allocation | None = None) 
 def _integer_activations(model: PreTrainedModel, study: Study, run: Run) -> list[TrainerCallback]:
     """Return the callback of integer activations if the run has them; else forget those of its start."""
     if run.activations is None:
-        if hasattr(model.config, "nxm_activations"):
-            del model.config.nxm_activations
+        forget_ranges(model.config)
         return []
     from nxm.activations.callback import ActivationsCallback
 

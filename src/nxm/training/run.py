@@ -261,6 +261,8 @@ def _fingerprint(study: Study, training: Training, values: Run, hashes: dict[str
         "code": code.hexdigest(),
         **hashes,
     }
+    if isinstance(values.set, Allocate) and isinstance(parts.callback, SparsityCallback):
+        deciding["sets"] = str(sorted((name, str(own)) for name, own in parts.callback.constraint.sets.items()))
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""What speed costs in score, all runs in one picture: left, in the same form; right, each in its fastest form."""
+"""Score over speed, all runs in one picture: left, in the same form; right, each in its fastest form."""
 
 from __future__ import annotations
 

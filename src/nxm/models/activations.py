@@ -6,7 +6,8 @@ An input x, of any shape, becomes
 
 with one range [low, high] for the whole tensor, which contains 0 and is fixed in advance (static). The gradient passes
 unchanged where x is inside the grid and is 0 elsewhere (straight-through; Jacob et al. 2018, arXiv 1712.05877). Such
-inputs and 8-bit weights are what products of 8-bit integers take: exports use these ranges in place of measured ones.
+inputs and integer weights are what products of 8-bit integers take: for matrices of trained integers exports use these
+ranges in place of measured ones.
 
 `config.json` names the ranges of a trained model: `nxm_activations` = {"bits": 8, "ranges": {matrix: [low, high]}}.
 """
@@ -14,7 +15,7 @@ inputs and 8-bit weights are what products of 8-bit integers take: exports use t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from transformers import PretrainedConfig
 from nxm.errors import UserError
 
 KEY = "nxm_activations"  # in config.json
+_OWNER = "_nxm_inputs"  # attribute of a layer whose inputs are rounded
 Ranges = dict[str, tuple[float, float]]  # name of a matrix -> low, high of its input
 
 
@@ -54,26 +56,35 @@ def grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 class QuantisedInputs:
     """Rounds the inputs of a model's Linear layers and tracks their ranges, by hooks on these layers.
 
-    In train mode each forward pass with gradients moves the ranges toward its least and largest input; in eval mode
-    they stay. Layers without a range, as before the first forward pass, round nothing.
+    Forward passes in train mode with gradients note the least and the largest input, toward which `step` moves the
+    ranges; in eval mode they stay. Layers without a range, as before the first forward pass, round nothing. What
+    rounded inputs of the model before is removed.
 
     Args:
         model: the model.
         names: full names of the weights whose inputs are meant (`nxm.models.targets.find_targets`).
         bits: of an activation, 2 to 8.
-        averaging: the weight of a new least and largest input in the moving averages.
+        averaging: the weight of a step's least and largest input in the moving averages.
+        training: the training that this belongs to; None: it belongs to none.
 
     Attributes:
         active: True while the hooks round and track.
         ends: name -> low and high, fp32 (2,), on the layer's device; NaN before the first input.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str], bits: int, averaging: float) -> None:
-        self.bits, self.averaging, self.active = bits, averaging, False
+    def __init__(
+        self, model: nn.Module, names: Iterable[str], bits: int, averaging: float = 0.0, training: object = None
+    ) -> None:
+        release_inputs(model)
+        self.bits, self.averaging, self.training, self.active = bits, averaging, training, False
         self.ends: dict[str, Tensor] = {}
+        self._seen: dict[str, Tensor] = {}  # in this step
+        self._layers: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
         for name in names:
             layer = model.get_submodule(name.rpartition(".")[0])
+            setattr(layer, _OWNER, self)
+            self._layers.append(layer)
             self.ends[name] = torch.full((2,), math.nan, device=next(layer.parameters()).device)
             self._handles.append(layer.register_forward_pre_hook(self._hook(name)))
 
@@ -81,7 +92,10 @@ class QuantisedInputs:
         """Remove the hooks: the model computes with real activations again."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        for layer in self._layers:
+            if vars(layer).get(_OWNER) is self:
+                delattr(layer, _OWNER)
+        self._handles, self._layers = [], []
 
     def ranges(self) -> Ranges:
         """Return the ranges that are known."""
@@ -95,14 +109,19 @@ class QuantisedInputs:
         for name, ends in tensors.items():
             self.ends[name].copy_(ends)
 
-    def synchronise(self) -> None:
-        """Give all processes of a distributed training the mean of their ranges."""
+    def step(self) -> None:
+        """Move the ranges toward what the step's forward passes noted; all processes of a training get their mean."""
+        for name, seen in self._seen.items():
+            self.ends[name] += self.averaging * (seen - self.ends[name])
+        self._seen = {}
         if not torch.distributed.is_initialized() or not self.active:
             return
         whole = torch.stack(list(self.ends.values()))
+        known = (~whole.isnan()).float()
+        whole = whole.nan_to_num()
         torch.distributed.all_reduce(whole)
-        whole /= torch.distributed.get_world_size()
-        for ends, mean in zip(self.ends.values(), whole, strict=True):
+        torch.distributed.all_reduce(known)
+        for ends, mean in zip(self.ends.values(), whole / known, strict=True):  # 0 / 0: no process has seen one
             ends.copy_(mean)
 
     def _hook(self, name: str) -> Any:
@@ -119,8 +138,12 @@ class QuantisedInputs:
     def _track(self, name: str, x: Tensor) -> None:
         seen = torch.stack(torch.aminmax(x)).float()
         seen = torch.stack([seen[0].clamp_max(0.0), seen[1].clamp_min(0.0)])  # zero is on the grid
+        if name in self._seen:  # further parts of a batch, and layers that are called more than once
+            low, high = torch.minimum(seen, self._seen[name]), torch.maximum(seen, self._seen[name])
+            seen = torch.stack([low[0], high[1]])
+        self._seen[name] = seen
         ends = self.ends[name]
-        ends.copy_(torch.where(ends.isnan(), seen, ends + self.averaging * (seen - ends)))
+        ends.copy_(torch.where(ends.isnan(), seen, ends))
 
     def _rounded(self, name: str, x: Tensor) -> Tensor:
         ends = self.ends[name]
@@ -131,8 +154,19 @@ class QuantisedInputs:
         return rounded.to(x.dtype)
 
 
-def quantise_inputs(model: nn.Module) -> QuantisedInputs:
+def release_inputs(model: nn.Module, but: object = None) -> None:
+    """Remove what rounds the inputs of a model's layers, unless it belongs to the training `but`."""
+    for layer in model.modules():
+        owner = vars(layer).get(_OWNER)
+        if owner is not None and (but is None or owner.training is not but):
+            owner.remove()
+
+
+def quantise_inputs(model: nn.Module, only: Collection[str] | None = None) -> QuantisedInputs:
     """Make a saved model compute with the integer activations that it was trained with, until `remove`.
+
+    Args:
+        only: names of the weights whose inputs are rounded; None: of all that the config names.
 
     Raises:
         UserError: the model's config names none, or ranges of matrices that the model does not have.
@@ -145,8 +179,9 @@ def quantise_inputs(model: nn.Module) -> QuantisedInputs:
     names = dict(model.named_parameters()).keys()
     if unknown := sorted(claimed.ranges.keys() - names):
         raise UserError(f"config.json: {KEY} names '{unknown[0]}', which {type(model).__name__} does not have")
-    inputs = QuantisedInputs(model.eval(), claimed.ranges, claimed.bits, 0.0)
-    inputs.load({name: torch.tensor(ends) for name, ends in claimed.ranges.items()})
+    ranges = {name: ends for name, ends in claimed.ranges.items() if only is None or name in only}
+    inputs = QuantisedInputs(model.eval(), ranges, claimed.bits)
+    inputs.load({name: torch.tensor(ends) for name, ends in ranges.items()})
     inputs.active = True
     return inputs
 
@@ -154,6 +189,12 @@ def quantise_inputs(model: nn.Module) -> QuantisedInputs:
 def write_ranges(config: PretrainedConfig, bits: int, ranges: Ranges) -> None:
     """Name the ranges of integer activations in a config."""
     config.nxm_activations = {"bits": bits, "ranges": {name: list(ends) for name, ends in ranges.items()}}
+
+
+def forget_ranges(config: Any) -> None:
+    """Remove the ranges from a config, for a training that begins: its weights will be others."""
+    if hasattr(config, KEY):
+        delattr(config, KEY)
 
 
 def read_ranges(config: PretrainedConfig) -> Claimed | None:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.ao.quantization.observer import MovingAverageMinMaxObserver
 
 from nxm import UserError
-from nxm.activations.inputs import QuantisedInputs, grid, quantise_inputs, read_ranges, write_ranges
+from nxm.models.activations import QuantisedInputs, grid, quantise_inputs, read_ranges, release_inputs, write_ranges
 from tiny_training import new_model, tiny_config
 
 ENDS = st.tuples(st.floats(-100, 0, width=32), st.floats(0, 100, width=32)).filter(
@@ -68,6 +68,7 @@ def test_ranges_follow_the_inputs_as_pytorchs_observer_has_them():
     for step in range(6):
         x = torch.randn(5, 4, generator=torch.Generator().manual_seed(step))
         net(x)
+        inputs.step()
         observer(x)
     low, high = inputs.ranges()["layer.weight"]
     assert (low, high) == pytest.approx((float(observer.min_val), float(observer.max_val)))
@@ -75,6 +76,35 @@ def test_ranges_follow_the_inputs_as_pytorchs_observer_has_them():
     ours = grid(torch.tensor(low), torch.tensor(high), 8)
     assert float(ours[0]) == pytest.approx(float(scale))
     assert int(ours[1]) == int(zero_point)
+
+
+def test_parts_of_a_step_move_a_range_once_and_toward_all_that_they_had():
+    net = Net().train()
+    inputs = QuantisedInputs(net, ["layer.weight"], 8, 0.5)
+    inputs.load({"layer.weight": torch.tensor([-1.0, 1.0])})
+    inputs.active = True
+    net(torch.tensor([[-3.0, 0.0, 0.0, 0.5]]))
+    net(torch.tensor([[-2.0, 0.0, 0.0, 5.0]]))
+    assert inputs.ranges()["layer.weight"] == (-1.0, 1.0)  # the same for all parts
+    inputs.step()
+    assert inputs.ranges()["layer.weight"] == (-2.0, 3.0)
+    inputs.step()
+    assert inputs.ranges()["layer.weight"] == (-2.0, 3.0)
+
+
+def test_a_layer_is_rounded_by_one_alone():
+    net, first = rounding((-1.0, 1.0), 2)
+    x = torch.tensor([[0.3, -0.2, 0.9, 0.1]])
+    second = QuantisedInputs(net, ["layer.weight"], 8)
+    assert torch.equal(net(x), x)
+    first.remove()  # has no layer any more
+    second.active = True
+    release_inputs(net, but=second.training)
+    assert len(net.layer._forward_pre_hooks) == 0
+    kept = QuantisedInputs(net, ["layer.weight"], 8, training="mine")
+    release_inputs(net, but="mine")
+    assert len(net.layer._forward_pre_hooks) == 1
+    kept.remove()
 
 
 def test_ranges_stay_without_gradients_in_eval_mode_and_before_they_are_active():
@@ -87,10 +117,12 @@ def test_ranges_stay_without_gradients_in_eval_mode_and_before_they_are_active()
     with torch.no_grad():
         assert torch.equal(net(x), x)  # no range yet
     net(x)
+    inputs.step()
     known = inputs.ranges()
     net.eval()(10 * x)
     with torch.no_grad():
         net.train()(10 * x)
+    inputs.step()
     assert inputs.ranges() == known
     inputs.remove()
     assert torch.equal(net(x), x)
