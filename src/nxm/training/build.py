@@ -32,7 +32,8 @@ class Parts:
     """The parts of a training. `start` and `teacher_path` are the folders of the models.
 
     Attributes:
-        callbacks: `callback`, that of the method, and others that train with it.
+        callback: that of the method.
+        others: callbacks that train with it.
     """
 
     model: PreTrainedModel
@@ -41,7 +42,12 @@ class Parts:
     teacher: PreTrainedModel | None
     teacher_path: Path | None
     callback: MethodCallback | None
-    callbacks: tuple[TrainerCallback, ...]
+    others: tuple[TrainerCallback, ...] = ()
+
+    @property
+    def callbacks(self) -> tuple[TrainerCallback, ...]:
+        """The method's callback, if there is one, and the others."""
+        return (*([self.callback] if self.callback else []), *self.others)
 
 
 def build(study: Study, training: Training, run: Run, mean_label: float | None, rows: Dataset | None = None) -> Parts:
@@ -74,8 +80,8 @@ def build(study: Study, training: Training, run: Run, mean_label: float | None, 
         assert rows is not None  # they come with the run's data
         allocation = allocate_sets(study, run, run.set, model, teacher, tokenizer, rows)
     callback = make_callback(study, run, allocation)
-    callbacks = (*([callback] if callback else []), *_integer_activations(model, study, run))
-    return Parts(model, tokenizer, start, teacher, teacher_path, callback, callbacks)
+    others = tuple(_integer_activations(model, study, run))
+    return Parts(model, tokenizer, start, teacher, teacher_path, callback, others)
 
 
 def load_teacher(folder: Path | None, task: Task, run: Run) -> PreTrainedModel | None:
