@@ -87,6 +87,16 @@ def test_a_best_checkpoint_from_before_has_real_activations(tmp_path: Path) -> N
     assert read_ranges(model.config) is None
 
 
+def test_a_training_that_is_refused_leaves_the_ranges(tmp_path: Path) -> None:
+    model = new_model()
+    write_ranges(model.config, 8, dict.fromkeys(find_targets(model), (-1.0, 1.0)))
+    before = read_ranges(model.config)
+    trainer = trainer_for(model, parity_data(), tmp_path, [AdmmCallback(NM(2, 5))])  # no width is a multiple of 5
+    with pytest.raises(UserError, match="5"):
+        trainer.train()
+    assert read_ranges(model.config) == before
+
+
 @pytest.mark.parametrize("second", ["method", "activations"])
 def test_a_new_training_of_the_same_model_is_that_of_a_fresh_one(second: str, tmp_path: Path) -> None:
     """Also without the first callback, as after an interruption."""

@@ -407,7 +407,7 @@ def test_the_allocation_table_has_the_set_the_bits_and_the_rise_of_every_matrix(
     assert (own["set"], own["bits"], own["rise"]) == (matrix.choice, matrix.bits, matrix.rise)
     total = table.shown.iloc[12]
     assert (total["Matrix"], total["Bits a weight"]) == ("All, of 4 bits", f"{first[0].allocation.bits:.2f}")
-    assert "Of seed 1; the other seeds are in the CSV file." in table.notes
+    assert "Of each run's first seed; the other seeds are in the CSV file." in table.notes
 
 
 def test_the_bits_table_counts_what_an_allocation_takes() -> None:

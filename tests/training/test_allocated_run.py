@@ -10,20 +10,16 @@ import pytest
 import torch
 
 import nxm
-import smoke_source
+from made_up_study import folder_of, made_up_study, trained
 from nxm import UserError, find_targets, parse_set
-from nxm.config import read_yaml
-from nxm.data.prepare import prepare
 from nxm.files import sha256_file
 from nxm.methods.allocation import choose
 from nxm.models.packed import stored_bits
 from nxm.report import storage
 from nxm.sets.saved import read_patterns
 from nxm.study.plan import Training
-from nxm.study.results import Result, read_result
-from nxm.study.settings import Study, parse_study
-from nxm.training.run import run
-from records import ROOT
+from nxm.study.results import Result
+from nxm.study.settings import Study
 
 TAUGHT = {
     **{"start": "dense", "teacher": "dense", "dropout": 0.0},
@@ -47,34 +43,16 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def trained(study: Study, name: str, **changes: Any) -> Result:
-    return read_result(run(study, Training("stsb", name, 0, changes=changes)))
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Iterator[Study]:
     """A study on made-up data in its own folder, the working directory, with its dense model."""
-    folder = tmp_path_factory.mktemp("study")
-    smoke_source.write(folder / "data/source", tasks=("stsb",), train_rows=96, dev_rows=40)
-    values = read_yaml(ROOT / "params.yaml")
-    values |= {"runs": RUNS, "variants": {}, "prepare": values["prepare"] | {"heldout_examples": 32, "max_length": 16}}
-    values["deployment"]["devices"] = []
-    values["trainer"] |= {"evaluate_every": 1}
-    found = parse_study(values, "params.yaml")
-    prepare("stsb", folder / "data/source", found.prepare, folder / "data/prepared/stsb")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        trained(found, "dense")
+    with made_up_study(tmp_path_factory.mktemp("study"), RUNS, train_rows=96) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def mixed(study) -> Result:
     return trained(study, "mixed")
-
-
-def folder_of(name: str) -> Path:
-    return Path("models/stsb", name, "seed0")
 
 
 def test_the_result_names_every_matrix_with_what_it_takes_and_what_was_measured(mixed):

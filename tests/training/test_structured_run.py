@@ -13,11 +13,10 @@ import pytest
 import torch
 
 import nxm
-import smoke_source
+from made_up_study import folder_of, made_up_study, trained
 from nxm import NM, UserError, find_targets, parse_set
 from nxm.check import check
-from nxm.config import read_yaml
-from nxm.data.prepare import load_prepared, prepare
+from nxm.data.prepare import load_prepared
 from nxm.export.packed import write_packed
 from nxm.export.trained import EXAMPLES, load_trained
 from nxm.files import sha256_file
@@ -25,11 +24,10 @@ from nxm.methods.structured.callback import StructuredCallback
 from nxm.models.shrink import read_structure, remaining
 from nxm.sets.saved import read_pattern
 from nxm.study.plan import Training, composed
-from nxm.study.results import Result, predictions_path, read_predictions, read_result, same_apart_from_times
-from nxm.study.settings import Study, parse_study
+from nxm.study.results import Result, predictions_path, read_predictions, same_apart_from_times
+from nxm.study.settings import Study
 from nxm.training.build import Parts
-from nxm.training.run import _fingerprint, run
-from records import ROOT
+from nxm.training.run import _fingerprint
 from tiny_training import assert_equal
 
 TEACHING = {"distillation": {"task": 0.5, "logits": 0.5, "hidden": 1.0, "temperature": 2.0}, "dropout": 0.0}
@@ -44,35 +42,16 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def trained(study: Study, name: str, **changes: Any) -> Result:
-    """Train a run in the working directory and return its result."""
-    return read_result(run(study, Training("stsb", name, 0, changes=changes)))
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Iterator[Study]:
     """A study on made-up data in its own folder, the working directory, with its dense model."""
-    folder = tmp_path_factory.mktemp("study")
-    smoke_source.write(folder / "data/source", tasks=("stsb",), train_rows=160, dev_rows=40)
-    values = read_yaml(ROOT / "params.yaml")
-    values |= {"runs": RUNS, "variants": {}, "prepare": values["prepare"] | {"heldout_examples": 32, "max_length": 16}}
-    values["deployment"]["devices"] = []
-    values["trainer"] |= {"evaluate_every": 1}  # with a checkpoint at each evaluation
-    found = parse_study(values, "params.yaml")
-    prepare("stsb", folder / "data/source", found.prepare, folder / "data/prepared/stsb")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        trained(found, "dense")
+    with made_up_study(tmp_path_factory.mktemp("study"), RUNS, train_rows=160) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def cut(study) -> Result:
     return trained(study, "cut")
-
-
-def folder_of(name: str) -> Path:
-    return Path("models/stsb", name, "seed0")
 
 
 @torch.no_grad()

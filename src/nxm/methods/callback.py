@@ -115,12 +115,13 @@ class MethodCallback(TrainerCallback):
         self._leave()
         model = unwrap(model)
         _refuse_what_cannot_work(args, kwargs.get("optimizer"))
-        release_inputs(model, but=state)
-        forget_ranges(getattr(model, "config", None))
         if state.global_step > 0:
             restore_renamed(model, checkpoint(args, state))
         try:
             parameters = self.start(model, state.max_steps, _steps_per_epoch(args, kwargs.get("train_dataloader")))
+            # once nothing refuses the training any more
+            release_inputs(model, but=state)
+            forget_ranges(getattr(model, "config", None))
             self._in_eval = ProjectedInEval(
                 model,
                 parameters,

@@ -7,6 +7,7 @@ test compares the two.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from nxm.study.results import Result
 
@@ -77,6 +78,11 @@ def bits_per_weight(result: Result) -> float | None:
     """Return the bits of the target matrices over the number of their weights, zeros counted."""
     bits = target_bits(result)
     return None if bits is None else bits / result.sparsity.target_parameters
+
+
+def largest_of(results: Iterable[Result]) -> Result:
+    """Return the result with the most bits a weight: seeds differ where each chose a set for each matrix."""
+    return max(results, key=lambda result: bits_per_weight(result) or 0.0)
 
 
 def stored_bytes(result: Result) -> int | None:

@@ -76,7 +76,7 @@ def _points(evidence: Evidence, tasks: list[str]) -> list[Point]:
     for name in {labels.run_label(name): name for name in named}.values():
         runs = statistics.runs_of(own, name)
         score = statistics.method_score(own, name, tasks)
-        bits, width = storage.bits_per_weight(runs[0]), storage.integer_bits(runs[0])
+        bits, width = storage.bits_per_weight(storage.largest_of(runs)), storage.integer_bits(runs[0])
         if score is None or bits is None:
             continue
         low, high = statistics.score_interval(evidence, name, tasks) or (None, None)

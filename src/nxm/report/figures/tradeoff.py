@@ -38,13 +38,14 @@ def draw(evidence: Evidence) -> Figure:
             if shrunk:
                 axes.axvline(published.MLPRUNING_SPEED_UP, color=labels.GREY, linestyle=(0, (1, 2)), linewidth=1.0)
     _legend(figure, files)
-    batch, length = max((row["batch"], row["length"]) for row in files[0]["rows"] if "median_ms" in row)
+    first = largest(files[0]["rows"])[0]
+    point = f"{first['batch']} × {first['length']} tokens"
     style.footnote(
         figure,
         captions.caption(
             evidence,
-            f"Speed-up over the dense model in PyTorch fp32, {batch} × {length} tokens. Left: mean over seeds with "
-            f"95 % intervals. Right: the fastest form that costs its model at most {LOST:g} point, scores of one seed. "
+            f"Speed-up over the dense model in PyTorch fp32, {point}. Left: mean over seeds with 95 % intervals. "
+            f"Right: the fastest form that costs its model at most {LOST:g} point, scores of one seed. "
             "Line: no point is both faster and better."
             + (" Dotted: MLPruning's published speed-up (not measured here)." if shrunk else ""),
             tasks,

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from nxm import report
 from nxm.report import labels, paper, statistics
 from nxm.report.evidence import Evidence
-from nxm.report.forms import Row, described, is_plain
+from nxm.report.forms import Row, described, is_plain, largest
 from nxm.report.page.numbers import number
 from nxm.study.results import Result
 
@@ -113,8 +113,8 @@ def speed(evidence: Evidence) -> str:
         if not timed:
             lines += [f"- {device}: not measured ({file['absent']})."] if "absent" in file else []
             continue
-        batch, length = point = max((row["batch"], row["length"]) for row in timed)
-        rows = [row for row in timed if (row["batch"], row["length"]) == point]
+        rows = largest(timed)
+        batch, length = rows[0]["batch"], rows[0]["length"]
         forms = [row for row in rows if row["model"] == "dense" and not is_plain(row)]
         forms += [row for row in rows if row["kernel"] != "dense"]
         models = [row for row in rows if row["model"] != "dense" and is_plain(row)]

@@ -35,7 +35,7 @@ def make(evidence: Evidence) -> Table:
     seeds = {run.seed for run in runs}
     notes = [
         captions.data_and_model(evidence),
-        f"Of seed {min(seeds)}; the other seeds are in the CSV file." if len(seeds) > 1 else "",
+        "Of each run's first seed; the other seeds are in the CSV file." if len(seeds) > 1 else "",
         "Rise: of the loss when this matrix alone is projected on its set, before training; the loss is the distance "
         "to the teacher's logits, or the task's loss without a teacher. Bits a weight: with positions and scales.",
     ]

@@ -34,8 +34,7 @@ def make(evidence: Evidence) -> Table:
             score = statistics.task_score(runs, name, task)
             if not runs or score is None:
                 continue
-            # seeds differ where each chose a set for each matrix: the largest counts
-            largest = max(runs, key=lambda run: storage.bits_per_weight(run) or 0.0)
+            largest = storage.largest_of(runs)
             bits, size = storage.bits_per_weight(largest), storage.stored_bytes(largest)
             assert bits is not None  # as `own` has been chosen
             assert size is not None
